@@ -1,0 +1,259 @@
+"""From a code or a foreign text to what happened, why, and what to do about it. One table: page, JSON and help read it.
+
+The patterns are texts of Docker's daemon and registries (moby/moby, distribution/distribution) and of Dokploy v0.30.2.
+"""
+
+import re
+from dataclasses import dataclass
+
+from .errors import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One kind of failure. `pattern` finds it in a deploy's log; `retryable`: the same request may succeed later."""
+
+    code: str
+    title: str
+    what: str
+    causes: tuple[str, ...]
+    advice: tuple[str, ...]
+    pattern: str = ""
+    retryable: bool = True
+
+
+ENTRIES = (
+    Entry(
+        "IMAGE_NOT_FOUND",
+        "The image does not exist",
+        "The registry does not have this image, or does not show it without a login.",
+        ("The name or the tag has a typing error.", "The image is private.", "The tag was removed from the registry."),
+        ("Check name and tag in the registry.", "For a private image, ask an operator to give the template a login."),
+        r"manifest unknown|manifest for .+ not found|pull access denied|repository .+ not found|name unknown",
+    ),
+    Entry(
+        "REGISTRY_LOGIN_FAILED",
+        "The registry refused the login",
+        "The registry did not accept the credentials that this template carries.",
+        ("The password or token expired.", "The account may not read this image."),
+        ("Ask an operator to renew the template's registry credentials.",),
+        r"❌ Login failed|unauthorized: |authentication required|denied: requested access",
+    ),
+    Entry(
+        "REGISTRY_LIMIT",
+        "The registry asks for a pause",
+        "The registry limits how often images may be pulled, and the limit is reached.",
+        ("Too many pulls without a login within a few hours.",),
+        ("Try again later.", "An operator can give the template a registry login, which raises the limit."),
+        r"toomanyrequests|Too Many Requests|pull rate limit",
+    ),
+    Entry(
+        "IMAGE_WRONG_PLATFORM",
+        "The image is not made for this server",
+        "The image exists, but not for the processor of the server.",
+        ("It was built for another architecture (for example only for ARM).",),
+        ("Use a tag that is built for this server, or build the image for several platforms.",),
+        r"no matching manifest for|does not match the (?:specified|detected) platform|exec format error",
+        retryable=False,
+    ),
+    Entry(
+        "SERVER_DISK_FULL",
+        "The server's disk is full",
+        "The image could not be stored, because the server has no space left.",
+        ("Old images and logs fill the disk.",),
+        ("Ask an operator to free space on the Dokploy server, then try again.",),
+        r"no space left on device",
+    ),
+    Entry(
+        "REGISTRY_UNREACHABLE",
+        "The registry cannot be reached",
+        "The server could not connect to the image's registry.",
+        ("The registry's host name is wrong.", "The registry is down, or the server's network is."),
+        ("Check the registry's part of the image's name.", "Try again in some minutes."),
+        r"no such host|i/o timeout|connection refused|TLS handshake timeout|Client\.Timeout exceeded|x509: ",
+    ),
+    Entry(
+        "ENGINE_UNAVAILABLE",
+        "The container engine does not answer",
+        "Dokploy is up, but the container engine behind it is not.",
+        ("Docker is stopped or restarting on the server.",),
+        ("Ask an operator to look at Docker on the Dokploy server, then try again.",),
+        r"connect (?:ENOENT|ECONNREFUSED) .*docker|Cannot connect to the Docker daemon",
+    ),
+    Entry(
+        "ENGINE_REFUSED",
+        "The container engine refused the stack",
+        "The image is there, but the engine did not accept the service's settings.",
+        ("A limit asks for more than the server has.", "A service of that name is left over on the server."),
+        ("Show the line below to an operator.",),
+        r"\(HTTP code \d{3}\)",
+    ),
+    Entry(
+        "IMAGE_PULL_FAILED",
+        "The image could not be pulled",
+        "Dokploy could not pull the image; the log says no more than that.",
+        ("The image does not exist, is private, or the registry is down.",),
+        ("Check name and tag of the image, then try again.",),
+        r"❌ Pulling image failed",
+    ),
+    Entry(
+        "DEPLOY_FAILED",
+        "Dokploy could not deploy it",
+        "Dokploy ended the deployment with an error.",
+        ("The log below says why.",),
+        ("Read the last lines of the log, or show them to an operator.",),
+    ),
+    Entry(
+        "DEPLOY_LOST",
+        "Dokploy lost the deployment",
+        "Dokploy accepted the deployment several times and forgot it each time.",
+        ("Dokploy was restarted again and again.",),
+        ("Ask an operator to look at the Dokploy server, then try again.",),
+    ),
+    Entry(
+        "HEALTH_NO_ANSWER",
+        "The stack does not answer",
+        "Everything was set up, but the stack itself did not answer at its address in time.",
+        (
+            "The program in the container ends or crashes at its start.",
+            "It listens on another port than the template says.",
+            "It needs longer to start than the template allows.",
+        ),
+        ("Read the stack's own log at Dokploy.", "Check the template's port and the time it allows for the start."),
+    ),
+    Entry(
+        "HEALTH_NO_DNS",
+        "The address does not resolve",
+        "The stack's host name is not known in the DNS.",
+        ("There is no wildcard record for the domain.", "The record is new and not yet everywhere."),
+        ("Ask an operator to add a wildcard DNS record that points to the Dokploy server.",),
+    ),
+    Entry(
+        "HEALTH_NO_CONNECTION",
+        "The router cannot be reached",
+        "The host name resolves, but nothing accepts connections there.",
+        ("The DNS record points to the wrong server.", "A firewall blocks the port.", "Traefik is down."),
+        ("Ask an operator to check the DNS record, the firewall and Traefik.",),
+    ),
+    Entry(
+        "HEALTH_NO_CERTIFICATE",
+        "The certificate was not issued",
+        "The router answers, but without a valid certificate for this address.",
+        ("Let's Encrypt could not reach the server on port 80.", "Its rate limit is reached.", "The DNS is too new."),
+        ("Try again in some minutes.", "An operator finds the reason in Traefik's log."),
+    ),
+    Entry(
+        "ADDRESS_REFUSED",
+        "The address leads to a private network",
+        "The stack's host name resolves to an address that the portal does not connect to.",
+        ("The DNS points to a private, loopback or reserved address.",),
+        ("An operator can name the router's address in STACK_ROUTER_ADDRESS if that is meant.",),
+        retryable=False,
+    ),
+    Entry(
+        "NAME_IN_USE_AT_DOKPLOY",
+        "Dokploy already has a project of that name",
+        "A project of this name exists at Dokploy and was not made by this portal. It was not touched.",
+        ("Somebody made it by hand.", "Another portal uses the same Dokploy server."),
+        ("Choose another name.",),
+        retryable=False,
+    ),
+    Entry(
+        "HOST_IN_USE_AT_DOKPLOY",
+        "Dokploy already serves this address",
+        "Another application at Dokploy has this host name. It was not touched.",
+        ("Somebody added the domain by hand.",),
+        ("Choose another name.",),
+        retryable=False,
+    ),
+    Entry(
+        "DOKPLOY_UNAVAILABLE",
+        "Dokploy cannot be reached",
+        "The Dokploy server did not answer for so long that the portal gave up.",
+        ("The server or its network is down.", "Dokploy or its database is restarting."),
+        ("Try again in some minutes.", "Tell an operator if it stays so."),
+    ),
+    Entry(
+        "DOKPLOY_UNCLEAR",
+        "Dokploy's answers make no sense",
+        "Dokploy answered, but so that the portal could not tell what it did, several times in a row.",
+        ("A proxy in between answers in Dokploy's place.", "Dokploy has an error of its own."),
+        ("Try again in some minutes.", "Show the line below to an operator."),
+    ),
+    Entry(
+        "DOKPLOY_NOT_FOUND",
+        "Something vanished at Dokploy",
+        "An object that this deployment made is no longer there.",
+        ("Somebody deleted it at Dokploy by hand.",),
+        ("Start over.",),
+    ),
+    Entry(
+        "DOKPLOY_REFUSED",
+        "Dokploy refused a setting",
+        "Dokploy did not accept what the portal asked for.",
+        ("The portal's key may not do this.", "A setting of the template does not fit this version of Dokploy."),
+        ("Show the line below to an operator.",),
+        retryable=False,
+    ),
+    Entry(
+        "DOKPLOY_KEY_REFUSED",
+        "Dokploy refuses the portal's key",
+        "The portal could not sign in to Dokploy.",
+        ("The key was revoked.", "The key has a rate limit, and it is used up."),
+        ("An operator makes a new key at Dokploy with rateLimitEnabled:false and sets DOKPLOY_API_KEY.",),
+    ),
+    Entry(
+        "DOKPLOY_ADDRESS_WRONG",
+        "That is not Dokploy",
+        "What answers at the configured address is not Dokploy's API.",
+        ("DOKPLOY_URL is wrong, or leads to a redirect.",),
+        ("An operator sets DOKPLOY_URL to Dokploy's own address.",),
+        retryable=False,
+    ),
+    Entry(
+        "TIMEOUT",
+        "It took too long",
+        "A phase did not end within its limit.",
+        ("Dokploy or the registry is very slow.", "A deployment at Dokploy hangs."),
+        ("Try again.", "Ask an operator to look at the Dokploy server if it happens again."),
+    ),
+    Entry(
+        "CANCELLED",
+        "Cancelled",
+        "The deployment was cancelled.",
+        ("Somebody asked for it.",),
+        ("Start over whenever you like.",),
+    ),
+    Entry(
+        "DEPLOYMENT_FAILED",
+        "The portal itself failed",
+        "An error in the portal's own code ended this deployment.",
+        ("This is the portal's fault, not yours.",),
+        ("Try again.", "Tell an operator: the portal's log has the details."),
+    ),
+    Entry(
+        "TOO_MANY_CRASHES",
+        "The portal gave up",
+        "The portal was stopped in the middle of this deployment again and again.",
+        ("The machine of the portal runs out of memory or restarts often.",),
+        ("Tell an operator, then try again.",),
+    ),
+)
+BY_CODE = {entry.code: entry for entry in ENTRIES}
+_IN_LOG = [(re.compile(entry.pattern, re.IGNORECASE), entry) for entry in ENTRIES if entry.pattern]
+
+
+def entry_of(code: str) -> Entry:
+    """The entry of a code; an unknown code reads as a failure of the portal itself."""
+    return BY_CODE.get(code, BY_CODE["DEPLOYMENT_FAILED"])
+
+
+def of_log(log: str) -> Failure:
+    """Why a deploy failed, read from its log. The evidence is the line that says so."""
+    lines = [" ".join(line.split()) for line in log.splitlines() if line.strip()]
+    for pattern, entry in _IN_LOG:
+        for line in reversed(lines):
+            if pattern.search(line):
+                return Failure(entry.code, entry.what, evidence=line[:300], retryable=entry.retryable)
+    entry = BY_CODE["DEPLOY_FAILED"]
+    return Failure(entry.code, entry.what, evidence=lines[-1][:300] if lines else "")

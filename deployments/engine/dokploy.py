@@ -1,0 +1,476 @@
+"""Dokploy's HTTP API: one method per procedure, one place where HTTP becomes meaning (`meaning`).
+
+Facts are those of Dokploy v0.30.2. Every call is bounded in time and size; the key goes to one origin only.
+"""
+
+import asyncio
+import copy
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import httpx
+
+from .errors import DokployError, KeyRefused, NotDokploy, NotFound, Refused, Unavailable, Unclear
+
+CALL_SECONDS = 8.0  # below the lease, so that a dead worker's last request is over before its successor looks
+MAX_BYTES = 8 * 1024 * 1024
+SECOND_TRY_SECONDS = 2.0
+_SECRET_FIELDS = frozenset({"env", "password", "username", "buildArgs", "buildSecrets"})
+_SERVICES = ("applications", "mariadb", "mongo", "mysql", "postgres", "redis", "compose", "libsql")
+
+Json = Any
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    id: str
+    name: str
+    description: str
+    created_at: str
+    application_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    id: str
+    name: str
+    app_name: str
+    description: str
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    id: str
+    is_default: bool
+    applications: tuple[Application, ...]
+    services: int
+    """How many services of every kind it holds, applications included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    id: str
+    host: str
+    path: str
+    port: int | None
+    https: bool
+    certificate_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One row of deployment.all: a deploy that has started. status: running, done, error, cancelled."""
+
+    id: str
+    title: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One entry of the queue: a deploy that waits or runs. state: waiting, active."""
+
+    application_id: str | None
+    title: str
+    state: str
+    timestamp: int
+    """When it was queued, in milliseconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    name: str
+    state: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request for the run's log, secrets masked. status 0: no answer."""
+
+    at: float
+    method: str
+    procedure: str
+    fields: Mapping[str, Any]
+    status: int
+    milliseconds: int
+
+    def __str__(self) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.at))
+        fields = json.dumps(self.fields, ensure_ascii=False) if self.fields else ""
+        answer = str(self.status) if self.status else "no answer"
+        return f"{at} {self.method} {self.procedure} {fields} -> {answer}, {self.milliseconds} ms".replace("  ", " ")
+
+
+class Dokploy:
+    """A client with one shared pool. `for_run` gives a run its own view on the same pool."""
+
+    def __init__(self, url: str, key: str, *, connections: int = 20) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url.rstrip("/"),
+            headers={"x-api-key": key, "accept": "application/json", "accept-encoding": "identity"},
+            timeout=httpx.Timeout(CALL_SECONDS),
+            # Dokploy closes an idle connection after five seconds: do not reuse one that is about to be closed.
+            limits=httpx.Limits(max_connections=connections, keepalive_expiry=3.0),
+            follow_redirects=False,
+            trust_env=False,
+        )
+        self._guard: Callable[[], None] = lambda: None
+        self._record: Callable[[Exchange], None] = lambda exchange: None
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    def for_run(self, guard: Callable[[], None], record: Callable[[Exchange], None]) -> "Dokploy":
+        """The same client, calling `guard` right before each call that changes something (it may raise Interrupted)
+        and `record` after each exchange."""
+        view = copy.copy(self)
+        view._guard, view._record = guard, record
+        return view
+
+    # -- procedures ------------------------------------------------------------------------------------------------
+
+    async def healthy(self) -> bool:
+        """Whether Dokploy and its database answer; needs no key."""
+        try:
+            status, _ = await self._exchange("GET", "trpc/settings.health", {})
+        except DokployError:
+            return False
+        return status == 200
+
+    async def version(self) -> str:
+        return _text({"version": await self._query("settings.getDokployVersion")}, "version")
+
+    async def projects(self) -> list[Project]:
+        return [_project(row) for row in _rows(await self._query("project.all"))]
+
+    async def create_project(self, name: str, description: str) -> Project:
+        answer = await self._change("project.create", name=name, description=description)
+        return _made(lambda: _project(_object(_object(answer)["project"])))
+
+    async def remove_project(self, project_id: str) -> None:
+        """Removes rows only: services keep running. Remove every service first."""
+        await self._change("project.remove", projectId=project_id)
+
+    async def environments(self, project_id: str) -> list[Environment]:
+        """Oldest first, with their services. Empty for an unknown project."""
+        return [_environment(row) for row in _rows(await self._query("environment.byProjectId", projectId=project_id))]
+
+    async def create_application(self, environment_id: str, name: str, description: str) -> Application:
+        """Makes an application of an image (not of a repository, which is Dokploy's default)."""
+        answer = await self._change(
+            "application.create",
+            name=name,
+            appName=name,
+            environmentId=environment_id,
+            description=description,
+            sourceType="docker",
+        )
+        return _made(lambda: _application(_object(answer)))
+
+    async def save_image(
+        self, application_id: str, image: str, registry: str = "", username: str = "", password: str = ""
+    ) -> None:
+        await self._change(
+            "application.saveDockerProvider",
+            applicationId=application_id,
+            dockerImage=image,
+            username=username or None,
+            password=password or None,
+            registryUrl=registry or None,
+        )
+
+    async def save_environment(self, application_id: str, env: str) -> None:
+        """Replaces the whole text of environment variables."""
+        await self._change(
+            "application.saveEnvironment",
+            applicationId=application_id,
+            env=env,
+            buildArgs=None,
+            buildSecrets=None,
+            createEnvFile=False,
+        )
+
+    async def save_limits(self, application_id: str, memory_bytes: int | None, cpus: float | None) -> None:
+        await self._change(
+            "application.update",
+            applicationId=application_id,
+            memoryLimit=None if memory_bytes is None else str(memory_bytes),
+            cpuLimit=None if cpus is None else str(int(cpus * 1_000_000_000)),
+        )
+
+    async def deploy(self, application_id: str, title: str) -> None:
+        """Puts a deploy into Dokploy's queue. No id comes back: the title is the only handle."""
+        await self._change("application.deploy", applicationId=application_id, title=title)
+
+    async def builds(self, application_id: str) -> list[Build]:
+        """The deploys that have started, newest first, at most eleven. Empty for an unknown application."""
+        rows = _rows(await self._query("deployment.all", applicationId=application_id))
+        return [Build(_text(row, "deploymentId"), _text(row, "title"), _text(row, "status")) for row in rows]
+
+    async def queue(self) -> list[Job]:
+        """All waiting and active jobs of the instance, other people's too: show a count, never a title."""
+        jobs = []
+        for row in _rows(await self._query("deployment.queueList")):
+            data = _object(row.get("data"))
+            at = row.get("timestamp")
+            job = Job(_maybe(data, "applicationId"), _maybe(data, "titleLog") or "", _text(row, "state"), 0)
+            jobs.append(replace(job, timestamp=at) if isinstance(at, int) else job)
+        return jobs
+
+    async def build_log(self, deployment_id: str, tail: int = 10_000) -> str:
+        """The last `tail` lines of a deploy's log, also while it runs."""
+        text = await self._query("deployment.readLogs", deploymentId=deployment_id, tail=tail)
+        if not isinstance(text, str):
+            raise Unavailable("Dokploy's log cannot be read: its answer is no text.")
+        return text
+
+    async def clean_queue(self, application_id: str) -> None:
+        """Drops the waiting jobs of this application; a running one goes on."""
+        await self._change("application.cleanQueues", applicationId=application_id)
+
+    async def containers(self, app_name: str) -> list[Container]:
+        """Empty when there are none and also when the engine could not be asked."""
+        rows = _rows(await self._query("docker.getContainersByAppNameMatch", appName=app_name))
+        return [
+            Container(_maybe(row, "name") or "", _maybe(row, "state") or "", _maybe(row, "status") or "")
+            for row in rows
+        ]
+
+    async def create_domain(
+        self, application_id: str, host: str, port: int, *, https: bool, certificate_type: str
+    ) -> Domain:
+        """All fields are sent: the port would default to 3000, and without domainType access is not checked."""
+        answer = await self._change(
+            "domain.create",
+            applicationId=application_id,
+            host=host,
+            path="/",
+            port=port,
+            https=https,
+            certificateType=certificate_type,
+            domainType="application",
+        )
+        return _made(lambda: _domain(_object(answer)))
+
+    async def update_domain(self, domain_id: str, host: str, port: int, *, https: bool, certificate_type: str) -> None:
+        await self._change(
+            "domain.update", domainId=domain_id, host=host, port=port, https=https, certificateType=certificate_type
+        )
+
+    async def domains(self, application_id: str) -> list[Domain]:
+        rows = _rows(await self._query("domain.byApplicationId", applicationId=application_id))
+        return [_domain(row) for row in rows]
+
+    async def delete_domain(self, domain_id: str) -> None:
+        await self._change("domain.delete", domainId=domain_id)
+
+    async def delete_application(self, application_id: str) -> None:
+        """Answers well even if the clean-up failed; never to be called while a deploy of it runs."""
+        await self._change("application.delete", applicationId=application_id)
+
+    # -- the wire --------------------------------------------------------------------------------------------------
+
+    async def _query(self, procedure: str, **fields: Any) -> Json:
+        try:
+            return await self._call("GET", procedure, fields)
+        except Unclear as error:  # a question leaves nothing behind: ask again
+            raise Unavailable(str(error), evidence=error.evidence) from None
+
+    async def _change(self, procedure: str, **fields: Any) -> Json:
+        return await self._call("POST", procedure, fields)
+
+    async def _call(self, method: str, procedure: str, fields: dict[str, Any]) -> Json:
+        status, body = await self._exchange(method, procedure, fields)
+        if _is_bare_401(status, body):
+            # A wrong key, a used-up rate limit and a database that is down look the same; the change was not made.
+            if not await self.healthy():
+                raise Unavailable("Dokploy answers, but its database does not.")
+            await asyncio.sleep(SECOND_TRY_SECONDS)
+            status, body = await self._exchange(method, procedure, fields)
+        return meaning(procedure, status, body)
+
+    async def _exchange(self, method: str, procedure: str, fields: dict[str, Any]) -> tuple[int, bytes]:
+        """One request and its whole answer. Raises Unavailable when it was not sent, Unclear when it may have been."""
+        change = method == "POST"
+        if change:
+            self._guard()
+        began, status = time.monotonic(), 0
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                request = self._http.build_request(
+                    method,
+                    f"/api/{procedure}",
+                    params=None if change else fields,
+                    json=fields if change else None,
+                )
+                response = await self._http.send(request, stream=True)
+                try:
+                    body = bytearray()
+                    async for chunk in response.aiter_raw():
+                        body += chunk
+                        if len(body) > MAX_BYTES:
+                            raise Unclear("Dokploy's answer is too large to be one.")
+                    status = response.status_code
+                    return status, bytes(body)
+                finally:
+                    await response.aclose()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise Unavailable("Dokploy cannot be reached.", evidence=_line(error)) from None
+        except (httpx.HTTPError, TimeoutError) as error:
+            slow = isinstance(error, (TimeoutError, httpx.TimeoutException))
+            text = f"Dokploy did not answer within {CALL_SECONDS:.0f} s." if slow else "Dokploy broke off its answer."
+            raise Unclear(text, evidence=_line(error)) from None
+        finally:
+            masked = {key: "***" if key in _SECRET_FIELDS and value else value for key, value in fields.items()}
+            took = round((time.monotonic() - began) * 1000)
+            self._record(Exchange(time.time(), method, procedure, masked, status, took))
+
+
+def meaning(procedure: str, status: int, body: bytes) -> Json:
+    """What an answer means: the value, or one of the errors. The one place that knows Dokploy's statuses."""
+    if 200 <= status < 300:
+        if not body.strip():
+            return None
+        try:
+            return json.loads(body)
+        except ValueError:
+            raise Unclear("Dokploy's answer cannot be read.", evidence=_line(body)) from None
+    if 300 <= status < 400:
+        raise NotDokploy("The address of Dokploy leads elsewhere (a redirect). Give its final address in DOKPLOY_URL.")
+    said = _error_body(body)
+    text = said.get("message") if isinstance(said.get("message"), str) else ""
+    data = said.get("data")
+    path = data.get("path") if isinstance(data, dict) else None
+    evidence = "" if "Failed query" in str(text) else _line(str(text))  # SQL with values: for nobody's eyes
+    if status == 401 and not path:
+        raise KeyRefused(
+            "Dokploy refuses the portal's key, or the key is rate-limited. Make one with rateLimitEnabled:false."
+        )
+    if status == 401 and text == "UNAUTHORIZED":
+        raise Unavailable("The portal's key at Dokploy ran into its rate limit.")
+    if status in (401, 403):
+        raise Refused(f"The portal's key may not do this at Dokploy ({procedure}).", evidence=evidence)
+    if status == 404 and not path:
+        raise NotDokploy("What answers at DOKPLOY_URL does not know Dokploy's procedures.", evidence=procedure)
+    if status == 404:
+        raise NotFound(f"Dokploy does not find what {procedure} asks for.", evidence=evidence)
+    if status == 400 and (said.get("issues") or body.strip() == b"Invalid JSON"):
+        raise Refused("Dokploy does not accept a setting of this stack.", evidence=_issue(said) or evidence)
+    if status in (413, 415):
+        raise Refused("Dokploy does not accept the request.", evidence=evidence)
+    if status == 429:
+        raise Unavailable("Dokploy asks for a pause (too many requests).")
+    # Any other 4xx or 5xx may have been answered after the work was done (project.create wraps every error in a 400).
+    raise Unclear(f"Dokploy answered {status} to {procedure}.", evidence=evidence)
+
+
+def _is_bare_401(status: int, body: bytes) -> bool:
+    return status == 401 and "data" not in _error_body(body)
+
+
+def _error_body(body: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _issue(said: dict[str, Any]) -> str:
+    """The first complaint of a validation error, with its field."""
+    issues = said.get("issues")
+    first = issues[0] if isinstance(issues, list) and issues else None
+    if not isinstance(first, dict):
+        return ""
+    field = ".".join(str(part) for part in first.get("path") or [])
+    return _line(f"{field}: {first.get('message', '')}")
+
+
+def _line(text: object, limit: int = 200) -> str:
+    raw = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    return " ".join(raw.split())[:limit]
+
+
+# -- answers, checked where they enter ---------------------------------------------------------------------------------
+
+
+def _made(parse: Callable[[], T]) -> T:
+    """A create that was answered well but without what was made: whether it was made is unclear."""
+    try:
+        return parse()
+    except (Unavailable, KeyError):
+        raise Unclear("Dokploy answered without saying what it made.") from None
+
+
+def _object(value: Json) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Unavailable("Dokploy's answer has an unexpected shape.")
+    return value
+
+
+def _rows(value: Json) -> Iterable[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise Unavailable("Dokploy's answer has an unexpected shape.")
+    return [_object(row) for row in value]
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value:
+        raise Unavailable(f"Dokploy's answer lacks {key}.")
+    return value
+
+
+def _maybe(row: dict[str, Any], key: str) -> str | None:
+    value = row.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _project(row: dict[str, Any]) -> Project:
+    environments = row.get("environments") or []
+    applications = [app for environment in _rows(environments) for app in _rows(environment.get("applications") or [])]
+    return Project(
+        _text(row, "projectId"),
+        _text(row, "name"),
+        _maybe(row, "description") or "",
+        _maybe(row, "createdAt") or "",
+        tuple(_text(application, "applicationId") for application in applications),
+    )
+
+
+def _application(row: dict[str, Any]) -> Application:
+    return Application(
+        _text(row, "applicationId"),
+        _text(row, "name"),
+        _text(row, "appName"),
+        _maybe(row, "description") or "",
+        _maybe(row, "createdAt") or "",
+    )
+
+
+def _environment(row: dict[str, Any]) -> Environment:
+    services = [service for kind in _SERVICES for service in (row.get(kind) or [])]
+    return Environment(
+        _text(row, "environmentId"),
+        row.get("isDefault") is True,
+        tuple(_application(entry) for entry in _rows(row.get("applications") or [])),
+        len(services),
+    )
+
+
+def _domain(row: dict[str, Any]) -> Domain:
+    port = row.get("port")
+    return Domain(
+        _text(row, "domainId"),
+        _text(row, "host"),
+        _maybe(row, "path") or "/",
+        port if isinstance(port, int) else None,
+        row.get("https") is True,
+        _maybe(row, "certificateType") or "none",
+    )

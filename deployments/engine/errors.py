@@ -1,0 +1,67 @@
+"""What can go wrong, named for what the caller can do about it. Texts are sentences for the person who reads them."""
+
+
+class DokployError(Exception):
+    """An answer of Dokploy's, or none. `permanent`: trying again is of no use."""
+
+    permanent = False
+    code = "DOKPLOY_ERROR"
+
+    def __init__(self, message: str, *, evidence: str = "") -> None:
+        super().__init__(message)
+        self.evidence = evidence
+
+
+class Unavailable(DokployError):
+    """Nothing was done, because Dokploy cannot be asked just now. Wait, then try again."""
+
+    code = "DOKPLOY_UNAVAILABLE"
+
+
+class Unclear(DokployError):
+    """It may have been done, or not. Look before anything else."""
+
+    code = "DOKPLOY_UNCLEAR"
+
+
+class Refused(DokployError):
+    """Dokploy said no, for good; nothing was done."""
+
+    permanent = True
+    code = "DOKPLOY_REFUSED"
+
+
+class KeyRefused(Refused):
+    code = "DOKPLOY_KEY_REFUSED"
+
+
+class NotDokploy(Refused):
+    code = "DOKPLOY_ADDRESS_WRONG"
+
+
+class NotFound(DokployError):
+    """The object is not there (or not yet, right after it was made)."""
+
+    code = "DOKPLOY_NOT_FOUND"
+
+
+class Failure(Exception):
+    """Why a phase failed, for the person and for scripts.
+
+    code: stable, upper-case; evidence: one line of foreign text, masked; retryable: the same request may succeed later.
+    """
+
+    phase = ""
+    """Which phase it was; the orchestrator fills it in."""
+
+    def __init__(self, code: str, message: str, *, evidence: str = "", retryable: bool = True) -> None:
+        super().__init__(message)
+        self.code, self.message, self.evidence, self.retryable = code, message, evidence, retryable
+
+    @classmethod
+    def of(cls, error: DokployError) -> "Failure":
+        return cls(error.code, str(error), evidence=error.evidence, retryable=not error.permanent)
+
+
+class Interrupted(Exception):
+    """Raised out of a report or right before a call: somebody wants this run to stop here, at once, writing nothing."""

@@ -1,0 +1,147 @@
+"""What a step writes down while it works. Each line is one awaited report: committed before the step goes on."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import Failure, Interrupted
+from .spec import Progress, Report, Resources
+
+LINES_PER_RUN = 2_000
+LINE_CHARACTERS = 500
+
+
+class Journal:
+    """Turns what a step says into reports, one after the other.
+
+    `intended`: the marks of what earlier workers of this run were about to make; `logged`: how many log lines of each
+    deploy they have reported. Both only matter to a run that is taken up again.
+    """
+
+    def __init__(
+        self,
+        report: Report,
+        *,
+        resources: Resources | None = None,
+        intended: Iterable[str] = (),
+        logged: dict[str, int] | None = None,
+    ) -> None:
+        self._report = report
+        self._one_at_a_time = asyncio.Lock()
+        self.resources = resources or Resources()
+        self.intended = set(intended)
+        self._logged = logged or {}
+        self.phase = "initializing"
+        self.message = ""
+        self.attempt = 1
+        self.last_report = 0.0
+        self.stopped = False
+
+    async def begin(self, phase: str, progress: int | None, message: str, *, error: Failure | None = None) -> None:
+        self.phase, self.message, self.attempt = phase, message, 1
+        await self._tell("phase", message, progress=progress, error=error, data={"step": "begins"})
+
+    async def end(self, message: str, *, progress: int | None = None, resources: Resources | None = None) -> None:
+        """The last report of a phase; the phase is over only when this has returned."""
+        self.resources = resources or self.resources
+        self.message = message
+        await self._tell("phase", message, progress=progress, data={"step": "ends"})
+
+    async def say(self, message: str, **data: Any) -> None:
+        """What the phase is at now. The same words twice are said once."""
+        if message != self.message or data:
+            self.message = message
+            await self._tell("phase", message, data=data)
+
+    async def still(self) -> None:
+        """A sign of life."""
+        await self._tell("phase", self.message, data={"alive": True})
+
+    async def note(self, message: str) -> None:
+        await self._tell("note", message)
+
+    async def rungs(self, rungs: Iterable[Any], attempt: int) -> None:
+        said = [{"name": rung.name, "ok": rung.ok, "text": rung.text} for rung in rungs]
+        await self._tell(
+            "rung", " · ".join(f"{r['name']} {r['text']}" for r in said), data={"rungs": said, "attempt": attempt}
+        )
+
+    async def log(self, source: str, text: str) -> None:
+        """Reports the lines of a deploy's log that were not reported yet, many in one event."""
+        lines = text.splitlines()
+        seen = self._logged.get(source, 0)
+        new = lines[seen:LINES_PER_RUN]
+        if not new:
+            return
+        self._logged[source] = seen + len(new)
+        cut = [line[:LINE_CHARACTERS] for line in new]
+        if seen + len(new) == LINES_PER_RUN:
+            cut.append("… the log goes on at Dokploy")
+        await self._tell("log", cut[-1], data={"source": source, "first": seen + 1, "lines": cut})
+
+    async def intend(self, kind: str, mark: str) -> None:
+        """Before a call that makes something."""
+        self.intended.add(mark)
+        await self._receipt("intended", kind, mark=mark)
+
+    async def made(self, kind: str, mark: str, id: str) -> None:
+        """After it; also for what was found to be ours. Writing down the same thing twice changes nothing."""
+        await self._receipt("made", kind, mark=mark, id=id)
+
+    async def removing(self, kind: str, id: str) -> None:
+        await self._receipt("removing", kind, id=id)
+
+    async def gone(self, kind: str, id: str | None = None) -> None:
+        """Read again and not there any more. Without an id: nothing of this kind is left."""
+        await self._receipt("gone", kind, id=id)
+
+    async def left(self, kind: str, id: str | None, why: str) -> None:
+        await self._receipt("left", kind, id=id, why=why)
+
+    async def _receipt(self, state: str, kind: str, **data: Any) -> None:
+        words = {
+            "intended": f"About to make the {kind}",
+            "made": f"The {kind} is there",
+            "removing": f"Removing the {kind}",
+            "gone": f"The {kind} is gone, verified",
+            "left": f"The {kind} could not be removed: {data.get('why')}",
+        }
+        await self._tell("receipt", words[state], data={"state": state, "kind": kind, **data})
+
+    async def _tell(
+        self,
+        kind: Any,
+        message: str,
+        *,
+        progress: int | None = None,
+        error: Failure | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        said = None
+        if error is not None:
+            said = {
+                "phase": error.phase,
+                "code": error.code,
+                "message": error.message,
+                "evidence": error.evidence,
+                "retryable": error.retryable,
+            }
+        async with self._one_at_a_time:
+            if self.stopped:  # an earlier report was refused: nothing may be written any more
+                raise Interrupted
+            try:
+                await self._report(
+                    Progress(
+                        kind,
+                        self.phase,
+                        message,
+                        progress=progress,
+                        resources=self.resources,
+                        data=data or {},
+                        error=said,
+                    )
+                )
+            except Interrupted:
+                self.stopped = True
+                raise
+            self.last_report = asyncio.get_running_loop().time()

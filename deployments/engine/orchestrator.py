@@ -1,0 +1,128 @@
+"""Runs the phases, awaits the report after each, and undoes them in reverse.
+
+The engine stops where a report, or a call that changes something, raises Interrupted; it does not ask why.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from . import steps
+from .dokploy import Dokploy
+from .errors import DokployError, Failure, Unavailable
+from .journal import Journal
+from .recipe import PHASES, RESTORE, Phase
+from .spec import Resources, StackSpec
+
+SIGN_OF_LIFE_SECONDS = 4.0  # at least every five
+PATIENCE_SECONDS = 300.0
+LONGEST_PAUSE_SECONDS = 4.0
+
+T = TypeVar("T")
+
+
+async def deploy(
+    dokploy: Dokploy,
+    spec: StackSpec,
+    journal: Journal,
+    *,
+    begin_with: str | None = None,
+    patience: float = PATIENCE_SECONDS,
+    phases: Sequence[Phase] = PHASES,
+) -> Resources:
+    """Brings the stack to what the spec asks for. Raises Failure, with the phase that failed.
+
+    begin_with: the phase to go on with; an unknown name begins at the first, which is harmless: every step looks first.
+    patience: seconds that an unreachable Dokploy is waited for, within one phase.
+    """
+    names = [phase.name for phase in phases]
+    first = names.index(begin_with) if begin_with in names else 0
+    have = journal.resources
+    for phase in phases[first:]:
+        await journal.begin(phase.name, phase.progress, phase.title)
+        have = await _perform(phase, lambda: phase.step(dokploy, spec, have, journal), journal, patience)  # noqa: B023
+        await journal.end(f"{phase.title}: done", resources=have)
+    await _perform(phases[-1], lambda: steps.closing_look(dokploy, spec, have, journal), journal, patience)
+    return have
+
+
+async def undo(dokploy: Dokploy, spec: StackSpec, journal: Journal, *, patience: float = PATIENCE_SECONDS) -> list[str]:
+    """Removes what this stack made, last made first. Returns what is left, a sentence each; never raises Failure."""
+    left = []
+    for phase in reversed(PHASES):
+        undo_step = phase.undo
+        if undo_step is None:
+            continue
+        try:
+            await _perform(phase, lambda: undo_step(dokploy, spec, journal), journal, patience)  # noqa: B023
+        except Failure as failure:
+            if phase.undo is not steps.settle_deploy:  # the application's own removal says it then
+                kind = phase.name.removeprefix("creating_")
+                await journal.left(kind, None, failure.message)
+                left.append(f"the {kind} ({failure.message})")
+    return left
+
+
+async def restore(
+    dokploy: Dokploy, former: StackSpec, journal: Journal, *, patience: float = PATIENCE_SECONDS
+) -> list[str]:
+    """Brings a stack that ran before back to its former spec; deletes nothing. Returns what could not be given back."""
+    have = journal.resources
+    try:
+        for phase in RESTORE:
+            await journal.say(f"Bringing the former settings back: {phase.title.lower()}")
+            have = await _perform(phase, lambda: phase.step(dokploy, former, have, journal), journal, patience)  # noqa: B023
+    except Failure as failure:
+        return [f"the former version ({failure.message})"]
+    return []
+
+
+async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journal, patience: float) -> T:
+    """Acts until it is done. An outage is waited for, an unclear outcome is tried again, a refusal ends it."""
+    loop = asyncio.get_running_loop()
+    attempt, pause, away_since = 1, 0.5, None
+    while True:
+        try:
+            try:
+                return await _with_signs_of_life(act, phase.timeout, journal)
+            except TimeoutError:
+                raise Failure("TIMEOUT", f"This took longer than its limit of {phase.timeout:.0f} s.") from None
+            except Unavailable as error:
+                away_since = away_since or loop.time()
+                if loop.time() - away_since > patience:
+                    raise Failure.of(error) from error
+                await journal.say(f"Waiting for Dokploy: {error}")
+            except DokployError as error:
+                away_since = None
+                if error.permanent or attempt >= phase.attempts:
+                    raise Failure.of(error) from error
+                attempt += 1
+                journal.attempt = attempt
+                await journal.say(f"Attempt {attempt} of {phase.attempts}: {error}", attempt=attempt)
+        except Failure as failure:
+            failure.phase = failure.phase or phase.name
+            raise
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
+async def _with_signs_of_life(act: Callable[[], Awaitable[T]], timeout: float, journal: Journal) -> T:
+    """Awaits the act for `timeout` seconds; whenever nothing was reported for a while, reports a sign of life."""
+    loop = asyncio.get_running_loop()
+
+    async def bounded() -> T:
+        async with asyncio.timeout(timeout):
+            return await act()
+
+    task = asyncio.ensure_future(bounded())
+    try:
+        while not task.done():
+            quiet = loop.time() - journal.last_report
+            done, _ = await asyncio.wait({task}, timeout=max(SIGN_OF_LIFE_SECONDS - quiet, 0.05))
+            if not done and loop.time() - journal.last_report >= SIGN_OF_LIFE_SECONDS:
+                await journal.still()
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})

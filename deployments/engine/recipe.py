@@ -1,0 +1,48 @@
+"""A deployment, in order: a name, a sentence, the progress at its start, what does it, what undoes it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from . import steps
+from .dokploy import Dokploy
+from .journal import Journal
+from .spec import Resources, StackSpec
+
+Step = Callable[[Dokploy, StackSpec, Resources, Journal], Awaitable[Resources]]
+Undo = Callable[[Dokploy, StackSpec, Journal], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """timeout: seconds for one attempt; attempts: how often an unclear outcome is looked into before giving up."""
+
+    name: str
+    title: str
+    progress: int
+    step: Step
+    undo: Undo | None = None
+    timeout: float = 60.0
+    attempts: int = 3
+
+
+PHASES = (
+    Phase("creating_project", "Creating the project", 10, steps.create_project, steps.remove_project),
+    Phase("getting_environment", "Finding its environment", 20, steps.get_environment),
+    Phase("creating_application", "Creating the application", 35, steps.create_application, steps.remove_application),
+    Phase("configuring_application", "Configuring the application", 50, steps.configure_application),
+    Phase("creating_domain", "Creating the domain", 65, steps.create_domain, steps.remove_domain),
+    Phase("deploying", "Deploying", 85, steps.deploy, steps.settle_deploy, timeout=1800.0),
+    Phase("verifying_health", "Checking that it answers", 90, steps.verify_health, timeout=900.0, attempts=1),
+)
+
+# What brings back the settings of a stack that ran before: the same steps, with the former spec.
+RESTORE = tuple(phase for phase in PHASES if phase.name in ("configuring_application", "deploying", "verifying_health"))
+
+BY_NAME = {phase.name: phase for phase in PHASES}
+TITLES = {
+    "initializing": "Waiting to begin",
+    **{phase.name: phase.title for phase in PHASES},
+    "completed": "Done",
+    "rolling_back": "Undoing",
+    "failed": "Failed",
+}

@@ -1,0 +1,71 @@
+"""What is asked for (StackSpec), what is there so far (Resources), and one thing that happened (Progress)."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["phase", "rung", "log", "receipt", "note"]
+Status = Literal["in_progress", "success", "failure"]
+Certificate = Literal["letsencrypt", "wildcard", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class StackSpec:
+    """Everything that one run brings to Dokploy. Holds secrets in clear: never logged, never reported."""
+
+    installation: str
+    stack: str
+    run: str
+    name: str
+    image: str
+    port: int
+    host: str
+    url: str
+    certificate: Certificate = "none"
+    env: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    registry: str = ""
+    registry_username: str = ""
+    registry_password: str = field(default="", repr=False)
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    health_path: str = "/"
+    health_interval: float = 5.0
+    health_timeout: float = 60.0
+    router_address: str = ""
+
+    @property
+    def mark(self) -> str:
+        """What every object that we make carries, and what alone makes it ours. Outlives a run."""
+        return f"deployportal/{self.installation}/{self.stack}"
+
+    def deploy_title(self, attempt: int) -> str:
+        return f"{self.mark}/{self.run}/{attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """The ids at Dokploy, as far as the run has come. Replaced, never mutated. Dokploy's ids are opaque text."""
+
+    project_id: str | None = None
+    environment_id: str | None = None
+    application_id: str | None = None
+    app_name: str | None = None
+    domain_id: str | None = None
+    dokploy_deployment_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One report. `progress` in percent; None leaves it as it is. `error` as in Failure, once the run has failed."""
+
+    kind: Kind
+    phase: str
+    message: str
+    status: Status = "in_progress"
+    progress: int | None = None
+    resources: Resources | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+
+
+Report = Callable[[Progress], Awaitable[None]]

@@ -1,0 +1,347 @@
+"""The steps of a deployment, and their undo. Every step looks before it makes, so that running it twice is harmless.
+
+What is ours is known by its mark alone (StackSpec.mark, in the description of projects and applications, in the title
+of a deploy). Dokploy's creates are not idempotent, its names are not unique, and an error answer does not mean that
+nothing was made: an unclear outcome is resolved by looking, never by making again.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from . import diagnosis
+from .dokploy import Application, Build, Dokploy, Domain, Environment, Project
+from .errors import Failure, NotFound, Unclear
+from .grammar import dotenv
+from .journal import Journal
+from .ladder import Climb, climb
+from .spec import Resources, StackSpec
+
+SECOND_LOOK_SECONDS = 1.5  # a lost request may still be running: look twice before making again
+POLL_SECONDS = 1.0
+SETTLE_SECONDS = 120.0
+DEPLOYS_PER_RUN = 3
+CERTIFICATE_SECONDS = 180.0
+FOREIGN_APPLICATIONS = 100  # looked through for a host in use; each is a call
+
+M = TypeVar("M", Project, Application, Domain)
+D = TypeVar("D", Project, Application)  # what has a date
+
+
+async def create_project(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    async def look() -> Project | None:
+        named = [project for project in await dokploy.projects() if project.name == spec.name]
+        ours = _oldest([project for project in named if project.description == spec.mark])
+        if named and ours is None:
+            raise _in_use("NAME_IN_USE_AT_DOKPLOY")
+        return ours
+
+    project = await _look_or_make(
+        "project", spec.mark, look, lambda: dokploy.create_project(spec.name, spec.mark), journal
+    )
+    return replace(have, project_id=project.id)
+
+
+async def get_environment(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    environments = await dokploy.environments(_known(have.project_id))
+    if not environments:  # Dokploy inserts project and environment without a transaction
+        raise Unclear("The project has no environment yet.")
+    default = next((environment for environment in environments if environment.is_default), environments[0])
+    return replace(have, environment_id=default.id)
+
+
+async def create_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    environment_id = _known(have.environment_id)
+
+    async def look() -> Application | None:
+        environments = await dokploy.environments(_known(have.project_id))
+        return _oldest([a for e in environments for a in e.applications if a.description == spec.mark])
+
+    application = await _look_or_make(
+        "application",
+        spec.mark,
+        look,
+        lambda: dokploy.create_application(environment_id, spec.name, spec.mark),
+        journal,
+    )
+    return replace(have, application_id=application.id, app_name=application.app_name)
+
+
+async def configure_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    application_id = _known(have.application_id)
+    await journal.say(f"Setting the image {spec.image}")
+    await dokploy.save_image(application_id, spec.image, spec.registry, spec.registry_username, spec.registry_password)
+    await dokploy.save_environment(application_id, dotenv(spec.env))
+    await dokploy.save_limits(application_id, spec.memory_bytes, spec.cpus)
+    return have
+
+
+async def create_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    application_id = _known(have.application_id)
+    https = spec.certificate != "none"
+    # With a wildcard certificate the router has it already: no resolver is named.
+    certificate_type = "letsencrypt" if spec.certificate == "letsencrypt" else "none"
+
+    async def look() -> Domain | None:
+        domains = await dokploy.domains(application_id)
+        ours = next((domain for domain in domains if domain.host == spec.host and domain.path == "/"), None)
+        if ours is None:
+            await _refuse_foreign_host(dokploy, spec)
+        return ours
+
+    domain = await _look_or_make(
+        "domain",
+        f"{spec.mark}/{spec.host}",
+        look,
+        lambda: dokploy.create_domain(
+            application_id, spec.host, spec.port, https=https, certificate_type=certificate_type
+        ),
+        journal,
+    )
+    if (domain.port, domain.https, domain.certificate_type) != (spec.port, https, certificate_type):
+        await dokploy.update_domain(domain.id, spec.host, spec.port, https=https, certificate_type=certificate_type)
+    return replace(have, domain_id=domain.id)
+
+
+async def _refuse_foreign_host(dokploy: Dokploy, spec: StackSpec) -> None:
+    """Dokploy takes one host for two applications without a word. Among our own the portal sees to it itself."""
+    own = f"deployportal/{spec.installation}/"
+    foreign = [project for project in await dokploy.projects() if not project.description.startswith(own)]
+    for application_id in [id for project in foreign for id in project.application_ids][:FOREIGN_APPLICATIONS]:
+        if any(domain.host.lower() == spec.host for domain in await dokploy.domains(application_id)):
+            raise _in_use("HOST_IN_USE_AT_DOKPLOY")
+
+
+async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    """Sends the deploy unless it was sent, and follows it to its end."""
+    application_id = _known(have.application_id)
+    prefix = spec.deploy_title(0).rpartition("/")[0] + "/"
+    while True:
+        sent = sum(title.startswith(prefix) for title in journal.intended)
+        found = await _find_deploy(dokploy, application_id, prefix)
+        if found is None and sent:
+            await asyncio.sleep(SECOND_LOOK_SECONDS)
+            found = await _find_deploy(dokploy, application_id, prefix)
+        if found is None:
+            if sent >= DEPLOYS_PER_RUN:
+                raise Failure("DEPLOY_LOST", diagnosis.BY_CODE["DEPLOY_LOST"].what)
+            if sent:
+                await journal.note("Dokploy lost the deployment (it was restarted): sending it again")
+            title = spec.deploy_title(sent + 1)
+            await journal.intend("deploy", title)
+            await dokploy.deploy(application_id, title)
+        await journal.say("Deployment triggered")
+        build = await _follow(dokploy, application_id, prefix, journal)
+        if build is not None:
+            await journal.made("deploy", build.title, build.id)
+            return replace(have, dokploy_deployment_id=build.id)
+
+
+async def _find_deploy(dokploy: Dokploy, application_id: str, prefix: str) -> Build | str | None:
+    """Our deploy: its row, or "queued". The rows are read again after the queue: a job may begin between two looks."""
+    for look_at_queue in (True, False):
+        rows = [build for build in await dokploy.builds(application_id) if build.title.startswith(prefix)]
+        alive = [build for build in rows if build.status != "cancelled"]  # cancelled: Dokploy was restarted under it
+        if alive:
+            return alive[0]
+        if look_at_queue and any(job.title.startswith(prefix) for job in await dokploy.queue()):
+            return "queued"
+    return None
+
+
+async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: Journal) -> Build | None:
+    """Follows our deploy until it is done; None when Dokploy has lost it; raises Failure when it failed."""
+    while True:
+        found = await _find_deploy(dokploy, application_id, prefix)
+        if found is None:
+            await asyncio.sleep(SECOND_LOOK_SECONDS)
+            if await _find_deploy(dokploy, application_id, prefix) is None:
+                return None
+        elif isinstance(found, str):
+            await journal.say(await _place_in_queue(dokploy, prefix))
+        else:
+            if found.status == "running":
+                await journal.say("Dokploy pulls the image and starts the container")
+            log = await dokploy.build_log(found.id)
+            await journal.log(found.id, log)
+            if found.status == "done":
+                return found
+            if found.status == "error":
+                raise diagnosis.of_log(log)
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _place_in_queue(dokploy: Dokploy, prefix: str) -> str:
+    jobs = await dokploy.queue()
+    ours = next((job for job in jobs if job.title.startswith(prefix)), None)
+    ahead = sum(job.timestamp < ours.timestamp for job in jobs) if ours else 0
+    return f"Waiting in Dokploy's queue, {ahead} ahead" if ahead else "Dokploy begins with it"
+
+
+async def verify_health(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    """Climbs until the stack itself answers, at first often, then every `health_interval`, for `health_timeout` in all.
+
+    While only the certificate is missing the limit is CERTIFICATE_SECONDS: Let's Encrypt takes its time.
+    """
+    loop = asyncio.get_running_loop()
+    began, attempt = loop.time(), 0
+    while True:
+        attempt += 1
+        seen = await climb(spec)
+        await journal.rungs(seen.rungs, attempt)
+        await journal.say(f"Attempt {attempt}: {seen.said}", attempt=attempt)
+        if seen.answered:
+            return have
+        await _raise_if_dokploy_failed(dokploy, have)
+        limit = max(spec.health_timeout, CERTIFICATE_SECONDS) if seen.waits_for_certificate else spec.health_timeout
+        pause = min(spec.health_interval, 2.0 ** (attempt - 1))
+        if loop.time() + pause - began > limit:
+            raise await _no_answer(dokploy, have, seen, attempt)
+        await asyncio.sleep(pause)
+
+
+async def _raise_if_dokploy_failed(dokploy: Dokploy, have: Resources) -> None:
+    builds = await dokploy.builds(_known(have.application_id))
+    ours = next((build for build in builds if build.id == have.dokploy_deployment_id), None)
+    if ours is not None and ours.status == "error":
+        raise diagnosis.of_log(await dokploy.build_log(ours.id))
+
+
+async def _no_answer(dokploy: Dokploy, have: Resources, seen: Climb, attempt: int) -> Failure:
+    containers = await dokploy.containers(have.app_name) if have.app_name else []
+    evidence = "; ".join(f"{container.name}: {container.status or container.state}" for container in containers)
+    entry = diagnosis.entry_of(seen.code)
+    return Failure(seen.code, f"{entry.what} Attempt {attempt}, the last: {seen.said}.", evidence=evidence[:300])
+
+
+# -- undo: for what carries our mark and only that, each removal verified by reading again -----------------------------
+
+
+async def settle_deploy(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
+    """Nothing of ours waits or runs at Dokploy any more. Deleting under a running deploy would leave its container."""
+    for _, application in await _our_applications(dokploy, spec):
+        await dokploy.clean_queue(application.id)
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while any(build.status == "running" for build in await dokploy.builds(application.id)):
+                await journal.say("Waiting for Dokploy to end the running deployment")
+                await asyncio.sleep(POLL_SECONDS)
+
+
+async def remove_domain(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
+    for _, application in await _our_applications(dokploy, spec):
+        for domain in await dokploy.domains(application.id):
+            await journal.removing("domain", domain.id)
+            await _delete(dokploy.delete_domain, domain.id)
+            if any(other.id == domain.id for other in await dokploy.domains(application.id)):
+                raise Unclear("Dokploy still lists the domain.")
+            await journal.gone("domain", domain.id)
+    await journal.gone("domain")
+
+
+async def remove_application(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
+    for _, application in await _our_applications(dokploy, spec):
+        if any(build.status == "running" for build in await dokploy.builds(application.id)):
+            raise Failure(
+                "TIMEOUT", "A deployment of it still runs at Dokploy; deleting it now would leave a container."
+            )
+        await journal.removing("application", application.id)
+        await _delete(dokploy.delete_application, application.id)
+        if any(other.id == application.id for _, other in await _our_applications(dokploy, spec)):
+            raise Unclear("Dokploy still lists the application.")
+        await journal.gone("application", application.id)
+    await journal.gone("application")
+    await journal.gone("deploy")
+
+
+async def remove_project(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
+    for project in await _our_projects(dokploy, spec):
+        if any(environment.services for environment in await dokploy.environments(project.id)):
+            raise Failure("DOKPLOY_REFUSED", "It holds a service that this portal did not make.", retryable=False)
+        await journal.removing("project", project.id)
+        await _delete(dokploy.remove_project, project.id)
+        if any(other.id == project.id for other in await _our_projects(dokploy, spec)):
+            raise Unclear("Dokploy still lists the project.")
+        await journal.gone("project", project.id)
+    await journal.gone("project")
+
+
+async def closing_look(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> None:
+    """The last act of a run: surplus empty objects with our mark go (a create that seemed lost and was done after all)."""
+    for _, application in await _our_applications(dokploy, spec):
+        if application.id not in (have.application_id, None) and not await dokploy.builds(application.id):
+            await _delete(dokploy.delete_application, application.id)
+        elif application.id == have.application_id:
+            for domain in await dokploy.domains(application.id):
+                if domain.host == spec.host and domain.id != have.domain_id:
+                    await _delete(dokploy.delete_domain, domain.id)
+    for project in await _our_projects(dokploy, spec):
+        surplus = project.id != have.project_id
+        if surplus and not any(environment.services for environment in await dokploy.environments(project.id)):
+            await _delete(dokploy.remove_project, project.id)
+
+
+# -- shared ------------------------------------------------------------------------------------------------------------
+
+
+async def _look_or_make(
+    kind: str, mark: str, look: Callable[[], Awaitable[M | None]], make: Callable[[], Awaitable[M]], journal: Journal
+) -> M:
+    """Finds ours or makes it. Intent is written before the call, the id right after it.
+
+    An answer that is not a clean one is looked into twice; if nothing is there, the phase's next attempt looks again.
+    """
+    found = await look()
+    if found is None and mark in journal.intended:  # an earlier request may still be on its way
+        await asyncio.sleep(SECOND_LOOK_SECONDS)
+        found = await look()
+    if found is None:
+        await journal.intend(kind, mark)
+        try:
+            found = await make()
+        except Unclear:
+            found = await look()
+            if found is None:
+                await asyncio.sleep(SECOND_LOOK_SECONDS)
+                found = await look()
+            if found is None:
+                raise
+    else:
+        await journal.say(f"Found the {kind}, it is there already")
+    await journal.made(kind, mark, found.id)
+    return found
+
+
+async def _delete(call: Callable[[str], Awaitable[None]], id: str) -> None:
+    """Deletes; what is gone already is fine, and what an unclear answer did the caller finds out by reading."""
+    with contextlib.suppress(NotFound, Unclear):
+        await call(id)
+
+
+async def _our_projects(dokploy: Dokploy, spec: StackSpec) -> list[Project]:
+    return [project for project in await dokploy.projects() if project.description == spec.mark]
+
+
+async def _our_applications(dokploy: Dokploy, spec: StackSpec) -> list[tuple[Environment, Application]]:
+    return [
+        (environment, application)
+        for project in await _our_projects(dokploy, spec)
+        for environment in await dokploy.environments(project.id)
+        for application in environment.applications
+        if application.description == spec.mark
+    ]
+
+
+def _oldest(found: list[D]) -> D | None:
+    return min(found, key=lambda entry: entry.created_at, default=None)
+
+
+def _known(id: str | None) -> str:
+    if id is None:
+        raise Failure("DEPLOYMENT_FAILED", "A phase before this one did not leave what this one needs.")
+    return id
+
+
+def _in_use(code: str) -> Failure:
+    return Failure(code, diagnosis.BY_CODE[code].what, retryable=False)
