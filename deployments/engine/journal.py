@@ -1,14 +1,18 @@
 """What a step writes down while it works. Each line is one awaited report: committed before the step goes on."""
 
 import asyncio
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from .errors import Failure, Interrupted
-from .spec import Progress, Report, Resources
+from .spec import Progress, Report, Resources, Status
 
 LINES_PER_RUN = 2_000
 LINE_CHARACTERS = 500
+SHORTEST_SECRET = 4  # masking “1” wherever it stands would hide the log
+# ECMA-48 control sequences, and what else does not print
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Journal:
@@ -29,6 +33,7 @@ class Journal:
         self._report = report
         self._one_at_a_time = asyncio.Lock()
         self.resources = resources or Resources()
+        self.secrets: tuple[str, ...] = ()
         self.intended = set(intended)
         self._logged = logged or {}
         self.phase = "initializing"
@@ -46,6 +51,20 @@ class Journal:
         self.resources = resources or self.resources
         self.message = message
         await self._tell("phase", message, progress=progress, data={"step": "ends"})
+
+    async def over(
+        self,
+        phase: str,
+        status: Status,
+        message: str,
+        *,
+        progress: int | None = None,
+        error: Failure | None = None,
+        left: Iterable[str] = (),
+    ) -> None:
+        """The last report of a run; nothing comes after it. left: what an undo could not remove, a sentence each."""
+        self.phase, self.message = phase, message
+        await self._tell("phase", message, status=status, progress=progress, error=error, left=list(left))
 
     async def say(self, message: str, **data: Any) -> None:
         """What the phase is at now. The same words twice are said once."""
@@ -74,7 +93,7 @@ class Journal:
         if not new:
             return
         self._logged[source] = seen + len(new)
-        cut = [line[:LINE_CHARACTERS] for line in new]
+        cut = [self._clean(line)[:LINE_CHARACTERS] for line in new]
         if seen + len(new) == LINES_PER_RUN:
             cut.append("… the log goes on at Dokploy")
         await self._tell("log", cut[-1], data={"source": source, "first": seen + 1, "lines": cut})
@@ -99,6 +118,8 @@ class Journal:
         await self._receipt("left", kind, id=id, why=why)
 
     async def _receipt(self, state: str, kind: str, **data: Any) -> None:
+        if "why" in data:
+            data["why"] = self._clean(data["why"])
         words = {
             "intended": f"About to make the {kind}",
             "made": f"The {kind} is there",
@@ -108,24 +129,36 @@ class Journal:
         }
         await self._tell("receipt", words[state], data={"state": state, "kind": kind, **data})
 
+    def _clean(self, text: str) -> str:
+        """Foreign text without control characters and without this run's secrets."""
+        text = _CONTROL.sub("", text)
+        for secret in self.secrets:
+            if len(secret) >= SHORTEST_SECRET:
+                text = text.replace(secret, "***")
+        return text
+
     async def _tell(
         self,
         kind: Any,
         message: str,
         *,
+        status: Status = "in_progress",
         progress: int | None = None,
         error: Failure | None = None,
+        left: list[str] | None = None,
         data: dict[str, Any] | None = None,
     ) -> None:
-        said = None
+        said: dict[str, Any] | None = None
         if error is not None:
             said = {
                 "phase": error.phase,
                 "code": error.code,
-                "message": error.message,
-                "evidence": error.evidence,
+                "message": self._clean(error.message),
+                "evidence": self._clean(error.evidence),
                 "retryable": error.retryable,
             }
+            if left:
+                said["left"] = left
         async with self._one_at_a_time:
             if self.stopped:  # an earlier report was refused: nothing may be written any more
                 raise Interrupted
@@ -134,7 +167,8 @@ class Journal:
                     Progress(
                         kind,
                         self.phase,
-                        message,
+                        self._clean(message),
+                        status,
                         progress=progress,
                         resources=self.resources,
                         data=data or {},

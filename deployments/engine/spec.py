@@ -32,6 +32,8 @@ class StackSpec:
     health_interval: float = 5.0
     health_timeout: float = 60.0
     router_address: str = ""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """Values that must not appear in anything that is reported."""
 
     @property
     def mark(self) -> str:

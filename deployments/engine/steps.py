@@ -268,7 +268,7 @@ async def remove_project(dokploy: Dokploy, spec: StackSpec, journal: Journal) ->
 
 
 async def closing_look(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> None:
-    """The last act of a run: surplus empty objects with our mark go (a create that seemed lost and was done after all)."""
+    """The last act of a run: surplus empty objects with our mark go (a create that seemed lost and was not)."""
     for _, application in await _our_applications(dokploy, spec):
         if application.id not in (have.application_id, None) and not await dokploy.builds(application.id):
             await _delete(dokploy.delete_application, application.id)

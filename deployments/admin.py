@@ -1,0 +1,133 @@
+"""What operators see. Runs, events and receipts are read-only: only the runner writes them."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+
+from .models import ApiToken, Deployment, Event, Receipt, Stack, Template
+
+
+class ReadOnly(admin.ModelAdmin):
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class ReadOnlyInline(admin.TabularInline):
+    extra = 0
+    can_delete = False
+    show_change_link = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class EventInline(ReadOnlyInline):
+    model = Event
+    fields = readonly_fields = ["seq", "at", "kind", "phase", "status", "progress", "message", "data"]
+
+
+class ReceiptInline(ReadOnlyInline):
+    model = Receipt
+    fields = readonly_fields = ["kind", "state", "external_id", "mark", "why", "updated_at"]
+
+
+class DeploymentInline(ReadOnlyInline):
+    model = Deployment
+    fields = readonly_fields = ["id", "kind", "status", "phase", "message", "requested_by", "via", "created_at"]
+    show_change_link = True
+    fk_name = "stack"
+
+
+@admin.register(Template)
+class TemplateAdmin(admin.ModelAdmin):
+    list_display = ["name", "slug", "image", "port", "public", "active", "from_settings"]
+    readonly_fields = ["from_settings"]
+    prepopulated_fields = {"slug": ["name"]}
+
+    class Form(forms.ModelForm):
+        registry_password = forms.CharField(
+            required=False,
+            widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+            help_text="Write-only: stays as it is when left empty.",
+        )
+
+        class Meta:
+            model = Template
+            exclude = ["registry_password_locked"]  # noqa: DJ006 - every other field is an operator's
+
+    form = Form
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        if obj is not None and obj.from_settings:  # these follow STACK_* and would be overwritten at the next start
+            return [*self.readonly_fields, "image", "port", "health_path", "health_interval", "health_timeout"]
+        return list(self.readonly_fields)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        if password := form.cleaned_data.get("registry_password"):
+            obj.registry_password = password
+        super().save_model(request, obj, form, change)
+
+
+@admin.register(Stack)
+class StackAdmin(ReadOnly):
+    list_display = ["name", "state", "owner", "template", "url", "created_at", "expires_at"]
+    list_filter = ["state", "template"]
+    search_fields = ["name", "id", "owner__username"]
+    inlines = [DeploymentInline, ReceiptInline]
+
+
+@admin.register(Deployment)
+class DeploymentAdmin(ReadOnly):
+    list_display = [
+        "id",
+        "stack",
+        "kind",
+        "status",
+        "phase",
+        "progress",
+        "requested_by",
+        "via",
+        "created_at",
+        "live_page",
+    ]
+    list_filter = ["status", "kind", "phase", "via"]
+    search_fields = ["id", "stack__name", "requested_by__username"]
+    date_hierarchy = "created_at"
+    exclude = ["spec_locked"]
+    inlines = [EventInline]
+
+    @admin.display(description="live page")
+    def live_page(self, run: Deployment) -> str:
+        return format_html('<a href="{}">open</a>', reverse("deployment", args=[run.pk]))
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).select_related("stack", "requested_by")
+
+
+@admin.register(Receipt)
+class ReceiptAdmin(ReadOnly):
+    list_display = ["stack", "kind", "state", "external_id", "why", "updated_at"]
+    list_filter = ["state", "kind"]
+    search_fields = ["stack__name", "external_id", "mark"]
+
+
+@admin.register(ApiToken)
+class ApiTokenAdmin(ReadOnly):
+    list_display = ["label", "prefix", "owner", "created_at", "last_used_at"]
+    exclude = ["digest"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.is_superuser  # an operator may revoke

@@ -1,0 +1,288 @@
+"""What scripts see: JSON, long polls and the event stream. Fields and codes are a promise to old clients.
+
+Tokens come in the header `Authorization`, never as a cookie; without one a caller is anonymous, which is only let in
+where PORTAL_OPEN says so. A browser's request from another site is refused: JSON in a form's content type is a “simple”
+request that any web page could send.
+"""
+
+import asyncio
+import functools
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, HttpResponseNotModified, JsonResponse, StreamingHttpResponse
+from django.urls import reverse
+from django.utils.http import parse_etags
+from django.views.decorators.csrf import csrf_exempt
+
+from . import check, people
+from .forms import read_parameters
+from .hub import Hub, RunTopic, Watch
+from .models import Deployment, Event, Refusal, Template
+from .people import Pass
+
+KEEP_ALIVE_SECONDS = 8.0
+LONGEST_WAIT_SECONDS = 25.0
+EVENTS_PER_ANSWER = 1000
+
+View = Callable[..., Awaitable[Any]]
+
+
+def refused(refusal: Refusal) -> JsonResponse:
+    error = {"code": refusal.code, "message": refusal.message}
+    if refusal.field:
+        error["field"] = refusal.field
+    response = JsonResponse({"success": False, "error": error}, status=refusal.status)
+    if refusal.retry_after:
+        response.headers["Retry-After"] = str(refusal.retry_after)
+    return response
+
+
+def door(*methods: str) -> Callable[[View], View]:
+    """Lets in who may come in, with `request.person` and `request.holder`; turns every Refusal into its answer."""
+
+    def wrap(view: View) -> View:
+        @csrf_exempt
+        @functools.wraps(view)
+        async def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            try:
+                if request.method not in methods:
+                    response = refused(Refusal("UNSUPPORTED", f"Use {' or '.join(methods)}."))
+                    response.status_code, response.headers["Allow"] = 405, ", ".join(methods)
+                    return response
+                _refuse_other_sites(request)
+                authorization = request.headers.get("Authorization", "")
+                person, holder = await sync_to_async(people.of_token)(authorization) if authorization else _nobody()
+                request.person, request.holder = person, holder  # type: ignore[attr-defined]
+                return await view(request, *args, **kwargs)
+            except Refusal as refusal:
+                return refused(refusal)
+
+        return checked
+
+    return wrap
+
+
+def _nobody() -> tuple[Any, Pass]:
+    if not settings.PORTAL_OPEN:
+        raise Refusal("NOT_SIGNED_IN", "Send a token: Authorization: Bearer <token>. Make one on the page “Tokens”.")
+    return people.AnonymousUser(), Pass()
+
+
+def _refuse_other_sites(request: HttpRequest) -> None:
+    origin = request.headers.get("Origin")
+    own = f"{request.scheme}://{request.get_host()}"
+    if (origin is not None and origin != own) or request.headers.get("Sec-Fetch-Site") == "cross-site":
+        raise Refusal("FORBIDDEN", "Requests from other web sites are not accepted.")
+
+
+# -- start -------------------------------------------------------------------------------------------------------------
+
+
+@door("POST")
+async def deploy(request: HttpRequest) -> HttpResponse:
+    """POST /api/deploy: 202 with the run's addresses. Never waits for Dokploy."""
+    return JsonResponse(await sync_to_async(_deploy)(request), status=202)
+
+
+def _deploy(request: HttpRequest) -> dict[str, Any]:
+    name, slug, parameters = _read_body(request)
+    person = request.person  # type: ignore[attr-defined]
+    offered = Template.offered_to(person)
+    template = offered.filter(slug=slug).first() if slug is not None else offered.first()
+    if template is None:
+        raise Refusal("INVALID_PARAMETER", "There is no such template.", field="template")
+    values = read_parameters(template, parameters)
+    run = Deployment.request(
+        person if person.is_authenticated else people.open_user(),
+        name,
+        template,
+        values,
+        via=Deployment.Via.API,
+        idempotency_key=_idempotency_key(request),
+        address=request.address,  # type: ignore[attr-defined]
+    )
+    return {
+        "success": True,
+        "deploymentId": run.pk,
+        "name": run.stack.name,
+        "url": run.stack.url,
+        "statusUrl": reverse("api-status", args=[run.pk]),
+        "eventsUrl": reverse("api-events", args=[run.pk]),
+        "pageUrl": reverse("deployment", args=[run.pk]),
+    }
+
+
+def _read_body(request: HttpRequest) -> tuple[str, str | None, dict[str, Any]]:
+    """JSON whatever the content type says: curl's -d sends a form's."""
+    try:
+        body = json.loads(request.body)
+    except (ValueError, RecursionError):
+        raise Refusal("INVALID_JSON", 'The body is not JSON. Send {"name": "shop"}.') from None
+    if not isinstance(body, dict):
+        raise Refusal("INVALID_JSON", 'The body is not an object. Send {"name": "shop"}.')
+    name, slug, parameters = body.get("name"), body.get("template"), body.get("parameters", {})
+    if not isinstance(name, str):
+        raise Refusal("INVALID_NAME", "Send a name, as text.", field="name")
+    if slug is not None and not isinstance(slug, str):
+        raise Refusal("INVALID_PARAMETER", "The template is named by its slug, as text.", field="template")
+    if not isinstance(parameters, dict):
+        raise Refusal("INVALID_PARAMETER", "The parameters are an object.", field="parameters")
+    return name, slug, parameters
+
+
+def _idempotency_key(request: HttpRequest) -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not (0 < len(key) <= 255 and key.isprintable()):
+        raise Refusal("INVALID_PARAMETER", "An Idempotency-Key has 1 to 255 characters.", field="Idempotency-Key")
+    return key
+
+
+@door("GET")
+async def check_name(request: HttpRequest, name: str) -> HttpResponse:
+    """GET /api/check/<name>: {"available": true, false or null (not known), "reason"}."""
+    person = request.person  # type: ignore[attr-defined]
+    found = await check.everywhere(person, name)
+    reason = next((line["text"] for line in found["lines"] if line["state"] != "ok"), None)
+    return JsonResponse({"available": found["available"], "reason": reason})
+
+
+# -- follow ------------------------------------------------------------------------------------------------------------
+
+
+@door("GET")
+async def status(request: HttpRequest, id: str) -> Any:
+    """GET /api/status/dep_…: JSON for who asks for it by name, else the stream."""
+    accept = request.headers.get("Accept", "*/*")
+    if "application/json" in accept and "text/event-stream" not in accept:
+        return await _state(request, id)
+    return await _stream(request, id)
+
+
+@door("GET")
+async def state(request: HttpRequest, id: str) -> HttpResponse:
+    """GET /api/deployments/dep_…: the state as JSON, with ETag."""
+    return await _state(request, id)
+
+
+async def _state(request: HttpRequest, id: str) -> HttpResponse:
+    run, audience = await sync_to_async(_find)(request.person, id)  # type: ignore[attr-defined]
+    etag = f'"{run.version}-{audience}"'
+    if etag in parse_etags(request.headers.get("If-None-Match", "")):
+        response: HttpResponse = HttpResponseNotModified()
+    else:
+        response = JsonResponse(run.to_dict(audience))
+    response.headers["ETag"] = etag
+    response.headers["Cache-Control"] = "private, no-cache"
+    return response
+
+
+def _find(person: Any, id: str) -> tuple[Deployment, str]:
+    """The run, if this person may see it: for everybody else it does not exist."""
+    run = Deployment.objects.visible_to(person).select_related("stack").filter(pk=id).first()
+    if run is None:
+        raise Refusal("NOT_FOUND", "There is no such deployment.")
+    return run, run.audience(person)
+
+
+@door("GET")
+async def events(request: HttpRequest, id: str) -> HttpResponse:
+    """GET /api/deployments/dep_…/events?after=<seq>&wait=<seconds>: what came after, waiting for it if asked to."""
+    run, audience = await sync_to_async(_find)(request.person, id)  # type: ignore[attr-defined]
+    after, wait = _number(request, "after"), min(_number(request, "wait"), LONGEST_WAIT_SECONDS)
+    if run.version > after or run.done or wait <= 0:
+        return JsonResponse(await sync_to_async(_events)(run, audience, after))
+    async with _watch(request, run, audience) as (watch, topic):
+        assert topic.run is not None
+        if topic.run.version <= after and not topic.run.done:
+            await watch.news(wait)
+    return JsonResponse(await sync_to_async(_events)(run, audience, after))
+
+
+def _events(run: Deployment, audience: str, after: float) -> dict[str, Any]:
+    run.refresh_from_db(fields=["version", "status"])
+    found = list(run.events.filter(seq__gt=after, seq__lte=run.version)[:EVENTS_PER_ANSWER])
+    last = found[-1].seq if found else min(int(after), run.version)
+    return {
+        "events": [event.to_dict(audience) for event in found],
+        "last": last,
+        "done": run.done and last >= run.version,
+    }
+
+
+def _number(request: HttpRequest, name: str) -> float:
+    raw = request.GET.get(name, "0")
+    try:
+        value = float(raw)
+        if not 0 <= value < 2**31:
+            raise ValueError
+    except ValueError:
+        raise Refusal("INVALID_PARAMETER", f"{name} is a number, 0 or more.", field=name) from None
+    return value
+
+
+def _watch(request: HttpRequest, run: Deployment, audience: str) -> Any:
+    holder: Pass = request.holder  # type: ignore[attr-defined]
+    viewer = f"user {holder.user_id}" if holder.user_id else f"address {request.address}"  # type: ignore[attr-defined]
+    return Hub.of_this_process().run(run.pk, holder, audience, viewer=viewer)
+
+
+# -- the stream --------------------------------------------------------------------------------------------------------
+
+
+async def _stream(request: HttpRequest, id: str) -> StreamingHttpResponse:
+    run, audience = await sync_to_async(_find)(request.person, id)  # type: ignore[attr-defined]
+    every = request.GET.get("all") == "1"
+    watching = _watch(request, run, audience)
+    watch, topic = await watching.__aenter__()  # here, so that a refusal is an answer and not a broken stream
+    stream = _lines(watching, watch, topic, audience, _last_seen(request), every)
+    response = StreamingHttpResponse(stream, content_type="text/event-stream; charset=utf-8")
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Accel-Buffering"] = "no"
+    return response
+
+
+def _last_seen(request: HttpRequest) -> int | None:
+    raw = request.headers.get("Last-Event-ID", "")
+    return int(raw) if raw.isascii() and raw.isdecimal() and len(raw) < 10 else None
+
+
+async def _lines(
+    watching: Any, watch: Watch, topic: RunTopic, audience: str, seen: int | None, every: bool
+) -> AsyncIterator[bytes]:
+    """The events as they come. A known Last-Event-ID goes on after it; else it begins with the present state."""
+    try:
+        run = topic.run
+        assert run is not None
+        if seen is None or seen > run.version:
+            seen = run.version
+            yield _line(run, topic.events[-1], audience, at_present=True)
+        elif run.done and seen == run.version:
+            yield _line(run, topic.events[-1], audience)
+        while not watch.expired:
+            run = topic.run
+            for event in topic.after(seen):
+                seen = event.seq
+                if event.kind == "phase" or every:
+                    yield _line(run, event, audience)
+            if run.done and seen >= run.version:
+                return
+            if not await watch.news(KEEP_ALIVE_SECONDS):
+                yield b": still here\n\n"
+    finally:
+        await asyncio.shield(watching.__aexit__(None, None, None))
+
+
+def _line(run: Deployment, event: Event, audience: str, *, at_present: bool = False) -> bytes:
+    """One event of the stream: a phase's is the state at that event, the others carry their own name."""
+    if event.kind == "phase" or at_present:
+        ends = {"success": "complete", "failure": "error"}
+        name = ends.get(event.status, "progress")
+        data: dict[str, Any] = run.to_dict(audience, event=event if event.kind == "phase" else None)
+        data.pop("logs", None)
+    else:
+        name, data = event.kind, event.to_dict(audience)
+    return f"event: {name}\nid: {event.seq}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()

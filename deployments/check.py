@@ -1,0 +1,93 @@
+"""Whether a name can be had: well-formed, free here, free at Dokploy, within the quota."""
+
+import asyncio
+import time
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+
+from .engine.dokploy import Dokploy
+from .engine.errors import DokployError
+from .models import Refusal, Stack
+
+ASK_SECONDS = 1.5
+REMEMBER_SECONDS = 5.0
+
+_seen: tuple[float, frozenset[str]] = (0.0, frozenset())
+
+
+def _line(state: str, word: str, text: str) -> dict[str, str]:
+    return {"state": state, "word": word, "text": text}
+
+
+def locally(person: Any, name: str) -> dict[str, Any]:
+    """What the portal itself knows: {"name", "address", "lines", "suggestions", "available"}."""
+    try:
+        Stack.check_name(name)
+    except Refusal as refusal:
+        line = _line("bad", "Not possible", refusal.message)
+        return {"name": name, "address": None, "lines": [line], "suggestions": [], "available": False}
+    lines, suggestions = [_line("ok", "Valid", "The name can be an address.")], []
+    stack = Stack.objects.existing().filter(name=name).first()
+    if stack is None:
+        lines.append(_line("ok", "Free", "Nobody has it here."))
+    elif stack.owner_id == person.pk:
+        lines.append(_line("ok", "Yours", "Deploying brings your stack to these settings."))
+    else:
+        lines.append(_line("bad", "Taken", "Somebody has it already."))
+        suggestions = _suggestions(name)
+    own = Stack.objects.existing().filter(owner=person).count()
+    if stack is None and not getattr(person, "is_staff", False):
+        left = settings.PORTAL_QUOTA - own
+        if left <= 0:
+            lines.append(_line("bad", "Quota", f"You have {own} stacks, which is the limit."))
+        elif left <= 3:
+            lines.append(_line("ok", "Quota", f"{left} more of {settings.PORTAL_QUOTA} stacks."))
+    return {
+        "name": name,
+        "address": Stack.address_of(name),
+        "lines": lines,
+        "suggestions": suggestions,
+        "available": all(line["state"] != "bad" for line in lines),
+        "own": stack is not None and stack.owner_id == person.pk,
+    }
+
+
+async def everywhere(person: Any, name: str) -> dict[str, Any]:
+    """The same, and whether Dokploy has a project of that name; an answer that does not come in time is unknown."""
+    found = await sync_to_async(locally)(person, name)
+    if found["available"] and not found["own"]:
+        taken = await _taken_at_dokploy(name)
+        if taken is None:
+            found["lines"].append(_line("unknown", "Unknown", "Dokploy cannot be asked right now."))
+            found["available"] = None
+        elif taken:
+            found["lines"].append(_line("bad", "Taken", "Dokploy already has a project of that name."))
+            found["suggestions"] = await sync_to_async(_suggestions)(name)
+            found["available"] = False
+        else:
+            found["lines"].append(_line("ok", "Free", "Dokploy does not have it either."))
+    return found
+
+
+async def _taken_at_dokploy(name: str) -> bool | None:
+    """From a list that is at most some seconds old, however many people type."""
+    global _seen
+    if time.monotonic() - _seen[0] > REMEMBER_SECONDS:
+        dokploy = Dokploy(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY, connections=1)
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                _seen = (time.monotonic(), frozenset(project.name for project in await dokploy.projects()))
+        except (DokployError, TimeoutError):
+            return None
+        finally:
+            await dokploy.aclose()
+    return name in _seen[1]
+
+
+def _suggestions(name: str) -> list[str]:
+    """Three names like this one that are free here."""
+    tried = [f"{name[:27].rstrip('-')}-{number}" for number in range(2, 12)]
+    taken = set(Stack.objects.existing().filter(name__in=tried).values_list("name", flat=True))
+    return [candidate for candidate in tried if candidate not in taken][:3]

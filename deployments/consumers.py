@@ -1,0 +1,119 @@
+"""The worker's doorbell, and the sockets of the pages."""
+
+import asyncio
+import logging
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from channels.consumer import AsyncConsumer
+from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.layers import get_channel_layer
+from channels.worker import Worker
+
+from . import live, people
+from .hub import Hub
+from .models import Deployment, Refusal
+from .people import Pass, client_address
+from .runner import Runner
+
+log = logging.getLogger(__name__)
+
+# RFC 6455, 7.4.1 and 7.4.2
+POLICY_VIOLATION, TRY_AGAIN_LATER, NOT_FOUND = 1008, 1013, 4404
+
+
+class RunnerConsumer(AsyncConsumer):
+    """Owns the process's runner. A message only rings its bell: the runner lives beside the handler, which returns."""
+
+    async def wake(self, message: dict[str, Any]) -> None:
+        Runner.of_this_process().ring()
+
+    async def dispatch(self, message: dict[str, Any]) -> None:
+        """A message of an unknown type must not cost the ones behind it."""
+        if message.get("type") == "wake":
+            await self.wake(message)
+        else:
+            log.warning("A message that is no bell was left aside")
+
+
+async def answer_the_bell(application: Any) -> None:
+    """Channels' worker for the runner's channel, for ever: what ends it (trouble of the layer, a message without a type)
+    costs a second."""
+    while True:
+        try:
+            await Worker(application, [live.RUNNER_CHANNEL], get_channel_layer()).handle()
+        except Exception as error:
+            log.warning("The bell is deaf for a moment: %s", type(error).__name__)
+        await asyncio.sleep(1)
+
+
+class PageSocket(AsyncWebsocketConsumer):
+    """Sends the page's partial whenever it changes. What the page sends is not looked at.
+
+    Subscribes no channel of its own: frames go from the hub straight to this socket's send.
+    """
+
+    channel_layer_alias = None  # type: ignore[assignment]
+
+    async def connect(self) -> None:
+        person, holder = await sync_to_async(people.of_scope)(self.scope)
+        self.watching = await self.watch(person, holder)
+        if self.watching is None:
+            await self.accept()  # only an open socket can be told why
+            await self.close(code=NOT_FOUND)
+            return
+        await self.accept()
+        try:
+            watch, _ = await self.watching.__aenter__()
+        except Refusal as refusal:
+            self.watching = None
+            await self.close(code=TRY_AGAIN_LATER, reason=refusal.message)
+            return
+        self.ending = asyncio.create_task(self._close_when_expired(watch))
+
+    async def watch(self, person: Any, holder: Pass) -> Any:
+        """What to watch, as a context manager, or None when this person may not."""
+        raise NotImplementedError
+
+    @property
+    def viewer(self) -> str:
+        user = self.scope.get("user")
+        if user is not None and user.is_authenticated:
+            return f"user {user.pk}"
+        headers = dict(self.scope["headers"])
+        forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1")
+        return f"address {client_address((self.scope.get('client') or [''])[0], forwarded)}"
+
+    async def push(self, html: str) -> None:
+        await self.base_send({"type": "websocket.send", "text": html})
+
+    async def _close_when_expired(self, watch: Any) -> None:
+        while not watch.expired:
+            await watch.news(3600)
+        await self.close(code=POLICY_VIOLATION)
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        return
+
+    async def disconnect(self, code: int) -> None:
+        if getattr(self, "ending", None):
+            self.ending.cancel()
+        if getattr(self, "watching", None):
+            await self.watching.__aexit__(None, None, None)
+
+
+class DeploymentSocket(PageSocket):
+    async def watch(self, person: Any, holder: Pass) -> Any:
+        id = self.scope["url_route"]["kwargs"]["id"]
+        find = Deployment.objects.visible_to(person).select_related("stack").filter(pk=id).first
+        run = await sync_to_async(find)()
+        if run is None:
+            return None
+        return Hub.of_this_process().run(id, holder, run.audience(person), viewer=self.viewer, push=self.push)
+
+
+class StacksSocket(PageSocket):
+    async def watch(self, person: Any, holder: Pass) -> Any:
+        if not person.is_authenticated:
+            return None
+        return Hub.of_this_process().stacks(person.pk, holder, viewer=self.viewer, push=self.push)

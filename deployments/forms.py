@@ -1,0 +1,122 @@
+"""The deploy form, and what it shares with the API: one reading of names, templates and parameters."""
+
+import secrets
+from typing import Any
+
+from django import forms
+from django.contrib.auth.forms import AuthenticationForm
+from django.core.cache import cache
+from django.core.exceptions import ValidationError
+
+from .models import Deployment, Refusal, Stack, Template
+
+LOCK_SECONDS = 15 * 60
+TRIES = 5
+
+
+def read_parameters(template: Template, given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, checked and typed, defaults filled in. Raises Refusal INVALID_PARAMETER with the field.
+
+    given: values by key, as JSON has them; keys that the template does not know are refused.
+    """
+    fields = template.form_fields()
+    if unknown := sorted(given.keys() - fields.keys()):
+        raise Refusal("INVALID_PARAMETER", f"The template has no parameter “{unknown[0][:60]}”.", field=unknown[0][:60])
+    values = {}
+    for key, field in fields.items():
+        value = given.get(key, field.initial)
+        if isinstance(value, dict | list):
+            raise Refusal("INVALID_PARAMETER", f"{field.label}: write a single value.", field=key)
+        try:
+            values[key] = field.clean(value)
+        except ValidationError as error:
+            raise Refusal("INVALID_PARAMETER", f"{field.label}: {' '.join(error.messages)}", field=key) from None
+    return values
+
+
+class DeployForm(forms.Form):
+    """A name, a template, the parameters of all templates offered (named <slug>-<key>; those of the chosen one count)."""
+
+    name = forms.CharField(max_length=30, required=False)
+    template = forms.ModelChoiceField(Template.objects.none(), to_field_name="slug", empty_label=None)
+    idempotency_key = forms.CharField(widget=forms.HiddenInput, required=False, max_length=64)
+
+    def __init__(self, person: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.person = person
+        self.offered = list(Template.offered_to(person))
+        self.fields["template"].queryset = Template.offered_to(person)  # type: ignore[attr-defined]
+        self.fields["template"].initial = self.offered[0].slug if self.offered else None
+        self.fields["idempotency_key"].initial = secrets.token_hex(16)
+        for template in self.offered:
+            for key, field in template.form_fields().items():
+                field.required = False  # only the chosen template's parameters count; they are checked in clean
+                self.fields[f"{template.slug}-{key}"] = field
+
+    def cards(self) -> list[dict[str, Any]]:
+        chosen = self["template"].value()
+        return [
+            {
+                "slug": template.slug,
+                "name": template.name,
+                "icon": template.icon,
+                "description": template.description,
+                "selected": template.slug == chosen,
+                "fields": [self[f"{template.slug}-{key}"] for key in template.form_fields()],
+            }
+            for template in self.offered
+        ]
+
+    def clean_name(self) -> str:
+        name = str(self.cleaned_data["name"]).strip()
+        try:
+            return Stack.check_name(name)
+        except Refusal as refusal:
+            raise ValidationError(refusal.message) from None
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        template = cleaned.get("template")
+        if template is not None:
+            prefix = f"{template.slug}-"
+            given = {key: cleaned.get(prefix + key) for key in template.form_fields() if prefix + key in cleaned}
+            try:
+                cleaned["parameters"] = read_parameters(template, given)
+            except Refusal as refusal:
+                field = f"{prefix}{refusal.field}"
+                self.add_error(field if field in self.fields else None, refusal.message)
+        return cleaned
+
+    def deploy(self, address: str) -> Deployment | None:
+        """The run that was asked for, or None with the reason among the form's errors."""
+        try:
+            return Deployment.request(
+                self.person,
+                self.cleaned_data["name"],
+                self.cleaned_data["template"],
+                self.cleaned_data["parameters"],
+                via=Deployment.Via.FORM,
+                idempotency_key=self.cleaned_data["idempotency_key"] or None,
+                address=address,
+            )
+        except Refusal as refusal:
+            self.add_error(refusal.field if refusal.field in self.fields else None, refusal.message)
+            return None
+
+
+class LoginForm(AuthenticationForm):
+    """Django's, with a pause after too many wrong passwords for one account from one address."""
+
+    def clean(self) -> dict[str, Any]:
+        address = getattr(self.request, "address", "")
+        tries = f"login:{address}:{str(self.data.get('username', '')).lower()[:150]}"
+        if cache.get(tries, 0) >= TRIES:
+            raise ValidationError("Too many wrong passwords. Try again in 15 minutes.", code="locked")
+        try:
+            cleaned = super().clean()
+        except ValidationError:
+            cache.add(tries, 0, LOCK_SECONDS)
+            cache.incr(tries)
+            raise
+        cache.delete(tries)
+        return cleaned

@@ -1,0 +1,94 @@
+"""The channel layer and nothing else. A message only ever says “look”; losing one costs time, never truth.
+
+Nothing here is awaited by a report or a request, and nothing here fails: sending is bounded to a second, and errors of
+the layer are swallowed (the sweep and the hub's comparison of versions make up for a lost message).
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from channels.layers import get_channel_layer
+
+RUNNER_CHANNEL = "runner"
+SEND_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+_loop: asyncio.AbstractEventLoop | None = None
+_sending: set[asyncio.Task[None]] = set()
+
+
+def bind() -> None:
+    """Remembers the running loop as the one that sends for this process's threads."""
+    global _loop
+    _loop = asyncio.get_running_loop()
+
+
+def wake() -> None:
+    """Rings the runner's bell: something is due."""
+    _send(_quietly(get_channel_layer().send(RUNNER_CHANNEL, {"type": "wake"})))
+
+
+def announce(topics: Iterable[str]) -> None:
+    """Tells every process that watches one of these topics to look."""
+    layer = get_channel_layer()
+    for topic in topics:
+        _send(_quietly(layer.group_send(topic, {"type": "changed", "topic": topic})))
+
+
+class Ear:
+    """One subscription of this process; hears of all the topics that were joined."""
+
+    def __init__(self) -> None:
+        self._layer = get_channel_layer()
+        self._channel: str | None = None
+
+    async def open(self) -> None:
+        self._channel = await self._layer.new_channel()
+
+    async def join(self, topic: str) -> None:
+        await _quietly(self._layer.group_add(topic, self._channel))
+
+    async def leave(self, topic: str) -> None:
+        await _quietly(self._layer.group_discard(topic, self._channel))
+
+    async def topics(self) -> AsyncIterator[str]:
+        """Each topic of which somebody said that it changed. What a message holds besides is not looked at."""
+        while True:
+            try:
+                message = await self._layer.receive(self._channel)
+            except Exception as error:  # the layer is away: the comparison of versions goes on
+                log.warning("The channel layer does not answer: %s", type(error).__name__)
+                await asyncio.sleep(SEND_SECONDS)
+                continue
+            topic = message.get("topic") if isinstance(message, dict) else None
+            if isinstance(topic, str):
+                yield topic
+
+
+def _send(sending: Coroutine[Any, Any, None]) -> None:
+    """From a thread, or from the loop: starts it and returns. Without a loop (a command) it is awaited, bounded."""
+    if _loop is not None and _loop.is_running():
+        _loop.call_soon_threadsafe(_start, sending)
+    else:
+        async_to_sync(_await)(sending)
+
+
+def _start(sending: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(sending)
+    _sending.add(task)
+    task.add_done_callback(_sending.discard)
+
+
+async def _await(sending: Coroutine[Any, Any, None]) -> None:
+    await sending
+
+
+async def _quietly(sending: Coroutine[Any, Any, None]) -> None:
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await sending
+    except Exception as error:
+        log.warning("The channel layer does not answer: %s", type(error).__name__)

@@ -1,0 +1,51 @@
+import asyncio
+import sys
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from rich.console import Console
+
+from deployments import people, terminal
+from deployments.forms import read_parameters
+from deployments.models import Deployment, Refusal, Template
+
+
+class Command(BaseCommand):
+    help = "Deploys a stack and follows it. Ends with 0 (live), 1 (failed) or 2 (refused)."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name")
+        parser.add_argument("--template", metavar="SLUG", help="the template (default: the first)")
+        parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter")
+        parser.add_argument("--user", help="the owner (default: the demo's visitor, or the first operator)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            run = self.request(options)
+        except Refusal as refusal:
+            raise CommandError(refusal.message, returncode=2) from None
+        ended = asyncio.run(terminal.follow(run, Console()))
+        sys.exit(0 if ended.status == Deployment.Status.SUCCESS else 1)
+
+    def request(self, options: dict[str, Any]) -> Deployment:
+        person = self.person(options["user"])
+        offered = Template.objects.filter(active=True)
+        template = offered.filter(slug=options["template"]).first() if options["template"] else offered.first()
+        if template is None:
+            raise Refusal("INVALID_PARAMETER", f"There is no template “{options['template'] or ''}”.")
+        pairs = [pair.partition("=") for pair in options["set"]]
+        values = read_parameters(template, {key: value for key, _, value in pairs})
+        return Deployment.request(person, options["name"], template, values, via=Deployment.Via.COMMAND)
+
+    def person(self, username: str | None) -> Any:
+        users = get_user_model().objects.filter(is_active=True)
+        if username is None and settings.DEMO:
+            return people.demo_visitor()
+        found = users.filter(username=username) if username else users.filter(is_superuser=True).order_by("pk")
+        if person := found.first():
+            return person
+        if username:
+            raise Refusal("FORBIDDEN", f"There is no active user “{username}”.")
+        raise Refusal("FORBIDDEN", "There is no operator yet. Make one: manage.py createsuperuser")

@@ -1,0 +1,211 @@
+"""All in one process: web, Channels consumer and runner on Daphne's own loop; in the demo the simulator beside it."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any, TextIO
+
+from asgiref.sync import sync_to_async
+from daphne.server import Server  # before anything else of Twisted's: it installs the reactor
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from rich.console import Console
+from twisted.internet import defer, reactor
+
+from deployments import consumers, live, people, terminal
+from deployments.models import Deployment, Template
+from deployments.runner import Runner
+
+STARTING_SECONDS = 20
+SAMPLE = "hello"
+
+
+class Command(BaseCommand):
+    help = "Runs the portal on one machine: as a demo with a Dokploy simulator, or with the Dokploy at DOKPLOY_URL."
+    requires_system_checks = "__all__"
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--bind", default="127.0.0.1", metavar="ADDRESS", help="where to listen (never in the demo)"
+        )
+        parser.add_argument("--no-sample", action="store_true", help="deploy no sample stack on the first start")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        bind = "127.0.0.1" if settings.DEMO else options["bind"]
+        lock = self.lock()
+        for port, what in self.ports():
+            self.check_free(bind if what == "portal" else "127.0.0.1", port, what)
+        call_command("setup")
+        simulator = self.start_simulator() if settings.DEMO else None
+        if settings.ON_SQLITE:
+            Deployment.release_all()  # we hold the lock: whoever had them is dead
+        self.console = Console()
+        self.greet(bind)
+        try:
+            self.serve(bind, sample=settings.DEMO and not options["no_sample"])
+        finally:
+            if simulator is not None:
+                self.stop_simulator(simulator)
+            lock.close()
+
+    # -- one of us, and its ports --------------------------------------------------------------------------------------
+
+    def lock(self) -> TextIO:
+        """Only one process may work on this data directory; the lock goes with the process, however it ends."""
+        handle = open(settings.DATA_DIR / "serve.lock", "a+")  # noqa: SIM115 - held as long as the process lives
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandError(
+                f"The portal already runs on {settings.DATA_DIR}. Stop it first.", returncode=2
+            ) from None
+        return handle
+
+    def ports(self) -> list[tuple[int, str]]:
+        mine = [(settings.PORT, "portal")]
+        if settings.DEMO:
+            mine += [(settings.SIMULATOR_PORT, "simulator"), (settings.ROUTER_PORT, "router of the simulator")]
+        return mine
+
+    def check_free(self, bind: str, port: int, what: str) -> None:
+        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((bind, port))
+            except OSError:
+                moved = f"PORT={settings.PORT + 1000} make run"
+                text = f"Port {port}, for the {what}, is taken. Stop what uses it, or move all ports together: {moved}"
+                raise CommandError(text, returncode=2) from None
+
+    # -- the simulator -------------------------------------------------------------------------------------------------
+
+    def start_simulator(self) -> subprocess.Popen[str]:
+        """A process of its own, in a session of its own: Ctrl-C is ours to hand on, and it ends when our pipe closes."""
+        command = [
+            *(sys.executable, "-m", "deployments.simulator", "--until-stdin-closes"),
+            *("--api", f"127.0.0.1:{settings.SIMULATOR_PORT}"),
+            *("--router", f"127.0.0.1:{settings.ROUTER_PORT}"),
+            *("--data", str(settings.DATA_DIR / "simulator")),
+            *("--pull", str(settings.SIMULATOR_PULL_SECONDS)),
+            *("--start", str(settings.SIMULATOR_START_SECONDS)),
+            *("--latency", str(settings.SIMULATOR_LATENCY_SECONDS)),
+        ]
+        env = {**os.environ, "SIMULATOR_API_KEY": settings.DOKPLOY_API_KEY}
+        env.pop("DJANGO_SETTINGS_MODULE", None)
+        simulator = subprocess.Popen(  # noqa: S603
+            command,
+            cwd=settings.BASE_DIR,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert simulator.stdout is not None
+        if not simulator.stdout.readline().startswith("ready"):
+            simulator.wait(STARTING_SECONDS)
+            raise CommandError("The simulator did not start; it says why above.", returncode=2)
+        return simulator
+
+    def stop_simulator(self, simulator: subprocess.Popen[str]) -> None:
+        assert simulator.stdin is not None
+        with contextlib.suppress(OSError):
+            simulator.stdin.close()
+        try:
+            simulator.wait(10)
+        except subprocess.TimeoutExpired:
+            simulator.kill()
+            simulator.wait()
+
+    # -- the terminal --------------------------------------------------------------------------------------------------
+
+    def greet(self, bind: str) -> None:
+        say = self.console.print
+        say(f"\n[bold]Deploy Portal[/]  http://{'localhost' if settings.DEMO else bind}:{settings.PORT}/")
+        if settings.DEMO:
+            password = self.demo_operator()
+            say(
+                f"Operator       http://localhost:{settings.PORT}/admin/  user [bold]operator[/]  password [bold]{password}[/]"
+            )
+            say(
+                f"Demo: deployments go to a simulator on this machine (ports {settings.PORT + 1} and {settings.PORT + 2})."
+            )
+        elif not get_user_model().objects.filter(is_superuser=True).exists():
+            say("There is no operator yet. Make one: .venv/bin/python manage.py createsuperuser")
+        say("Stop with Ctrl-C.\n")
+
+    def demo_operator(self) -> str:
+        """The demo's operator, with a password that is made once and kept beside the database."""
+        path = settings.DATA_DIR / "operator-password"
+        operator, made = get_user_model().objects.get_or_create(
+            username="operator", defaults={"is_staff": True, "is_superuser": True}
+        )
+        if made or not path.exists():
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as handle:
+                handle.write(secrets.token_urlsafe(12))
+            operator.set_password(path.read_text())
+            operator.save()
+        return path.read_text()
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def serve(self, bind: str, *, sample: bool) -> None:
+        from deployportal.asgi import application
+
+        loop = reactor._asyncioEventloop
+        tasks: set[asyncio.Task[None]] = set()
+
+        def begin() -> None:
+            live.bind()
+            tasks.add(loop.create_task(consumers.answer_the_bell(application)))
+            tasks.add(loop.create_task(self.first_bell()))
+            if sample:
+                tasks.add(loop.create_task(self.show_sample()))
+
+        def drain() -> defer.Deferred[Any]:
+            for task in tasks:
+                task.cancel()
+            runner = Runner._of_this_process
+            return defer.Deferred.fromFuture(loop.create_task(runner.drain())) if runner else defer.succeed(None)
+
+        server = Server(
+            application,
+            endpoints=[f"tcp:port={settings.PORT}:interface={bind.replace(':', chr(92) + ':')}"],
+            ping_interval=5,
+            ping_timeout=10,
+            websocket_max_message_size=64 * 1024,
+            websocket_max_frame_size=64 * 1024,
+            server_name="deploy-portal",
+        )
+        loop.call_soon(begin)  # on the loop itself: where Twisted calls back at its start, no loop runs yet
+        reactor.addSystemEventTrigger("before", "shutdown", drain)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        server.run()
+
+    async def first_bell(self) -> None:
+        """Runs that an earlier process left are due at once."""
+        await asyncio.sleep(0)
+        live.wake()
+
+    async def show_sample(self) -> None:
+        run = await sync_to_async(self.sample)()
+        if run is not None:
+            await terminal.follow(run, self.console)
+            self.console.print(f"\nNow deploy your own: http://localhost:{settings.PORT}/\n")
+
+    def sample(self) -> Deployment | None:
+        """The sample stack, on the first start only."""
+        template = Template.objects.filter(slug="web-page").first() or Template.objects.first()
+        if Deployment.objects.exists() or template is None:
+            return None
+        values = {key: field.initial for key, field in template.form_fields().items()}
+        return Deployment.request(people.demo_visitor(), SAMPLE, template, values, via=Deployment.Via.COMMAND)

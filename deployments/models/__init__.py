@@ -1,0 +1,20 @@
+"""State: the only writer of it. Every change is a verb; a message or a page only ever reads."""
+
+from .deployment import Deployment, Event, LeaseLost
+from .installation import Installation
+from .refusal import Refusal
+from .stack import Receipt, Stack
+from .template import Template
+from .token import ApiToken
+
+__all__ = [
+    "ApiToken",
+    "Deployment",
+    "Event",
+    "Installation",
+    "LeaseLost",
+    "Receipt",
+    "Refusal",
+    "Stack",
+    "Template",
+]

@@ -1,0 +1,526 @@
+import hashlib
+import secrets
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.db import IntegrityError, models, transaction
+from django.db.models import ExpressionWrapper, F, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from .. import live, vault
+from ..engine.errors import Interrupted
+from ..engine.recipe import TITLES
+from ..engine.spec import Progress, Resources, StackSpec
+from .installation import Installation
+from .refusal import Refusal
+from .stack import Receipt, Stack
+from .template import Template
+
+LEASE_SECONDS = 30
+CRASHES = 5  # a run that killed its worker so often is ended
+RESOURCE_NAMES = {
+    "projectId": "project_id",
+    "environmentId": "environment_id",
+    "applicationId": "application_id",
+    "domainId": "domain_id",
+}
+
+
+class LeaseLost(Interrupted):
+    """Another worker has the run now. Write nothing, stop."""
+
+
+def new_deployment_id() -> str:
+    return f"dep_{secrets.token_hex(16)}"  # 128 random bits: where people need not sign in it is the only key to a run
+
+
+class DeploymentQuerySet(models.QuerySet["Deployment"]):
+    def visible_to(self, user: Any) -> "DeploymentQuerySet":
+        """The one rule for every door: operators see all, people their own, and who holds its id an open run."""
+        if user.is_authenticated and user.is_staff:
+            return self
+        mine = Q(stack__owner=user) if user.is_authenticated else Q()
+        is_open = Q(stack__owner__username=settings.OPEN_USERNAME)
+        if settings.PORTAL_OPEN:
+            return self.filter(mine | is_open) if mine else self.filter(is_open)
+        return self.filter(mine) if mine else self.none()
+
+    def running(self) -> "DeploymentQuerySet":
+        return self.filter(status=Deployment.Status.IN_PROGRESS)
+
+    def due(self) -> "DeploymentQuerySet":
+        """What nobody works on, by the database's clock; oldest first."""
+        return self.running().filter(Q(lease_until=None) | Q(lease_until__lt=Now())).order_by("created_at")
+
+
+class Deployment(models.Model):
+    """One run that brings a stack to what was asked for. Its rows are the truth; whoever runs it holds a lease."""
+
+    class Kind(models.TextChoices):
+        DEPLOY = "deploy"
+        REDEPLOY = "redeploy"
+        REMOVE = "remove"
+
+    class Status(models.TextChoices):
+        IN_PROGRESS = "in_progress"
+        SUCCESS = "success"
+        FAILURE = "failure"
+
+    class Via(models.TextChoices):
+        FORM = "form", "the form"
+        API = "api", "the API"
+        COMMAND = "command", "the command line"
+
+    id = models.CharField(primary_key=True, max_length=40, default=new_deployment_id, editable=False)
+    stack = models.ForeignKey(Stack, on_delete=models.PROTECT, related_name="deployments")
+    kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.DEPLOY)
+    spec = models.JSONField(default=dict)
+    spec_locked = models.TextField(blank=True)
+    phase = models.CharField(max_length=30, default="initializing")
+    status = models.CharField(max_length=12, choices=Status.choices, default=Status.IN_PROGRESS)
+    progress = models.PositiveSmallIntegerField(default=0)
+    message = models.CharField(max_length=500, blank=True)
+    error = models.JSONField(null=True, blank=True)
+    resources = models.JSONField(default=dict, blank=True)
+    requests = models.JSONField(default=list, blank=True)
+    version = models.PositiveIntegerField(default=0)
+    lease_owner = models.CharField(max_length=60, blank=True)
+    lease_token = models.PositiveIntegerField(default=0)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    crashes = models.PositiveSmallIntegerField(default=0)
+    retry_of = models.ForeignKey("self", null=True, blank=True, on_delete=models.PROTECT, related_name="retries")
+    requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="deployments")
+    via = models.CharField(max_length=10, choices=Via.choices, default=Via.FORM)
+    idempotency_key = models.CharField(max_length=64, null=True, blank=True)
+    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True, blank=True)
+    updated_at = models.DateTimeField(default=timezone.now)
+    completed_at = models.DateTimeField(null=True, blank=True)
+
+    objects = DeploymentQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [
+            models.Index(fields=["created_at"], condition=Q(status="in_progress"), name="running"),
+            models.Index(fields=["stack", "-created_at"], name="of_a_stack"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["stack"], condition=Q(status="in_progress"), name="one_run_of_a_stack"),
+            models.UniqueConstraint(fields=["requested_by", "idempotency_key"], name="one_run_of_a_key"),
+            models.CheckConstraint(
+                condition=Q(status__in=["in_progress", "success", "failure"]), name="deployment_status"
+            ),
+            models.CheckConstraint(condition=Q(progress__lte=100), name="deployment_progress"),
+            models.CheckConstraint(
+                condition=Q(status="in_progress", completed_at=None)
+                | (~Q(status="in_progress") & Q(completed_at__isnull=False)),
+                name="deployment_ends_once",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.stack_id} {self.kind} {self.id}"
+
+    # -- asked for -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def request(
+        cls,
+        person: Any,
+        name: str,
+        template: Template,
+        parameters: dict[str, Any],
+        *,
+        via: str,
+        idempotency_key: str | None = None,
+        address: str | None = None,
+    ) -> "Deployment":
+        """Takes the name and puts a run into the queue, or raises Refusal; of two at once one wins. Never asks Dokploy.
+
+        parameters: already checked (Template.form_fields). idempotency_key: the same caller with the same key gets the
+        run that the key made. address: whence an anonymous request came.
+        """
+        digest = None
+        if idempotency_key:
+            caller = address or "" if person.username == settings.OPEN_USERNAME else ""
+            digest = hashlib.sha256(f"{caller}\0{idempotency_key}".encode()).hexdigest()
+            if earlier := cls.objects.filter(requested_by=person, idempotency_key=digest).first():
+                return earlier
+        Stack.check_name(name)
+        for last in (False, True):
+            try:
+                with transaction.atomic():
+                    return cls._request(person, name, template, parameters, via, digest, address)
+            except IntegrityError:  # somebody was faster: the second look finds out what that means
+                earlier = digest and cls.objects.filter(requested_by=person, idempotency_key=digest).first()
+                if earlier:
+                    return earlier
+                if last:
+                    raise
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def _request(
+        cls,
+        person: Any,
+        name: str,
+        template: Template,
+        parameters: dict[str, Any],
+        via: str,
+        digest: str | None,
+        address: str | None,
+    ) -> "Deployment":
+        stack = Stack.objects.existing().filter(name=name).first()
+        kind = cls.Kind.DEPLOY
+        if stack is None:
+            cls._check_quota(person, address)
+            url = Stack.address_of(name)
+            stack = Stack.objects.create(
+                name=name, owner=person, template=template, url=url, host=host_of(url), requested_from=address
+            )
+        else:
+            if stack.owner_id != person.pk or person.username == settings.OPEN_USERNAME:
+                raise Refusal("NAME_TAKEN", f"“{name}” is taken. Choose another name.", field="name")
+            if stack.deployments.running().exists():
+                raise Refusal("BUSY", f"“{name}” is being deployed right now. Wait until that is over.", field="name")
+            if stack.state == Stack.State.LIVE:
+                kind = cls.Kind.REDEPLOY
+            Stack.objects.filter(pk=stack.pk).update(template=template)
+        run = cls(stack=stack, kind=kind, requested_by=person, via=via, idempotency_key=digest)
+        run._write_spec(template, parameters)
+        run.message = "Waiting to begin"
+        run.version = 1
+        run.save(force_insert=True)
+        run._write_event("phase", run.message, {"step": "begins", "resources": {}})
+        transaction.on_commit(run._announce)
+        transaction.on_commit(live.wake)
+        return run
+
+    @classmethod
+    def _check_quota(cls, person: Any, address: str | None) -> None:
+        if cls.objects.running().count() >= settings.PORTAL_WAITING:
+            raise Refusal("QUOTA", "The portal has its hands full. Try again in a minute.", retry_after=60)
+        stacks = Stack.objects.existing().filter(owner=person)
+        if person.username == settings.OPEN_USERNAME:
+            if stacks.count() >= settings.PORTAL_OPEN_QUOTA:
+                raise Refusal("QUOTA", "There are too many stacks without an owner. Sign in.", retry_after=3600)
+            stacks = stacks.filter(requested_from=address)
+        elif person.is_staff:
+            return
+        if stacks.count() >= settings.PORTAL_QUOTA:
+            raise Refusal("QUOTA", f"You have {settings.PORTAL_QUOTA} stacks, which is the limit.", retry_after=3600)
+
+    def _write_spec(self, template: Template, parameters: dict[str, Any]) -> None:
+        """Freezes what this run begins with. What is secret lies encrypted beside it."""
+        secret = template.secret_keys()
+        self.spec = {
+            "image": template.image,
+            "port": template.port,
+            "certificate": settings.STACK_CERTIFICATE,
+            "registry": template.registry,
+            "registry_username": template.registry_username,
+            "memory_bytes": template.memory_bytes,
+            "cpus": template.cpus,
+            "health_path": template.health_path,
+            "health_interval": template.health_interval,
+            "health_timeout": template.health_timeout,
+            "env": {key: _as_env(value) for key, value in parameters.items() if key not in secret},
+        }
+        self.spec_locked = vault.lock(
+            {
+                "registry_password": template.registry_password,
+                "env": {key: _as_env(value) for key, value in parameters.items() if key in secret},
+            }
+        )
+
+    def stack_spec(self) -> StackSpec:
+        """What the engine is to bring about, secrets in clear. Raises vault.Locked."""
+        locked = vault.unlock(self.spec_locked) or {}
+        public = {key: value for key, value in self.spec.items() if key != "env"}
+        env = {**self.spec.get("env", {}), **locked.get("env", {})}
+        return StackSpec(
+            installation=Installation.current().id,
+            stack=self.stack_id,
+            run=self.pk,
+            name=self.stack.name,
+            host=self.stack.host,
+            url=self.stack.url,
+            env=tuple(env.items()),
+            registry_password=locked.get("registry_password", ""),
+            router_address=settings.STACK_ROUTER_ADDRESS,
+            secrets=tuple(filter(None, [locked.get("registry_password"), *locked.get("env", {}).values()])),
+            **public,
+        )
+
+    def former(self) -> "Deployment | None":
+        """The last run that left the stack working: what a failed redeploy goes back to."""
+        return self.stack.deployments.filter(status=self.Status.SUCCESS).exclude(pk=self.pk).first()
+
+    # -- worked on -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def claim(cls, worker: str, *, excluding: list[str]) -> "Deployment | None":
+        """Takes the oldest run that nobody works on: one conditional UPDATE, so that of several workers one gets it."""
+        for seen in cls.objects.due().exclude(pk__in=excluding)[:5]:
+            crashed = F("crashes") + 1 if seen.lease_owner else F("crashes")  # its last worker never let go
+            taken = (
+                cls.objects.due()
+                .filter(pk=seen.pk, lease_token=seen.lease_token)
+                .update(
+                    lease_owner=worker,
+                    lease_token=F("lease_token") + 1,
+                    lease_until=_lease_end(),
+                    crashes=crashed,
+                    started_at=seen.started_at or timezone.now(),
+                )
+            )
+            if taken:
+                return cls.objects.select_related("stack", "stack__owner", "stack__template").get(pk=seen.pk)
+        return None
+
+    @classmethod
+    def beat(cls, worker: str) -> set[str]:
+        """Renews the leases of this worker's runs; returns the ids of those that it still holds."""
+        mine = cls.objects.running().filter(lease_owner=worker)
+        mine.update(lease_until=_lease_end())
+        return set(mine.values_list("pk", flat=True))
+
+    @classmethod
+    def release_all(cls) -> int:
+        """Lets go of every run. Only for a process that knows that no other worker lives (it holds the lock file)."""
+        return cls.objects.running().exclude(lease_until=None).update(lease_until=None)
+
+    def release(self) -> None:
+        """An orderly end of working on it: the next worker may go on at once."""
+        held = Deployment.objects.running().filter(pk=self.pk, lease_token=self.lease_token)
+        if held.update(lease_until=None, lease_owner=""):
+            live.wake()
+
+    def record(self, progress: Progress, requests: list[str] | None = None) -> None:
+        """Writes down one report: row, event and receipt in one transaction, announced on commit.
+
+        Raises LeaseLost, having written nothing, when the run is another worker's by now or is over.
+        """
+        final = progress.status != self.Status.IN_PROGRESS
+        changes: dict[str, Any] = {"version": F("version") + 1, "updated_at": timezone.now()}
+        if progress.kind == "phase":
+            self.phase, self.message, self.status = progress.phase, progress.message[:500], progress.status
+            self.progress = max(self.progress, progress.progress or 0)
+            if progress.error is not None:
+                self.error = dict(progress.error)
+            if progress.resources is not None:
+                self.resources = _resources_dict(progress.resources)
+            changes.update(
+                phase=self.phase,
+                message=self.message,
+                status=self.status,
+                progress=self.progress,
+                error=self.error,
+                resources=self.resources,
+            )
+        if final:
+            changes.update(completed_at=timezone.now(), lease_until=None, lease_owner="", requests=requests or [])
+        with transaction.atomic():
+            held = Deployment.objects.filter(pk=self.pk, lease_token=self.lease_token, status="in_progress")
+            if not held.update(**changes):
+                raise LeaseLost
+            self.version = Deployment.objects.values_list("version", flat=True).get(pk=self.pk)
+            data = dict(progress.data)
+            if progress.kind == "phase":
+                data["resources"] = self.wire_resources()
+                if self.error:
+                    data["error"] = self.error
+            if progress.kind == "receipt":
+                self._write_receipt(progress)
+            self._write_event(progress.kind, progress.message, data)
+            if final:
+                self._settle_stack()
+            transaction.on_commit(self._announce)
+
+    def _settle_stack(self) -> None:
+        restored = self.kind == self.Kind.REDEPLOY and not (self.error or {}).get("left")
+        self.stack.settle(succeeded=self.status == self.Status.SUCCESS or restored)
+
+    def _write_event(self, kind: str, message: str, data: dict[str, Any]) -> None:
+        Event.objects.create(
+            deployment=self,
+            seq=self.version,
+            kind=kind,
+            phase=self.phase,
+            status=self.status,
+            progress=self.progress,
+            message=message[:500],
+            data=data,
+        )
+
+    def _write_receipt(self, progress: Progress) -> None:
+        state, kind = progress.data["state"], progress.data["kind"]
+        id = progress.data.get("id") or ""
+        receipts = Receipt.objects.filter(stack=self.stack_id, kind=kind).exclude(state=Receipt.State.GONE)
+        if state in (Receipt.State.INTENDED, Receipt.State.MADE):
+            Receipt.objects.update_or_create(
+                stack_id=self.stack_id,
+                kind=kind,
+                mark=progress.data["mark"],
+                state__in=[s for s in Receipt.State if s != Receipt.State.GONE],
+                defaults={"state": state, "external_id": id},
+                create_defaults={
+                    "state": state,
+                    "external_id": id,
+                    "deployment": self,
+                    "phase": progress.phase,
+                    "stack_id": self.stack_id,
+                    "kind": kind,
+                    "mark": progress.data["mark"],
+                },
+            )
+            return
+        if id:
+            receipts = receipts.filter(external_id__in=[id, ""])  # "": intended, and found only now
+            receipts.update(external_id=id)
+        receipts.update(state=state, why=str(progress.data.get("why", ""))[:500], updated_at=timezone.now())
+
+    def _announce(self) -> None:
+        live.announce([f"run.{self.pk}", f"stacks.{self.stack.owner_id}"])
+
+    # -- taken up again ------------------------------------------------------------------------------------------------
+
+    def known_resources(self) -> Resources:
+        return Resources(**{key: value for key, value in self.resources.items() if key in Resources.__slots__})
+
+    def intended_marks(self) -> set[str]:
+        return set(self.stack.receipts.exclude(state=Receipt.State.GONE).values_list("mark", flat=True))
+
+    def logged_lines(self) -> dict[str, int]:
+        """How many lines of each deploy's log are among the events."""
+        seen: dict[str, int] = {}
+        for data in self.events.filter(kind="log").values_list("data", flat=True):
+            seen[data["source"]] = data["first"] - 1 + len(data["lines"])
+        return seen
+
+    # -- read ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        return self.status != self.Status.IN_PROGRESS
+
+    @property
+    def address(self) -> str:
+        return self.stack.url
+
+    def ahead(self) -> int:
+        """How many runs wait in front of this one, which waits too."""
+        return Deployment.objects.due().filter(created_at__lt=self.created_at).count()
+
+    def audience(self, user: Any) -> str:
+        """Whose eyes: "operator", "owner", or "link" for who only holds the id. Only for what is visible_to(user)."""
+        if user.is_authenticated and user.is_staff:
+            return "operator"
+        return "owner" if user.is_authenticated and self.stack.owner_id == user.pk else "link"
+
+    def wire_resources(self) -> dict[str, str]:
+        return {wire: self.resources[own] for wire, own in RESOURCE_NAMES.items() if self.resources.get(own)}
+
+    def to_dict(self, audience: str, *, event: "Event | None" = None) -> dict[str, Any]:
+        """The state as scripts see it, times ISO 8601 in UTC; with an event, the state at that event."""
+        at = event or self
+        resources = event.data.get("resources", {}) if event else self.wire_resources()
+        error = event.data.get("error") if event else self.error
+        over = at.status != self.Status.IN_PROGRESS
+        return {
+            "deploymentId": self.pk,
+            "name": self.stack.name,
+            "kind": self.kind,
+            "phase": at.phase,
+            "status": at.status,
+            "progress": at.progress,
+            "message": at.message,
+            "currentStep": TITLES.get(at.phase, at.phase),
+            "url": self.stack.url if resources.get("domainId") else None,
+            "resources": resources,
+            "error": _wire_error(error, audience),
+            "timestamps": {
+                "started": iso(self.created_at),
+                "updated": iso(event.at if event else self.updated_at),
+                "completed": iso(self.completed_at) if over else None,
+            },
+            **({} if event else {"logs": self.requests if audience != "link" else []}),
+            "version": event.seq if event else self.version,
+        }
+
+
+class Event(models.Model):
+    """One line of a run's timeline, numbered from 1 without gaps. It carries its own snapshot."""
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="events")
+    seq = models.PositiveIntegerField()
+    at = models.DateTimeField(default=timezone.now)
+    kind = models.CharField(max_length=10)
+    phase = models.CharField(max_length=30)
+    status = models.CharField(max_length=12)
+    progress = models.PositiveSmallIntegerField()
+    message = models.CharField(max_length=500)
+    data = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ["seq"]
+        constraints = [models.UniqueConstraint(fields=["deployment", "seq"], name="one_event_of_a_number")]
+
+    def __str__(self) -> str:
+        return f"{self.seq} {self.kind} {self.message}"
+
+    def to_dict(self, audience: str) -> dict[str, Any]:
+        """As scripts see it. Who only holds the link gets no log lines."""
+        hidden = audience == "link" and self.kind == "log"
+        data = {} if hidden else dict(self.data)
+        if "error" in data:
+            data["error"] = _wire_error(data["error"], audience)
+        return {
+            "seq": self.seq,
+            "at": iso(self.at),
+            "kind": self.kind,
+            "phase": self.phase,
+            "status": self.status,
+            "progress": self.progress,
+            "message": "" if hidden else self.message,
+            "data": data,
+        }
+
+
+def host_of(url: str) -> str:
+    return (urlsplit(url).hostname or "").lower()
+
+
+def iso(at: datetime | None) -> str | None:
+    """ISO 8601 in UTC with Z, milliseconds."""
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
+
+
+def _wire_error(error: dict[str, Any] | None, audience: str) -> dict[str, Any] | None:
+    if not error:
+        return None
+    shown = {key: error[key] for key in ("phase", "code", "message", "retryable")}
+    shown["help"] = f"/help/{error['code']}"
+    if audience != "link" and error.get("evidence"):
+        shown["evidence"] = error["evidence"]
+    return shown
+
+
+def _resources_dict(resources: Resources) -> dict[str, str]:
+    values = {name: getattr(resources, name) for name in Resources.__slots__}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _as_env(value: Any) -> str:
+    if value is None:
+        return ""
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)
+
+
+def _lease_end() -> ExpressionWrapper:
+    return ExpressionWrapper(Now() + timedelta(seconds=LEASE_SECONDS), output_field=models.DateTimeField())

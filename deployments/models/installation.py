@@ -1,0 +1,21 @@
+import secrets
+
+from django.db import models
+
+
+class Installation(models.Model):
+    """Who this portal is at Dokploy: the middle part of every mark. One row."""
+
+    id = models.CharField(primary_key=True, max_length=32)
+    only = models.BooleanField(default=True, unique=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=models.Q(only=True), name="one_installation")]
+
+    def __str__(self) -> str:
+        return self.id
+
+    @classmethod
+    def current(cls) -> "Installation":
+        return cls.objects.get_or_create(only=True, defaults={"id": secrets.token_hex(8)})[0]

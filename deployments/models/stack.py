@@ -1,0 +1,117 @@
+import secrets
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+
+from ..engine import grammar
+from .refusal import Refusal
+from .template import Template
+
+
+def new_stack_id() -> str:
+    return f"stk_{secrets.token_hex(10)}"
+
+
+class StackQuerySet(models.QuerySet["Stack"]):
+    def existing(self) -> "StackQuerySet":
+        return self.exclude(state=Stack.State.GONE)
+
+    def visible_to(self, user: Any) -> "StackQuerySet":
+        """What this person may list. Runs of people who did not sign in are never listed."""
+        if not user.is_authenticated:
+            return self.none()
+        return self if user.is_staff else self.filter(owner=user)
+
+
+class Stack(models.Model):
+    """What a person owns: a name, an address, an expiry. The name is theirs while the stack exists."""
+
+    class State(models.TextChoices):
+        PENDING = "pending", "being deployed"
+        LIVE = "live", "live"
+        BROKEN = "broken", "not live, something may be left"
+        GONE = "gone", "gone"
+
+    id = models.CharField(primary_key=True, max_length=24, default=new_stack_id, editable=False)
+    name = models.CharField(max_length=30)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="stacks")
+    template = models.ForeignKey(Template, on_delete=models.PROTECT, related_name="stacks")
+    host = models.CharField(max_length=253)
+    url = models.URLField(max_length=300)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
+    requested_from = models.GenericIPAddressField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = StackQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.UniqueConstraint(fields=["name"], condition=~Q(state="gone"), name="one_stack_of_a_name"),
+            models.UniqueConstraint(fields=["host"], condition=~Q(state="gone"), name="one_stack_of_a_host"),
+            models.CheckConstraint(condition=Q(state__in=["pending", "live", "broken", "gone"]), name="stack_state"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @staticmethod
+    def check_name(name: str) -> str:
+        """The name if it may be a stack's; Refusal INVALID_NAME with a sentence if not."""
+        own = {host.split(".")[0] for host in settings.ALLOWED_HOSTS if host.endswith(settings.STACK_DOMAIN_SUFFIX)}
+        try:
+            return grammar.check_name(name, {*settings.STACK_RESERVED_NAMES, *own})
+        except ValueError as error:
+            raise Refusal("INVALID_NAME", str(error), field="name") from None
+
+    @staticmethod
+    def address_of(name: str) -> str:
+        """The address that a stack of this name gets."""
+        return str(settings.STACK_URL).replace("{name}", name)
+
+    def settle(self, *, succeeded: bool) -> None:
+        """After a run: live, or gone with its name free again, or, while anything may be left at Dokploy, broken."""
+        if succeeded:
+            state = self.State.LIVE
+        elif self.receipts.exclude(state=Receipt.State.GONE).exists():
+            state = self.State.BROKEN
+        else:
+            state = self.State.GONE
+        self.state = state
+        Stack.objects.filter(pk=self.pk).update(state=state)
+
+
+class Receipt(models.Model):
+    """One object that we made, or are about to make, at Dokploy."""
+
+    class State(models.TextChoices):
+        INTENDED = "intended", "about to be made"
+        MADE = "made", "there"
+        REMOVING = "removing", "removing"
+        GONE = "gone", "gone, verified"
+        LEFT = "left", "could not be removed"
+
+    stack = models.ForeignKey(Stack, on_delete=models.PROTECT, related_name="receipts")
+    deployment = models.ForeignKey("Deployment", on_delete=models.PROTECT, related_name="receipts")
+    kind = models.CharField(max_length=20)
+    mark = models.CharField(max_length=255)
+    phase = models.CharField(max_length=30)
+    external_id = models.CharField(max_length=64, blank=True)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.INTENDED)
+    why = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["stack", "kind", "mark"], condition=~Q(state="gone"), name="one_receipt_of_a_mark"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.external_id or self.mark} ({self.state})"

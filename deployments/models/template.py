@@ -1,0 +1,176 @@
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+
+from .. import vault
+from ..engine import grammar
+
+PARAMETER_TYPES = ("text", "integer", "boolean", "choice", "secret")
+
+
+def check_parameters(schema: Any) -> None:
+    """A template's parameters: a list of {"key", "label", "type", "default"?, "help"?, "required"?, "choices"?}."""
+    if not isinstance(schema, list):
+        raise ValidationError("Write the parameters as a list.")
+    keys = set()
+    for entry in schema:
+        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+            raise ValidationError("Every parameter is an object with a key.")
+        name = entry["key"]
+        if not grammar.ENV_KEY.fullmatch(name) or name in keys:
+            raise ValidationError(f"“{name}” is no name of a variable, or is there twice.")
+        keys.add(name)
+        if entry.get("type", "text") not in PARAMETER_TYPES:
+            raise ValidationError(f"{name}: the type is one of {', '.join(PARAMETER_TYPES)}.")
+        if entry.get("type") == "choice" and not entry.get("choices"):
+            raise ValidationError(f"{name}: a choice needs choices.")
+
+
+def _check_image(image: str) -> None:
+    try:
+        grammar.check_image(image, settings.STACK_REGISTRIES)
+    except ValueError as error:
+        raise ValidationError(str(error)) from None
+
+
+def _check_path(path: str) -> None:
+    if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
+        raise ValidationError("Write a path such as /health.")
+
+
+class Template(models.Model):
+    """What can be deployed. The first one comes from STACK_* and follows those settings."""
+
+    slug = models.SlugField(max_length=40, unique=True)
+    name = models.CharField(max_length=60)
+    icon = models.CharField(max_length=8, default="📦")
+    description = models.CharField(max_length=200, blank=True)
+    image = models.CharField(max_length=255, validators=[_check_image])
+    port = models.PositiveIntegerField(default=8080, validators=[MinValueValidator(1), MaxValueValidator(65535)])
+    parameters = models.JSONField(default=list, blank=True, validators=[check_parameters])
+    registry = models.CharField(max_length=255, blank=True, help_text="Address of a private registry, for its login.")
+    registry_username = models.CharField(max_length=255, blank=True)
+    registry_password_locked = models.TextField(blank=True, editable=False)
+    memory_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+    cpus = models.FloatField(null=True, blank=True, validators=[MinValueValidator(0.01)])
+    health_path = models.CharField(max_length=200, default="/", validators=[_check_path])
+    health_interval = models.FloatField(default=5.0, validators=[MinValueValidator(0.1), MaxValueValidator(60)])
+    health_timeout = models.FloatField(default=60.0, validators=[MinValueValidator(1), MaxValueValidator(600)])
+    public = models.BooleanField(default=True, help_text="Also for people who did not sign in, where that is allowed.")
+    active = models.BooleanField(default=True)
+    from_settings = models.BooleanField(default=False, editable=False)
+    position = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        ordering = ["position", "name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def registry_password(self) -> str:
+        return vault.unlock(self.registry_password_locked) or ""
+
+    @registry_password.setter
+    def registry_password(self, value: str) -> None:
+        self.registry_password_locked = vault.lock(value)
+
+    @classmethod
+    def follow_settings(cls) -> None:
+        """Makes the first template, or brings it in line with STACK_*. The demo has more, one of them to fail."""
+        cls.objects.update_or_create(
+            from_settings=True,
+            defaults={
+                "image": settings.STACK_IMAGE,
+                "port": settings.STACK_PORT,
+                "health_path": settings.STACK_HEALTH_PATH,
+                "health_interval": settings.STACK_HEALTH_INTERVAL_SECONDS,
+                "health_timeout": settings.STACK_HEALTH_TIMEOUT_SECONDS,
+            },
+            create_defaults={
+                "slug": "stack",
+                "name": "AI workspace",
+                "icon": "🤖",
+                "description": "A coding assistant in the browser, ready to use.",
+                "image": settings.STACK_IMAGE,
+                "port": settings.STACK_PORT,
+                "health_path": settings.STACK_HEALTH_PATH,
+                "health_interval": settings.STACK_HEALTH_INTERVAL_SECONDS,
+                "health_timeout": settings.STACK_HEALTH_TIMEOUT_SECONDS,
+                "from_settings": True,
+            },
+        )
+        if settings.DEMO:
+            cls.objects.get_or_create(
+                slug="web-page",
+                defaults={
+                    "name": "Web page",
+                    "icon": "🌐",
+                    "description": "A small web server with a greeting of yours.",
+                    "image": "docker.io/library/caddy:2",
+                    "port": 80,
+                    "position": 1,
+                    "parameters": [
+                        {
+                            "key": "GREETING",
+                            "label": "Greeting",
+                            "type": "text",
+                            "default": "Hello!",
+                            "help": "Handed to the container as an environment variable.",
+                        },
+                        {"key": "SHOW_CLOCK", "label": "Show a clock", "type": "boolean", "default": True},
+                    ],
+                },
+            )
+            cls.objects.get_or_create(
+                slug="broken",
+                defaults={
+                    "name": "Broken on purpose",
+                    "icon": "🧨",
+                    "description": "Its image cannot be pulled: see a failure explained, and undone.",
+                    "image": "registry.invalid/broken:1",
+                    "position": 9,
+                },
+            )
+
+    @classmethod
+    def offered_to(cls, person: Any) -> models.QuerySet["Template"]:
+        """What this person may deploy. Anonymous people, where they may deploy at all, get the public ones."""
+        offered = cls.objects.filter(active=True)
+        return offered if person.is_authenticated else offered.filter(public=True)
+
+    def form_fields(self) -> dict[str, forms.Field]:
+        """The parameters as form fields, by key. Form and API read them through the same ones."""
+        return {entry["key"]: _field(entry) for entry in self.parameters}
+
+    def secret_keys(self) -> set[str]:
+        return {entry["key"] for entry in self.parameters if entry.get("type") == "secret"}
+
+
+def _field(entry: dict[str, Any]) -> forms.Field:
+    common: dict[str, Any] = {
+        "label": entry.get("label") or entry["key"],
+        "help_text": entry.get("help", ""),
+        "initial": entry.get("default"),
+        "required": bool(entry.get("required", False)),
+    }
+    kind = entry.get("type", "text")
+    if kind == "integer":
+        return forms.IntegerField(**common, min_value=entry.get("min"), max_value=entry.get("max"))
+    if kind == "boolean":
+        return forms.BooleanField(**{**common, "required": False})
+    if kind == "choice":
+        return forms.ChoiceField(**common, choices=[(choice, choice) for choice in entry["choices"]])
+    widget = forms.PasswordInput(attrs={"autocomplete": "off"}) if kind == "secret" else forms.TextInput()
+    return forms.CharField(**common, max_length=2000, widget=widget, strip=False, validators=[_check_value])
+
+
+def _check_value(value: str) -> None:
+    try:
+        grammar.quote(value)
+    except ValueError as error:
+        raise ValidationError(str(error)) from None

@@ -1,0 +1,358 @@
+"""What the pages say about a run, read from its rows alone: the same after a refresh, in a second browser, after a year.
+
+Pure functions of a deployment, its events and an audience ("owner", "operator", or "link": who only holds the run's id).
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from statistics import quantiles
+from typing import Any
+
+from django.conf import settings
+from django.urls import reverse
+from django.utils import timezone
+
+from .engine import diagnosis
+from .engine.recipe import PHASES, TITLES
+from .models import Deployment, Event, Stack
+
+LINES_SHOWN = 200
+STACKS_SHOWN = 30
+RUNS_COUNTED = 20
+RUNS_NEEDED = 3
+RUNS_FOR_SLOW = 10  # “slower than 9 of 10 runs” needs ten
+USUAL_SECONDS = 10.0
+WORDS = {
+    "waiting": "not started",
+    "active": "running",
+    "done": "done",
+    "failed": "failed",
+    "skipped": "not reached",
+    "undone": "undone",
+}
+RECEIPT_WORDS = {
+    "intended": "being made",
+    "made": "there",
+    "removing": "removing",
+    "gone": "gone, verified",
+    "left": "still there",
+}
+HIDDEN_RECEIPTS = {"deploy"}  # vanishes with its application
+
+
+@dataclass(slots=True)
+class Row:
+    """One phase on the rail."""
+
+    name: str
+    title: str
+    state: str = "waiting"
+    started: datetime | None = None
+    seconds: float | None = None
+    attempts: int = 1
+    message: str = ""
+    lines: list[str] = field(default_factory=list)
+    hidden_lines: int = 0
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    rungs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def word(self) -> str:
+        return WORDS[self.state]
+
+    @property
+    def open(self) -> bool:
+        return self.state in ("active", "failed")
+
+
+def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
+    """The context of _live.html."""
+    rows = _rail(run, events, audience)
+    error = run.error
+    undoing = bool(error)
+    step = _step(run)
+    ended = run.completed_at
+    seconds = (ended - run.created_at).total_seconds() if ended else None
+    queued = run.phase == "initializing" and run.lease_until is None and not run.done
+    headline, tone = _headline(run, step, queued)
+    elapsed = (timezone.now() - (run.started_at or run.created_at)).total_seconds()
+    slow = not ended and elapsed > _slow_after()
+    if slow and tone == "running":
+        tone = "slow"
+    return {
+        "id": run.pk,
+        "version": run.version,
+        "done": run.done,
+        "name": run.stack.name,
+        "kind": run.kind,
+        "address": run.stack.url,
+        "url": run.stack.url if run.status == Deployment.Status.SUCCESS else None,
+        "headline": headline,
+        "tone": tone,
+        "title": f"({step}/{len(PHASES)}) Deploying · {run.stack.name}"
+        if tone in ("running", "slow")
+        else f"{headline} · {run.stack.name}",
+        "favicon": {"live": "live", "failed": "failed", "undone": "failed"}.get(tone, "running"),
+        "announce": f"{run.stack.name}: {headline}",
+        "who": _who(run),
+        "via": run.get_via_display(),
+        "template": run.stack.template.name,
+        "requested": run.created_at,
+        "started": run.started_at,
+        "ended": ended,
+        "seconds": max(seconds, 0.0) if seconds is not None else None,
+        "usual": usual(),
+        "progress": run.progress,
+        "step": step,
+        "steps": len(PHASES),
+        "valuetext": f"{step} of {len(PHASES)}, {TITLES.get(run.phase, run.phase).lower()}",
+        "shows_bar": not undoing,
+        "now": None if run.done else {"text": _now_text(run, rows), "sign": run.updated_at, "slow": slow},
+        "rail": rows,
+        "undo": _undo(run, events),
+        "failure": _failure(run, audience) if error else None,
+        "success": _success(run, rows, seconds) if run.status == Deployment.Status.SUCCESS else None,
+    }
+
+
+def _headline(run: Deployment, step: int, queued: bool) -> tuple[str, str]:
+    if run.status == Deployment.Status.SUCCESS:
+        return "Live", "live"
+    if run.status == Deployment.Status.FAILURE:
+        return f"Failed while {_title_of(run.error).lower()}", "failed"
+    if run.error:
+        return "Undoing", "undoing"
+    if queued:
+        ahead = run.ahead()
+        return (f"Queued, {ahead} ahead" if ahead else "Queued, next"), "queued"
+    return f"Deploying, {step} of {len(PHASES)}", "running"
+
+
+def _title_of(error: dict[str, Any] | None) -> str:
+    return TITLES.get((error or {}).get("phase", ""), "Deploying")
+
+
+def _step(run: Deployment) -> int:
+    """The number of the phase that runs, or, after a failure, of the one that failed."""
+    names = [phase.name for phase in PHASES]
+    name = run.error["phase"] if run.error else run.phase
+    if name == "completed":
+        return len(names)
+    return names.index(name) + 1 if name in names else 1
+
+
+def _who(run: Deployment) -> str:
+    who = run.requested_by
+    return "somebody without an account" if who.username == settings.OPEN_USERNAME else who.get_username()
+
+
+def _now_text(run: Deployment, rows: list[Row]) -> str:
+    if run.error:
+        return "Undoing: removing what was made" if run.kind == Deployment.Kind.DEPLOY else run.message
+    active = next((row for row in rows if row.state == "active"), None)
+    return (active.message if active else run.message) or run.message
+
+
+def _rail(run: Deployment, events: list[Event], audience: str) -> list[Row]:
+    """All phases from the first second; what happened in each is read off the events."""
+    rows = {phase.name: Row(phase.name, phase.title) for phase in PHASES}
+    ended: dict[str, datetime] = {}
+    for event in events:
+        row = rows.get(event.phase)
+        if row is None:
+            continue
+        data = event.data
+        if event.kind == "phase":
+            row.started = row.started or event.at
+            row.message = event.message
+            row.attempts = max(row.attempts, int(data.get("attempt", 1)))
+            if data.get("step") == "ends":
+                ended[row.name] = event.at
+                row.seconds = max((event.at - row.started).total_seconds(), 0.0)
+        elif event.kind == "log" and audience != "link":
+            row.lines.extend(data["lines"])
+        elif event.kind == "rung":
+            row.rungs = data["rungs"]
+        elif event.kind == "receipt" and data["kind"] not in HIDDEN_RECEIPTS and audience != "link":
+            _note_object(row, data)
+    failed = (run.error or {}).get("phase")
+    for row in rows.values():
+        row.hidden_lines = max(len(row.lines) - LINES_SHOWN, 0)
+        row.lines = row.lines[-LINES_SHOWN:]
+        if row.name == failed:
+            row.state = "failed"
+        elif row.name in ended:
+            row.state = "done"
+        elif row.started is not None:
+            row.state = "failed" if run.done else "active"
+        elif run.error:
+            row.state = "skipped"
+    if run.error:
+        for row in rows.values():
+            if row.state == "done" and row.objects and _all_gone(row, events):
+                row.state = "undone"
+    return list(rows.values())
+
+
+def _note_object(row: Row, data: dict[str, Any]) -> None:
+    known = next((entry for entry in row.objects if entry["kind"] == data["kind"]), None)
+    if known is None:
+        known = {"kind": data["kind"], "id": "", "href": None}
+        row.objects.append(known)
+    known["id"] = data.get("id") or known["id"]
+    known["state"] = RECEIPT_WORDS[data["state"]]
+
+
+def _all_gone(row: Row, events: Iterable[Event]) -> bool:
+    kinds = {entry["kind"] for entry in row.objects}
+    gone = {event.data["kind"] for event in events if event.kind == "receipt" and event.data["state"] == "gone"}
+    return kinds <= gone
+
+
+def _undo(run: Deployment, events: list[Event]) -> dict[str, Any] | None:
+    """The objects of the undo, last made first, each removing, gone or left."""
+    if not run.error or run.kind != Deployment.Kind.DEPLOY:
+        return None
+    made: dict[str, dict[str, Any]] = {}
+    for event in events:
+        data = event.data
+        if event.kind != "receipt" or data["kind"] in HIDDEN_RECEIPTS:
+            continue
+        kind = data["kind"]
+        if data["state"] in ("intended", "made"):
+            made[kind] = {"kind": kind, "label": run.stack.host if kind == "domain" else run.stack.name}
+        if kind in made:
+            made[kind]["state"] = data["state"]
+    rows = [
+        {**entry, "state": "removing" if entry["state"] in ("intended", "made") else entry["state"]}
+        for entry in reversed(made.values())
+    ]
+    if not rows:
+        return None
+    for entry in rows:
+        entry["word"] = RECEIPT_WORDS[entry["state"]]
+    if not run.done:
+        title = "Undoing"
+    else:
+        title = "Not everything could be removed" if run.error.get("left") else "Undone, nothing left behind"
+    return {"title": title, "rows": rows}
+
+
+def _failure(run: Deployment, audience: str) -> dict[str, Any]:
+    error = run.error or {}
+    entry = diagnosis.entry_of(error["code"])
+    where = _title_of(error).lower()
+    evidence = error.get("evidence", "") if audience != "link" else ""
+    report = [
+        f"Deployment {run.pk} of {run.stack.name} failed while {where}.",
+        f"{error['code']}: {error['message']}",
+        *([f"Evidence: {evidence}"] if evidence else []),
+        *(f"Left: {left}" for left in error.get("left", [])),
+        f"Requested {run.created_at:%Y-%m-%d %H:%M:%S} UTC, template {run.stack.template.slug}.",
+    ]
+    return {
+        "lost": _lost(run, error),
+        "title": entry.title,
+        "what": error["message"],
+        "cause": entry.causes[0] if entry.causes else "",
+        "evidence": evidence,
+        "advice": entry.advice[0] if entry.advice else "",
+        "code": error["code"],
+        "help": reverse("help", args=[error["code"]]),
+        "report": "\n".join(report),
+        "phase": _title_of(error),
+    }
+
+
+def _lost(run: Deployment, error: dict[str, Any]) -> str:
+    """Is anything of mine lost?"""
+    if run.kind == Deployment.Kind.REDEPLOY:
+        if not run.done:
+            return "Your stack is being brought back to its former settings."
+        if error.get("left"):
+            return "Your stack could not be brought back to its former version."
+        return "Nothing of yours is lost: your stack has its former settings again."
+    if not run.done:
+        return "Nothing of yours is lost. What was made is being removed again."
+    if error.get("left") or (run.phase == "failed" and run.resources):
+        return (
+            "Nothing of yours is lost, but something was left at Dokploy. Deploy the same name again to go on with it."
+        )
+    return f"Nothing of yours is lost, and the name “{run.stack.name}” is free again."
+
+
+def _success(run: Deployment, rows: list[Row], seconds: float | None) -> dict[str, Any]:
+    http = next((rung for rung in rows[-1].rungs if rung["name"] == "HTTP"), None)
+    return {"url": run.stack.url, "status": http["text"] if http else "", "seconds": seconds, "usual": usual()}
+
+
+# -- the list of stacks ------------------------------------------------------------------------------------------------
+
+
+def newest_runs(user_id: int) -> list[Deployment]:
+    """The newest run of each of a person's stacks, newest stack first; of stacks that are gone only the latest few."""
+    runs: dict[str, Deployment] = {}
+    mine = Deployment.objects.filter(stack__owner_id=user_id).select_related("stack__template")
+    for run in mine.order_by("-created_at")[: STACKS_SHOWN * 3]:
+        runs.setdefault(run.stack_id, run)
+    gone = [run for run in runs.values() if run.stack.state == Stack.State.GONE][3:]
+    return [run for run in runs.values() if run not in gone][:STACKS_SHOWN]
+
+
+def stacks(runs: list[Deployment]) -> list[dict[str, Any]]:
+    """The context of _stacks.html."""
+    return [_stack(run) for run in runs]
+
+
+def _stack(run: Deployment) -> dict[str, Any]:
+    running = not run.done
+    headline, tone = _headline(run, _step(run), running and run.phase == "initializing" and run.lease_until is None)
+    if not running and run.status == Deployment.Status.FAILURE and run.stack.state == Stack.State.GONE:
+        headline = f"{headline}, undone"
+    is_live = run.stack.state == Stack.State.LIVE
+    return {
+        "name": run.stack.name,
+        "address": run.stack.url,
+        "url": run.stack.url if is_live and not running else None,
+        "tone": {"queued": "running", "undoing": "running"}.get(tone, tone),
+        "word": headline,
+        "progress": run.progress if running and not run.error else None,
+        "template": run.stack.template.name,
+        "page": reverse("deployment", args=[run.pk]),
+        "since": run.created_at,
+        "done": run.done,
+    }
+
+
+# -- how long it usually takes -----------------------------------------------------------------------------------------
+
+_took: tuple[float, list[float]] = (0.0, [])
+
+
+def usual() -> str | None:
+    """What 8 of 10 of the last runs that succeeded took. None below three runs."""
+    took = _last_runs()
+    if len(took) < RUNS_NEEDED:
+        return None
+    deciles = quantiles(took, n=10, method="inclusive")
+    low, high = (max(round(value), 1) for value in (deciles[0], deciles[-1]))
+    return f"about {low} s" if low == high else f"about {low}–{high} s"
+
+
+def _slow_after() -> float:
+    """Seconds after which a run is slower than 9 of 10."""
+    took = _last_runs()
+    return quantiles(took, n=10, method="inclusive")[-1] if len(took) >= RUNS_FOR_SLOW else float("inf")
+
+
+def _last_runs() -> list[float]:
+    """How long the last runs that succeeded took, in seconds. Looked up now and then."""
+    global _took
+    if time.monotonic() > _took[0]:
+        done = Deployment.objects.filter(status=Deployment.Status.SUCCESS).order_by("-created_at")
+        times = done.values_list("started_at", "completed_at")[:RUNS_COUNTED]
+        found = [(end - start).total_seconds() for start, end in times if start and end]
+        _took = (time.monotonic() + USUAL_SECONDS, found)
+    return _took[1]

@@ -1,0 +1,267 @@
+"""The bridge between rows and engine: claims runs, keeps their leases, runs the engine, lets go in order.
+
+One runner per process, on its loop. A ring of the bell makes it look for what is due; the sweep looks by itself.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from typing import ClassVar
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, close_old_connections
+
+from . import live
+from .engine import diagnosis, orchestrator
+from .engine.dokploy import Dokploy
+from .engine.errors import Failure, Interrupted
+from .engine.journal import Journal
+from .engine.spec import Progress, StackSpec
+from .models import Deployment, LeaseLost
+from .models.deployment import CRASHES
+
+BEAT_SECONDS = 10.0
+SELF_STOP_SECONDS = 20.0  # a worker that could not renew for so long stops itself, before others may take over
+DRAIN_SECONDS = 10.0
+
+DATABASE_AWAY = (OperationalError, InterfaceError)
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """One deployment in the hands of this worker."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.renewed = time.monotonic()
+        self.requests: list[str] = []
+        self.task: asyncio.Task[None] | None = None
+        self.draining = False
+
+    def guard(self) -> None:
+        """Right before each call that changes something: is the lease surely still ours, and are we to go on?"""
+        if self.draining or time.monotonic() - self.renewed > SELF_STOP_SECONDS:
+            raise LeaseLost
+
+    async def report(self, progress: Progress) -> None:
+        """THE progress callback: when it returns, the report is committed. One transaction, one thread hop.
+
+        Raises Interrupted when the run is to stop: with nothing written where the lease is lost, after the commit
+        where this worker is being drained.
+        """
+        while True:
+            if time.monotonic() - self.renewed > SELF_STOP_SECONDS:
+                raise LeaseLost
+            try:
+                await sync_to_async(self.deployment.record)(progress, self.requests)
+                break
+            except DATABASE_AWAY as error:  # the lease bounds the waiting
+                log.warning("A report of %s waits for the database: %s", self.deployment.pk, type(error).__name__)
+                await _reconnect()
+        if self.draining:
+            raise Interrupted
+
+
+class Runner:
+    """Runs what is due, `limit` at a time. `sweep`: seconds between looks without a bell; 0 looks at bells only."""
+
+    _of_this_process: ClassVar["Runner | None"] = None
+
+    def __init__(self, *, limit: int | None = None, sweep: float | None = None, dokploy: Dokploy | None = None) -> None:
+        self.name = f"{socket.gethostname()[:30]}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.limit = settings.RUNNER_LIMIT if limit is None else limit
+        self.sweep = settings.RUNNER_SWEEP_SECONDS if sweep is None else sweep
+        self._dokploy = dokploy or Dokploy(
+            settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY, connections=min(self.limit, 50)
+        )
+        self._bell = asyncio.Event()
+        self._runs: dict[str, Run] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._draining = False
+
+    @classmethod
+    def of_this_process(cls) -> "Runner":
+        """The process's runner, started on the running loop when it is first asked for."""
+        if cls._of_this_process is None:
+            cls._of_this_process = cls()
+            cls._of_this_process.start()
+        return cls._of_this_process
+
+    def start(self) -> None:
+        live.bind()
+        self._tasks = [asyncio.create_task(self._look_for_work()), asyncio.create_task(self._beat())]
+
+    def ring(self) -> None:
+        """Something may be due. Returns at once."""
+        self._bell.set()
+
+    async def drain(self) -> None:
+        """Claims no more, gives the calls in hand a moment, lets go of every run."""
+        self._draining = True
+        for task in self._tasks:
+            task.cancel()
+        running = [run.task for run in self._runs.values() if run.task]
+        for run in self._runs.values():
+            run.draining = True  # stops it after the next report, or before the next call that changes something
+        if running:
+            await asyncio.wait(running, timeout=DRAIN_SECONDS)
+        for run in list(self._runs.values()):
+            if run.task and not run.task.done():
+                run.task.cancel()
+                await asyncio.wait({run.task})
+        await self._dokploy.aclose()
+
+    # -- work ----------------------------------------------------------------------------------------------------------
+
+    async def _look_for_work(self) -> None:
+        while True:
+            self._bell.clear()
+            try:
+                while len(self._runs) < self.limit and (found := await self._claim()):
+                    self._begin(found)
+            except DATABASE_AWAY as error:
+                log.warning("Looking for work waits for the database: %s", type(error).__name__)
+                await _reconnect()
+            try:
+                await asyncio.wait_for(self._bell.wait(), self.sweep or None)
+            except TimeoutError:
+                continue
+
+    async def _claim(self) -> Deployment | None:
+        return await sync_to_async(Deployment.claim)(self.name, excluding=list(self._runs))
+
+    def _begin(self, deployment: Deployment) -> None:
+        run = Run(deployment)
+        self._runs[deployment.pk] = run
+        run.task = asyncio.create_task(self._drive(run))
+
+    async def _drive(self, run: Run) -> None:
+        """Runs one deployment until it is over, or until it must be let go."""
+        orderly = True
+        try:
+            await self._deploy(run)
+        except (Interrupted, asyncio.CancelledError):
+            pass
+        except Exception:
+            orderly = False  # not let go: its lease lapses, which counts as a crash, so that this cannot go on for ever
+            log.exception("%s stopped unexpectedly; it will be taken up again", run.deployment.pk)
+        finally:
+            del self._runs[run.deployment.pk]
+            if orderly:
+                await self._let_go(run)
+            if not self._draining:
+                self.ring()
+
+    async def _let_go(self, run: Run) -> None:
+        try:
+            await sync_to_async(run.deployment.release)()
+        except DATABASE_AWAY:
+            log.warning("%s could not be let go; its lease will lapse", run.deployment.pk)
+
+    async def _deploy(self, run: Run) -> None:
+        deployment = run.deployment
+        journal = await sync_to_async(_journal)(run)
+        dokploy = self._dokploy.for_run(run.guard, lambda exchange: run.requests.append(str(exchange)))
+        patience = settings.DOKPLOY_PATIENCE_SECONDS
+        try:
+            spec, former = await sync_to_async(_specs)(deployment)
+            journal.secrets = (settings.DOKPLOY_API_KEY, *spec.secrets, *(former.secrets if former else ()))
+            if deployment.error:  # taken up again while undoing
+                failure = _failure_of(deployment.error)
+            elif deployment.crashes >= CRASHES:
+                failure = _own_failure("TOO_MANY_CRASHES", deployment.phase)
+            else:
+                if deployment.phase != "initializing":
+                    await journal.note("Taken up again after an interruption")
+                try:
+                    await orchestrator.deploy(dokploy, spec, journal, begin_with=deployment.phase, patience=patience)
+                    await journal.over("completed", "success", f"{spec.name} is live at {spec.url}", progress=100)
+                    return
+                except Failure as error:
+                    failure = error
+            await self._undo(dokploy, spec, former, journal, failure, patience)
+        except (Interrupted, *DATABASE_AWAY):
+            raise
+        except Exception:
+            log.exception("%s failed in the portal's own code", deployment.pk)
+            failure = _own_failure("DEPLOYMENT_FAILED", journal.phase)
+            await journal.over("failed", "failure", failure.message, error=failure)
+
+    async def _undo(
+        self,
+        dokploy: Dokploy,
+        spec: StackSpec,
+        former: StackSpec | None,
+        journal: Journal,
+        failure: Failure,
+        patience: float,
+    ) -> None:
+        """After a failure: removes what this stack made, or gives a stack that ran before its former settings back."""
+        if not journal.intended:
+            await journal.over("failed", "failure", "Nothing was made, so there is nothing to undo", error=failure)
+            return
+        await journal.begin("rolling_back", 95, "Undoing", error=failure)
+        if former is not None:
+            left = await orchestrator.restore(dokploy, former, journal, patience=patience)
+        else:
+            left = await orchestrator.undo(dokploy, spec, journal, patience=patience)
+        message = f"Left at Dokploy: {'; '.join(left)}" if left else "Rollback completed"
+        await journal.over("rolling_back", "failure", message, error=failure, left=left)
+
+    # -- leases --------------------------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            if not self._runs:
+                continue
+            asked = time.monotonic()
+            try:
+                held = await sync_to_async(Deployment.beat)(self.name)
+            except DATABASE_AWAY as error:
+                log.warning("The heartbeat waits for the database: %s", type(error).__name__)
+                await _reconnect()
+                continue
+            for id, run in list(self._runs.items()):
+                if id in held:
+                    run.renewed = asked
+                elif run.task:
+                    run.task.cancel()
+
+
+def _journal(run: Run) -> Journal:
+    deployment = run.deployment
+    return Journal(
+        run.report,
+        resources=deployment.known_resources(),
+        intended=deployment.intended_marks(),
+        logged=deployment.logged_lines(),
+    )
+
+
+def _specs(deployment: Deployment) -> tuple[StackSpec, StackSpec | None]:
+    """What is asked for, and, for a redeploy, what ran before."""
+    former = deployment.former() if deployment.kind == Deployment.Kind.REDEPLOY else None
+    return deployment.stack_spec(), former.stack_spec() if former else None
+
+
+async def _reconnect() -> None:
+    await asyncio.sleep(0.5)
+    await sync_to_async(close_old_connections)()
+
+
+def _failure_of(error: dict) -> Failure:
+    failure = Failure(error["code"], error["message"], evidence=error.get("evidence", ""), retryable=error["retryable"])
+    failure.phase = error["phase"]
+    return failure
+
+
+def _own_failure(code: str, phase: str) -> Failure:
+    failure = Failure(code, diagnosis.BY_CODE[code].what)
+    failure.phase = phase
+    return failure

@@ -1,0 +1,78 @@
+"""A run in the terminal: a rail that moves where there is one, plain lines where the output goes elsewhere."""
+
+from contextlib import nullcontext
+
+from asgiref.sync import sync_to_async
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from . import page
+from .hub import Hub
+from .models import Deployment, Event
+from .people import Pass
+
+SIGNS = {
+    "waiting": ("·", "dim"),
+    "active": ("▸", "bold cyan"),
+    "done": ("✓", "green"),
+    "failed": ("✗", "bold red"),
+    "skipped": ("–", "dim"),
+    "undone": ("↶", "yellow"),
+}
+LOOK_SECONDS = 0.25  # how often a process of its own looks, where no message reaches it
+
+
+async def follow(run: Deployment, console: Console) -> Deployment:
+    """Shows the run until it is over; returns it as it ended."""
+    holder = Pass(run.stack.owner_id)
+    screen = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    async with Hub.of_this_process().run(run.pk, holder, "owner", viewer="terminal") as (watch, topic):
+        shown = 0
+        with screen or nullcontext():
+            while True:
+                assert topic.run is not None
+                for event in topic.after(shown):
+                    shown = event.seq
+                    if screen is None and event.kind in ("phase", "log", "note") and not event.data.get("alive"):
+                        console.print(_line(event), highlight=False, markup=False, soft_wrap=True)
+                if screen is not None:
+                    screen.update(await sync_to_async(_rail)(topic.run, topic.events), refresh=True)
+                if topic.run.done:
+                    break
+                if not await watch.news(LOOK_SECONDS):
+                    await topic.look(set())
+    console.print(_end(topic.run))
+    return topic.run
+
+
+def _line(event: Event) -> str:
+    at = event.at.strftime("%H:%M:%S")
+    if event.kind == "log":
+        return "\n".join(f"{at}  {event.phase:<24}        | {line}" for line in event.data["lines"])
+    return f"{at}  {event.phase:<24} {event.progress:>3} %  {event.message}"
+
+
+def _rail(run: Deployment, events: list[Event]) -> Group:
+    shown = page.live(run, events, "owner")
+    rail = Table.grid(padding=(0, 2))
+    for row in shown["rail"]:
+        sign, style = SIGNS[row.state]
+        took = f"{row.seconds:.1f} s" if row.seconds is not None else ""
+        said = row.message if row.state in ("active", "failed") else ""
+        rail.add_row(Text(sign, style), Text(row.title, style), Text(took, "dim"), Text(said[:80], "dim"))
+    head = Text.assemble((run.stack.name, "bold"), "  ", shown["headline"], "  ", (run.stack.url, "dim"))
+    bar = ProgressBar(total=100, completed=shown["progress"], width=40) if shown["shows_bar"] else Text("")
+    return Group(head, bar, rail)
+
+
+def _end(run: Deployment) -> Text:
+    if run.status == Deployment.Status.SUCCESS:
+        return Text.assemble(("Live: ", "bold green"), run.stack.url)
+    error = run.error or {}
+    return Text.assemble(
+        (f"Failed in {error.get('phase')}: ", "bold red"),
+        f"{error.get('message')} ({error.get('code')}). {run.message}.",
+    )

@@ -1,0 +1,32 @@
+from django.urls import path
+from django.urls.converters import StringConverter, register_converter
+
+from . import api, consumers, views
+
+
+class RunId(StringConverter):
+    regex = "dep_[0-9a-f]{32}"
+
+
+register_converter(RunId, "run")
+
+urlpatterns = [
+    path("", views.home, name="home"),
+    path("check", views.check_name, name="check"),
+    path("stacks", views.stacks, name="stacks"),
+    path("deployments/<run:id>", views.deployment, name="deployment"),
+    path("deployments/<run:id>/live", views.deployment_live, name="deployment-live"),
+    path("help/", views.help_page, name="help"),
+    path("help/<str:code>", views.help_page, name="help"),
+    path("tokens", views.tokens, name="tokens"),
+    path("api/deploy", api.deploy, name="api-deploy"),
+    path("api/status/<str:id>", api.status, name="api-status"),
+    path("api/deployments/<str:id>", api.state, name="api-deployment"),
+    path("api/deployments/<str:id>/events", api.events, name="api-events"),
+    path("api/check/<str:name>", api.check_name, name="api-check"),
+]
+
+websocket_urlpatterns = [
+    path("ws/deployments/<run:id>", consumers.DeploymentSocket.as_asgi()),
+    path("ws/stacks", consumers.StacksSocket.as_asgi()),
+]

@@ -1,0 +1,123 @@
+"""The pages. They ask a form, call one verb of the model, answer."""
+
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.conf import settings
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.views import redirect_to_login
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods
+
+from . import check, page
+from .engine import diagnosis
+from .engine.recipe import PHASES
+from .forms import DeployForm
+from .models import ApiToken, Deployment
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def home(request: HttpRequest) -> HttpResponse:
+    """The form, and below it the person's stacks."""
+    if not request.user.is_authenticated:
+        return redirect_to_login(request.get_full_path())
+    if request.method == "POST":
+        form = DeployForm(request.user, request.POST)
+        run = form.deploy(request.address) if form.is_valid() else None  # type: ignore[attr-defined]
+        if run is not None:
+            return redirect("deployment", run.pk)
+    else:
+        form = DeployForm(request.user, initial={"name": request.GET.get("name", "")[:30]})
+    name = str(form["name"].value() or "")
+    context = {
+        "form": form,
+        "cards": form.cards(),
+        **_address(),
+        "check": check.locally(request.user, name) if name else None,
+        "usual": _usual(),
+        "phases": [phase.title for phase in PHASES],
+        "stacks": page.stacks(page.newest_runs(request.user.pk)),
+        "stacks_socket": "/ws/stacks",
+    }
+    return render(request, "home.html", context, status=400 if form.errors else 200)
+
+
+def _address() -> dict[str, str]:
+    prefix, _, suffix = settings.STACK_URL.partition("{name}")
+    return {"address_prefix": prefix, "address_suffix": suffix}
+
+
+def _usual() -> str | None:
+    usual = page.usual()
+    return f"{usual}, from the last runs" if usual else None
+
+
+@require_GET
+@login_required
+def check_name(request: HttpRequest) -> HttpResponse:
+    """What the form says while somebody types."""
+    name = request.GET.get("name", "").strip()[:64]
+    found = async_to_sync(check.everywhere)(request.user, name) if name else None
+    return render(request, "_check.html", {"check": found, **_address()})
+
+
+@require_GET
+@login_required
+def stacks(request: HttpRequest) -> HttpResponse:
+    return render(request, "_stacks.html", {"stacks": page.stacks(page.newest_runs(request.user.pk))})
+
+
+@require_GET
+def deployment(request: HttpRequest, id: str) -> HttpResponse:
+    """The live page: whole at once, then kept up to date by socket or by polling."""
+    context: dict[str, Any] = {
+        "live": _live(request, id),
+        "socket": f"/ws/deployments/{id}",
+        "fallback": reverse("deployment-live", args=[id]),
+    }
+    return render(request, "deployment.html", context)
+
+
+@require_GET
+def deployment_live(request: HttpRequest, id: str) -> HttpResponse:
+    """The same partial alone, for who polls."""
+    return render(request, "_live.html", {"live": _live(request, id)})
+
+
+def _live(request: HttpRequest, id: str) -> dict[str, Any]:
+    runs = Deployment.objects.select_related("stack__owner", "stack__template", "requested_by")
+    run = get_object_or_404(runs.visible_to(request.user), pk=id)
+    return page.live(run, list(run.events.filter(seq__lte=run.version)), run.audience(request.user))
+
+
+@require_GET
+def help_page(request: HttpRequest, code: str | None = None) -> HttpResponse:
+    if code is not None and code not in diagnosis.BY_CODE:
+        raise Http404
+    return render(request, "help.html", {"entry": diagnosis.BY_CODE.get(code or ""), "entries": diagnosis.ENTRIES})
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@login_required
+def tokens(request: HttpRequest) -> HttpResponse:
+    """A person's API tokens: made (shown this once), listed, revoked."""
+    fresh = None
+    if request.method == "POST":
+        if revoke := request.POST.get("revoke"):
+            ApiToken.objects.filter(owner=request.user, pk=revoke if revoke.isdecimal() else 0).delete()
+            return redirect("tokens")
+        _, fresh = ApiToken.issue(request.user, request.POST.get("label", ""))
+    listed = [
+        {
+            "id": token.pk,
+            "label": token.label,
+            "prefix": token.prefix,
+            "created": token.created_at,
+            "last_used": token.last_used_at,
+        }
+        for token in ApiToken.objects.filter(owner=request.user)
+    ]
+    base_url = f"{request.scheme}://{request.get_host()}"
+    return render(request, "tokens.html", {"tokens": listed, "fresh": fresh, "base_url": base_url})

@@ -1,0 +1,28 @@
+"""The application: http, websocket, channel. Plain ASGI; any server may serve it."""
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deployportal.settings")
+django_application = get_asgi_application()  # before anything that needs the models
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+from channels.routing import ChannelNameRouter, ProtocolTypeRouter, URLRouter  # noqa: E402
+
+from deployments import consumers, live, urls  # noqa: E402
+
+from .edge import BodyLimit, KnownSockets, SameOrigin, StaticFiles  # noqa: E402
+
+_protocols = ProtocolTypeRouter(
+    {
+        "http": StaticFiles(BodyLimit(django_application)),
+        "websocket": SameOrigin(AuthMiddlewareStack(KnownSockets(URLRouter(urls.websocket_urlpatterns)))),
+        "channel": ChannelNameRouter({live.RUNNER_CHANNEL: consumers.RunnerConsumer.as_asgi()}),
+    }
+)
+
+
+async def application(scope, receive, send):
+    live.bind()
+    await _protocols(scope, receive, send)

@@ -1,0 +1,253 @@
+"""All settings, in one file. Every value comes from the environment; NAME_FILE names a file that holds NAME's value.
+
+One predicate decides what is lax: DEMO, which means that the Dokploy is our own simulator, started by us.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+import dj_database_url
+from cryptography.fernet import Fernet
+from django.core.exceptions import ImproperlyConfigured
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VERSION = "0.1.0"
+
+
+def text(name: str, default: str = "") -> str:
+    """The value of NAME, or what the file that NAME_FILE names holds, without the line break at its end."""
+    path = os.environ.get(f"{name}_FILE")
+    if path:
+        try:
+            return Path(path).read_text().strip()
+        except OSError as error:
+            raise ImproperlyConfigured(f"{name}_FILE: {path} cannot be read ({error.strerror}).") from None
+    return os.environ.get(name, default).strip()
+
+
+def number(name: str, default: float) -> float:
+    raw = text(name)
+    try:
+        return float(raw) if raw else default
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} is {raw!r}: it must be a number.") from None
+
+
+def flag(name: str, default: bool) -> bool:
+    raw = text(name).lower()
+    if raw not in ("", "0", "1", "true", "false", "yes", "no", "on", "off"):
+        raise ImproperlyConfigured(f"{name} is {raw!r}: it must be 1 or 0.")
+    return raw in ("1", "true", "yes", "on") if raw else default
+
+
+def words(name: str, default: str = "") -> list[str]:
+    return [word for word in text(name, default).replace(",", " ").split() if word]
+
+
+DATA_DIR = Path(text("DATA_DIR", str(BASE_DIR / "var")))
+DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def key(name: str, file: str, make) -> str:
+    """The value of NAME, else a key of our own that is made once into the data directory, readable by us alone."""
+    if given := text(name):
+        return given
+    path = DATA_DIR / file
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text().strip()
+    value = make()
+    with os.fdopen(descriptor, "w") as handle:
+        handle.write(value)
+    return value
+
+
+# -- what this is ------------------------------------------------------------------------------------------------------
+
+PORT = int(number("PORT", 3000))
+DOKPLOY_URL = text("DOKPLOY_URL")
+DEMO = not DOKPLOY_URL
+SIMULATOR_PORT, ROUTER_PORT = PORT + 1, PORT + 2
+
+if DEMO:
+    DOKPLOY_URL = f"http://127.0.0.1:{SIMULATOR_PORT}"
+    DOKPLOY_API_KEY = key("SIMULATOR_API_KEY", "simulator-key", lambda: secrets.token_urlsafe(32))
+else:
+    DOKPLOY_API_KEY = text("DOKPLOY_API_KEY")
+DOKPLOY_PATIENCE_SECONDS = number("DOKPLOY_PATIENCE_SECONDS", 300)
+
+# The simulator's times, in seconds, and the key that turns its switches on (demo only).
+SIMULATOR_PULL_SECONDS = number("SIMULATOR_PULL_SECONDS", 6)
+SIMULATOR_START_SECONDS = number("SIMULATOR_START_SECONDS", 3)
+SIMULATOR_LATENCY_SECONDS = number("SIMULATOR_LATENCY_SECONDS", 0.03)
+SIMULATOR_SWITCH_KEY = text("SIMULATOR_SWITCH_KEY")
+
+# The first template, and the address that every stack gets.
+STACK_IMAGE = text("STACK_IMAGE", "git.app.flexinit.nl/oussamadouhou/oh-my-opencode-free:latest")
+STACK_PORT = int(number("STACK_PORT", 8080))
+STACK_DOMAIN_SUFFIX = text("STACK_DOMAIN_SUFFIX", "localhost" if DEMO else "ai.flexinit.nl")
+STACK_URL = text(
+    "STACK_URL",
+    f"http://{{name}}.{STACK_DOMAIN_SUFFIX}:{ROUTER_PORT}" if DEMO else f"https://{{name}}.{STACK_DOMAIN_SUFFIX}",
+)
+STACK_CERTIFICATE = text("STACK_CERTIFICATE", "none" if DEMO else "letsencrypt")
+STACK_ROUTER_ADDRESS = text("STACK_ROUTER_ADDRESS", f"127.0.0.1:{ROUTER_PORT}" if DEMO else "")
+STACK_HEALTH_PATH = text("STACK_HEALTH_PATH", "/")
+STACK_HEALTH_INTERVAL_SECONDS = number("STACK_HEALTH_INTERVAL_SECONDS", 5)
+STACK_HEALTH_TIMEOUT_SECONDS = number("STACK_HEALTH_TIMEOUT_SECONDS", 60)
+STACK_REGISTRIES = words("STACK_REGISTRIES")
+STACK_RESERVED_NAMES = words("STACK_RESERVED_NAMES")
+
+# -- who may do how much -----------------------------------------------------------------------------------------------
+
+PORTAL_OPEN = flag("PORTAL_OPEN", DEMO)
+OPEN_USERNAME = "open"  # the one real user to whom runs of people who did not sign in belong
+DEMO_USERNAME = "visitor"  # the demo's
+PORTAL_QUOTA = int(number("PORTAL_QUOTA", 50 if DEMO else 10))  # stacks per person
+PORTAL_OPEN_QUOTA = int(number("PORTAL_OPEN_QUOTA", 200 if DEMO else 20))  # stacks of all who did not sign in
+PORTAL_WAITING = int(number("PORTAL_WAITING", 500))  # runs that wait or run, in all
+PORTAL_VIEWERS = int(number("PORTAL_VIEWERS", 5000))  # sockets and streams per process, in all
+PORTAL_VIEWERS_EACH = int(number("PORTAL_VIEWERS_EACH", 2000 if DEMO else 100))  # and per person or address
+TRUSTED_PROXIES = int(number("TRUSTED_PROXIES", 0))  # how many hops in front of us write X-Forwarded-For
+
+# -- the runner --------------------------------------------------------------------------------------------------------
+
+RUNNER_LIMIT = int(number("RUNNER_LIMIT", 100))  # runs at a time per worker
+RUNNER_SWEEP_SECONDS = number("RUNNER_SWEEP_SECONDS", 1)  # 0: only messages start runs
+
+# -- Django ------------------------------------------------------------------------------------------------------------
+
+DEBUG = False
+SECRET_KEY = key("SECRET_KEY", "secret-key", lambda: secrets.token_urlsafe(50))
+ENCRYPTION_KEYS = key("ENCRYPTION_KEYS", "encryption-key", lambda: Fernet.generate_key().decode()).split(",")
+LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+ALLOWED_HOSTS = words("ALLOWED_HOSTS") or list(LOOPBACK_HOSTS)
+CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
+TLS = flag("PORTAL_TLS", not DEMO and not set(ALLOWED_HOSTS) <= set(LOOPBACK_HOSTS))  # people reach us by https
+
+INSTALLED_APPS = [
+    "daphne",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "channels",
+    "django_htmx",
+    "deployments",
+]
+
+MIDDLEWARE = [
+    "deployportal.doors.doors",
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "deployments.people.visitor",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+
+ROOT_URLCONF = "deployportal.urls"
+ASGI_APPLICATION = "deployportal.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "deployments.people.portal",
+            ]
+        },
+    }
+]
+
+DATABASE_URL = text("DATABASE_URL")
+if DATABASE_URL:
+    DATABASES = {"default": dict(dj_database_url.parse(DATABASE_URL))}
+    if "postgresql" in DATABASES["default"]["ENGINE"]:
+        pool = {"min_size": 1, "max_size": int(number("DATABASE_POOL", 10)), "timeout": 10}
+        DATABASES["default"].setdefault("OPTIONS", {})["pool"] = pool
+else:
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": DATA_DIR / "portal.sqlite3",
+            "OPTIONS": {
+                # Measured: with Django's defaults 237 of 360 concurrent write transactions fail, with these none.
+                "transaction_mode": "IMMEDIATE",
+                "timeout": 20,
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+            },
+            "TEST": {"NAME": text("TEST_DATABASE") or None},
+        }
+    }
+ON_SQLITE = "sqlite" in DATABASES["default"]["ENGINE"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+REDIS_URL = text("REDIS_URL")
+CHANNEL_PREFIX = text("CHANNEL_PREFIX", "deployportal")
+if REDIS_URL:
+    CHANNEL_LAYERS = {
+        "default": {
+            # The core layer drops the newest message when a channel is full, and keeps dead members for a day.
+            "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+            "CONFIG": {
+                # With 30 s a send to a frozen Redis blocks for 30 s.
+                "hosts": [{"address": REDIS_URL, "socket_timeout": 2, "socket_connect_timeout": 2}],
+                "prefix": CHANNEL_PREFIX,
+            },
+        }
+    }
+else:
+    CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer", "CONFIG": {"capacity": 10_000}}}
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL, LOGIN_REDIRECT_URL, LOGOUT_REDIRECT_URL = "login", "home", "home"
+
+LANGUAGE_CODE, TIME_ZONE, USE_I18N, USE_TZ = "en", "UTC", False, True
+STATIC_URL = "/static/"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+
+DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = TLS
+SESSION_COOKIE_NAME = "__Host-session" if TLS else "portal_session"
+CSRF_COOKIE_NAME = "__Host-csrf" if TLS else "portal_csrf"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SECURE_HSTS_SECONDS = 31_536_000 if TLS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = False  # the stacks below us are strangers' and have certificates of their own
+SECURE_HSTS_PRELOAD = False
+# our outermost middleware writes this header from what the trusted proxies say, and drops what a client sends
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_PORTAL_SCHEME", "https")
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+SILENCED_SYSTEM_CHECKS = ["security.W002", "security.W005", "security.W021"]  # our own door sets the header; HSTS above
+
+MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "filters": {"masked": {"()": "deployportal.masking.Masked"}},
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["masked"]}},
+    "root": {"handlers": ["stderr"], "level": text("LOG_LEVEL", "WARNING")},
+    "loggers": {
+        "httpx": {"level": "WARNING"},
+        "daphne": {"level": "WARNING"},
+        "django.channels.server": {"level": "WARNING"},
+    },
+}
