@@ -5,8 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,131 +15,7 @@ import pytest
 
 from deployments.simulator import dotenv
 
-ROOT = Path(__file__).resolve().parent.parent
-KEY = "the-owners-key"
-SWITCH_KEY = "the-switch-key"
-IMAGE = "registry.test/shop/web:1"
-
-
-class Simulator:
-    """The process, and one client for each of its faces."""
-
-    def __init__(self, data: Path, *options: str, switch_key: str = SWITCH_KEY, **pipes: Any) -> None:
-        environment = {**os.environ, "SIMULATOR_API_KEY": KEY, "SIMULATOR_SWITCH_KEY": switch_key}
-        times = ("--pull", "0", "--start", "0", "--latency", "0")
-        self.process = subprocess.Popen(
-            [sys.executable, *command(data), *times, *options],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            **pipes,
-        )
-        assert self.process.stdout is not None
-        self.ready = self.process.stdout.readline()
-        word, api, router = self.ready.split()
-        assert word == "ready"
-        self.port = int(api)
-        url = f"http://127.0.0.1:{api}"
-        self.api = client(f"{url}/api/", {"x-api-key": KEY})
-        self.bare = client(url)
-        self.switches = client(f"{url}/_simulator/", {"X-Simulator-Key": SWITCH_KEY})
-        self.router = client(f"http://127.0.0.1:{router}")
-
-    def close(self) -> int:
-        for client in (self.api, self.bare, self.switches, self.router):
-            client.close()
-        self.process.terminate()
-        return self.wait()
-
-    def wait(self) -> int:
-        status = self.process.wait(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return status
-
-    def get(self, procedure: str, **query: Any) -> httpx.Response:
-        return self.api.get(procedure, params=query)
-
-    def post(self, procedure: str, **given: Any) -> httpx.Response:
-        return self.api.post(procedure, json=given)
-
-    def ask(self, procedure: str, **query: Any) -> Any:
-        return self.get(procedure, **query).raise_for_status().json()
-
-    def do(self, procedure: str, **given: Any) -> Any:
-        answer = self.post(procedure, **given).raise_for_status()
-        return answer.json() if answer.content else None
-
-    def turn(self, **settings: Any) -> None:
-        self.switches.post("settings", json=settings).raise_for_status()
-
-    def fault(self, procedure: str, what: str, **more: Any) -> None:
-        given = {"procedure": procedure, "what": what, **more}
-        self.switches.post("faults", json=given).raise_for_status()
-
-    def close_gate(self, name: str) -> None:
-        self.switches.put(f"gates/{name}").raise_for_status()
-
-    def open_gate(self, name: str) -> None:
-        self.switches.delete(f"gates/{name}").raise_for_status()
-
-    def wait_at(self, name: str) -> int:
-        waiting: int = self.switches.get(f"gates/{name}", params={"wait": 5}).json()["waiting"]
-        return waiting
-
-    def gather_at(self, name: str, count: int) -> None:
-        until(lambda: self.wait_at(name) == count)
-
-    def state(self) -> Any:
-        return self.switches.get("state").raise_for_status().json()
-
-    def project(self, name: str = "shop") -> tuple[str, str]:
-        made = self.do("project.create", name=name)
-        return made["project"]["projectId"], made["environment"]["environmentId"]
-
-    def application(self, environment: str = "", image: str | None = IMAGE, **more: Any) -> Any:
-        environment = environment or self.project()[1]
-        given = {"name": "web", "appName": "web", "sourceType": "docker", **more}
-        application = self.do("application.create", environmentId=environment, **given)
-        if image is not None:
-            self.do("application.update", applicationId=application["applicationId"], dockerImage=image)
-        return application
-
-    def deploy(self, application: Any, procedure: str = "application.deploy", **more: Any) -> Any:
-        """Deploy and see it to its end; the row."""
-        self.do(procedure, applicationId=application["applicationId"], **more)
-        until(lambda: not self.ask("deployment.queueList"))
-        return self.ask("deployment.all", applicationId=application["applicationId"])[0]
-
-    def log(self, deployment: Any) -> str:
-        text: str = self.ask("deployment.readLogs", deploymentId=deployment["deploymentId"])
-        return text
-
-    def status(self, application: Any) -> str:
-        row = self.ask("application.one", applicationId=application["applicationId"])
-        return str(row["applicationStatus"])
-
-    def visit(self, host: str, path: str = "/") -> httpx.Response:
-        return self.router.get(path, headers={"Host": host})
-
-
-def client(url: str, headers: dict[str, str] | None = None) -> httpx.Client:
-    # Plain HTTP only: loading the certificates would take most of the time.
-    return httpx.Client(base_url=url, headers=headers, timeout=10, verify=False)
-
-
-def command(data: Path) -> list[str]:
-    addresses = ["--api", "127.0.0.1:0", "--router", "127.0.0.1:0"]
-    return ["-m", "deployments.simulator", *addresses, "--data", str(data)]
-
-
-def until(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.005)
-    return result
+from .processes import IMAGE, KEY, ROOT, Simulator, command, until
 
 
 @pytest.fixture(scope="module")

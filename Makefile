@@ -1,0 +1,53 @@
+# make run · make test · make lint · make bench · make lock
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# The scaled-out settings, for Django's deployment checks; the values are made up.
+SCALED_OUT := DATA_DIR=$$(mktemp -d) DOKPLOY_URL=https://dokploy.example.org DOKPLOY_API_KEY=a-key-for-the-checks \
+	DATABASE_URL=postgres://portal@localhost/portal REDIS_URL=redis://localhost:6379/0 \
+	ALLOWED_HOSTS=portal.example.org PORTAL_TLS=1 TRUSTED_PROXIES=1 \
+	STACK_IMAGE=ghcr.io/example/stack:1 STACK_DOMAIN_SUFFIX=apps.example.net
+
+.PHONY: run test lint bench lock clean
+
+run: .venv/.installed
+	@exec $(BIN)/python manage.py serve
+
+test: .venv/.installed-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python manage.py makemigrations --check --dry-run
+	$(BIN)/python manage.py check --fail-level WARNING
+	$(SCALED_OUT) $(BIN)/python manage.py check --deploy --fail-level WARNING
+	$(BIN)/python -m pytest tests/test_templates.py
+
+bench: .venv/.installed-dev
+	@$(BIN)/python -m bench $(ARGS)
+
+# Lock files with hashes, without index addresses.
+lock: .venv/.installed-dev
+	$(BIN)/pip-compile $(LOCK) --extra postgres --output-file requirements.lock pyproject.toml
+	$(BIN)/pip-compile $(LOCK) --extra postgres --extra dev --output-file requirements-dev.lock pyproject.toml
+
+LOCK := --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+	--no-emit-options --allow-unsafe
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+clean:
+	rm -rf .venv var

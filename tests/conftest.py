@@ -1,0 +1,54 @@
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import environment
+from .processes import Portal
+
+REQUIRED = bool(os.environ.get("CI"))  # where everything is there, a skip is a failure
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(environment.DATA, ignore_errors=True)
+
+
+def need(what: Any, why: str) -> None:
+    """Skips the test where something is not there; in CI that is a failure."""
+    if not what:
+        if REQUIRED:
+            pytest.fail(f"{why}, but CI must have it")
+        pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def shared_portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Portal]:
+    portal = Portal(tmp_path_factory.mktemp("portal"), STACK_HEALTH_INTERVAL_SECONDS=0.3).start()
+    yield portal
+    portal.close()
+
+
+@pytest.fixture
+def portal(shared_portal: Portal) -> Iterator[Portal]:
+    """A real portal with its simulator, shared by the tests of a session: names must differ."""
+    yield shared_portal
+    shared_portal.reset()
+
+
+@pytest.fixture
+def own_portal(tmp_path: Path) -> Iterator[Any]:
+    """Makes portals of the test's own, to be killed and started again: own_portal(**environment)."""
+    made: list[Portal] = []
+
+    def make(**env: Any) -> Portal:
+        data = tmp_path / f"portal-{len(made)}"
+        data.mkdir()
+        made.append(Portal(data, **env))
+        return made[-1]
+
+    yield make
+    for portal in made:
+        portal.close()

@@ -1,0 +1,11 @@
+"""Loaded before the settings: where the tests keep their files, and what they must not inherit."""
+
+import os
+import tempfile
+
+DATA = tempfile.mkdtemp(prefix="deploy-portal-tests-")
+os.environ["DATA_DIR"] = DATA
+os.environ["TEST_DATABASE"] = f"{DATA}/test.sqlite3"
+os.environ["CHANNEL_PREFIX"] = f"test-{os.getpid()}"
+for name in [name for name in os.environ if name.startswith(("STACK_", "DOKPLOY_", "PORTAL_", "SIMULATOR_"))]:
+    del os.environ[name]

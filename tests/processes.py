@@ -1,0 +1,293 @@
+"""The real processes that the tests drive: the simulator alone, and the whole portal with its simulator."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = "the-owners-key"
+SWITCH_KEY = "the-switch-key"
+IMAGE = "registry.test/shop/web:1"
+
+
+class Simulator:
+    """The process, and one client for each of its faces."""
+
+    def __init__(self, data: Path, *options: str, switch_key: str = SWITCH_KEY, **pipes: Any) -> None:
+        environment = {**os.environ, "SIMULATOR_API_KEY": KEY, "SIMULATOR_SWITCH_KEY": switch_key}
+        times = ("--pull", "0", "--start", "0", "--latency", "0")
+        self.process = subprocess.Popen(
+            [sys.executable, *command(data), *times, *options],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            **pipes,
+        )
+        assert self.process.stdout is not None
+        self.ready = self.process.stdout.readline()
+        word, api, router = self.ready.split()
+        assert word == "ready"
+        self.port = int(api)
+        url = f"http://127.0.0.1:{api}"
+        self.api = client(f"{url}/api/", {"x-api-key": KEY})
+        self.bare = client(url)
+        self.switches = client(f"{url}/_simulator/", {"X-Simulator-Key": SWITCH_KEY})
+        self.router = client(f"http://127.0.0.1:{router}")
+
+    def close(self) -> int:
+        for client in (self.api, self.bare, self.switches, self.router):
+            client.close()
+        self.process.terminate()
+        return self.wait()
+
+    def wait(self) -> int:
+        status = self.process.wait(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+    def get(self, procedure: str, **query: Any) -> httpx.Response:
+        return self.api.get(procedure, params=query)
+
+    def post(self, procedure: str, **given: Any) -> httpx.Response:
+        return self.api.post(procedure, json=given)
+
+    def ask(self, procedure: str, **query: Any) -> Any:
+        return self.get(procedure, **query).raise_for_status().json()
+
+    def do(self, procedure: str, **given: Any) -> Any:
+        answer = self.post(procedure, **given).raise_for_status()
+        return answer.json() if answer.content else None
+
+    def turn(self, **settings: Any) -> None:
+        self.switches.post("settings", json=settings).raise_for_status()
+
+    def fault(self, procedure: str, what: str, **more: Any) -> None:
+        given = {"procedure": procedure, "what": what, **more}
+        self.switches.post("faults", json=given).raise_for_status()
+
+    def close_gate(self, name: str) -> None:
+        self.switches.put(f"gates/{name}").raise_for_status()
+
+    def open_gate(self, name: str) -> None:
+        self.switches.delete(f"gates/{name}").raise_for_status()
+
+    def wait_at(self, name: str) -> int:
+        waiting: int = self.switches.get(f"gates/{name}", params={"wait": 5}).json()["waiting"]
+        return waiting
+
+    def gather_at(self, name: str, count: int) -> None:
+        until(lambda: self.wait_at(name) == count)
+
+    def state(self) -> Any:
+        return self.switches.get("state").raise_for_status().json()
+
+    def project(self, name: str = "shop") -> tuple[str, str]:
+        made = self.do("project.create", name=name)
+        return made["project"]["projectId"], made["environment"]["environmentId"]
+
+    def application(self, environment: str = "", image: str | None = IMAGE, **more: Any) -> Any:
+        environment = environment or self.project()[1]
+        given = {"name": "web", "appName": "web", "sourceType": "docker", **more}
+        application = self.do("application.create", environmentId=environment, **given)
+        if image is not None:
+            self.do("application.update", applicationId=application["applicationId"], dockerImage=image)
+        return application
+
+    def deploy(self, application: Any, procedure: str = "application.deploy", **more: Any) -> Any:
+        """Deploy and see it to its end; the row."""
+        self.do(procedure, applicationId=application["applicationId"], **more)
+        until(lambda: not self.ask("deployment.queueList"))
+        return self.ask("deployment.all", applicationId=application["applicationId"])[0]
+
+    def log(self, deployment: Any) -> str:
+        text: str = self.ask("deployment.readLogs", deploymentId=deployment["deploymentId"])
+        return text
+
+    def status(self, application: Any) -> str:
+        row = self.ask("application.one", applicationId=application["applicationId"])
+        return str(row["applicationStatus"])
+
+    def visit(self, host: str, path: str = "/") -> httpx.Response:
+        return self.router.get(path, headers={"Host": host})
+
+
+def client(url: str, headers: dict[str, str] | None = None) -> httpx.Client:
+    # Plain HTTP only: loading the certificates would take most of the time.
+    return httpx.Client(base_url=url, headers=headers, timeout=10, verify=False)
+
+
+def command(data: Path) -> list[str]:
+    addresses = ["--api", "127.0.0.1:0", "--router", "127.0.0.1:0"]
+    return ["-m", "deployments.simulator", *addresses, "--data", str(data)]
+
+
+def until(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        time.sleep(0.005)
+    return result
+
+
+class Portal:
+    """`manage.py serve` as a demo, with its simulator's switches on; every file under `data`."""
+
+    def __init__(self, data: Path, **env: Any) -> None:
+        self.data = data
+        self.port = free_ports()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.env = {
+            **{name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")},
+            "DATA_DIR": str(data),
+            "PORT": str(self.port),
+            "SIMULATOR_SWITCH_KEY": SWITCH_KEY,
+            "SIMULATOR_PULL_SECONDS": "0",
+            "SIMULATOR_START_SECONDS": "0",
+            "SIMULATOR_LATENCY_SECONDS": "0",
+            "CHANNEL_PREFIX": f"test-{secrets.token_hex(4)}",
+            "PYTHONWARNINGS": "default",
+            **{name: str(value) for name, value in env.items()},
+        }
+        self.http = client(self.url)
+        self.switches = client(f"http://127.0.0.1:{self.port + 1}/_simulator/", {"X-Simulator-Key": SWITCH_KEY})
+        self.router = client(f"http://127.0.0.1:{self.port + 2}")
+        self.process: subprocess.Popen[str] | None = None
+        self.output = data / "output"
+
+    def start(self) -> "Portal":
+        self.output.touch()
+        with self.output.open("a") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "manage.py", "serve", "--no-sample"],
+                cwd=ROOT,
+                env=self.env,
+                stdout=output,
+                stderr=output,
+                text=True,
+            )
+        until(self.answers, 30)
+        return self
+
+    def answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.output.read_text()
+        try:
+            return self.http.get("/help/").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def kill(self) -> None:
+        """kill -9 of the portal; its simulator ends by itself when the pipe closes."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        until(self.ports_are_free, 10)
+
+    def ports_are_free(self) -> bool:
+        return all(_is_free(self.port + offset) for offset in range(3))
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(30)
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.stop()
+        for http in (self.http, self.switches, self.router):
+            http.close()
+
+    # -- the door of scripts -------------------------------------------------------------------------------------------
+
+    def deploy(self, name: str, **more: Any) -> str:
+        """Starts a run as curl -d would; its id."""
+        answer = self.http.post("/api/deploy", content=httpx.Response(200, json={"name": name, **more}).content)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["deploymentId"])
+
+    def status(self, id: str) -> Any:
+        answer = self.http.get(f"/api/status/{id}", headers={"Accept": "application/json"})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def events(self, id: str, after: int = 0, wait: float = 0) -> Any:
+        return self.http.get(f"/api/deployments/{id}/events", params={"after": after, "wait": wait}).json()
+
+    def finished(self, id: str, seconds: float = 30) -> Any:
+        """The run's state at its end."""
+        return until(lambda: (state := self.status(id))["status"] != "in_progress" and state, seconds)
+
+    def stream(self, id: str, seconds: float = 60, **headers: str) -> Iterator[dict[str, Any]]:
+        """The events of the stream as a client gets them: {"event", "id", "data"}."""
+        with self.http.stream("GET", f"/api/status/{id}", headers=headers, timeout=seconds) as answer:
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            event: dict[str, Any] = {}
+            for line in answer.iter_lines():
+                if line:
+                    name, _, value = line.partition(": ")
+                    event[name] = value
+                elif "data" in event:
+                    yield {**event, "data": httpx.Response(200, content=event["data"]).json()}
+                    event = {}
+
+    # -- the simulator's switches --------------------------------------------------------------------------------------
+
+    def turn(self, **settings: Any) -> None:
+        self.switches.post("settings", json=settings).raise_for_status()
+
+    def fault(self, procedure: str, what: str, **more: Any) -> None:
+        self.switches.post("faults", json={"procedure": procedure, "what": what, **more}).raise_for_status()
+
+    def close_gate(self, name: str) -> None:
+        self.switches.put(f"gates/{name}").raise_for_status()
+
+    def open_gate(self, name: str) -> None:
+        self.switches.delete(f"gates/{name}").raise_for_status()
+
+    def wait_at(self, name: str, seconds: float = 10) -> None:
+        """Until somebody waits at the gate."""
+        answer = self.switches.get(f"gates/{name}", params={"wait": seconds}, timeout=seconds + 5)
+        assert answer.json()["waiting"] > 0
+
+    def dokploy(self) -> Any:
+        """Everything that is at Dokploy now."""
+        return self.switches.get("state").raise_for_status().json()
+
+    def reset(self) -> None:
+        """All gates open, no faults, quick."""
+        for name, gate in self.switches.get("gates").json().items():
+            if gate is not None:
+                self.open_gate(name)
+        self.switches.delete("faults")
+        self.turn(pull=0, start=0, latency=0, pull_error=None, engine_error=None, container_status=None, database="up")
+
+
+def free_ports() -> int:
+    """The first of three ports in a row that are free, below the range that the system hands out by itself."""
+    for first in range(20_000 + (os.getpid() * 7) % 5_000, 32_000, 3):
+        if all(_is_free(first + offset) for offset in range(3)):
+            return first
+    raise RuntimeError("No free ports.")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
