@@ -36,17 +36,20 @@ class ReadOnlyInline(admin.TabularInline):
 
 class EventInline(ReadOnlyInline):
     model = Event
-    fields = readonly_fields = ["seq", "at", "kind", "phase", "status", "progress", "message", "data"]
+    columns: Any = ["seq", "at", "kind", "phase", "status", "progress", "message", "data"]
+    fields = readonly_fields = columns
 
 
 class ReceiptInline(ReadOnlyInline):
     model = Receipt
-    fields = readonly_fields = ["kind", "state", "external_id", "mark", "why", "updated_at"]
+    columns: Any = ["kind", "state", "external_id", "mark", "why", "updated_at"]
+    fields = readonly_fields = columns
 
 
 class DeploymentInline(ReadOnlyInline):
     model = Deployment
-    fields = readonly_fields = ["id", "kind", "status", "phase", "message", "requested_by", "via", "created_at"]
+    columns: Any = ["id", "kind", "status", "phase", "message", "requested_by", "via", "created_at"]
+    fields = readonly_fields = columns
     show_change_link = True
     fk_name = "stack"
 

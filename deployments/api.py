@@ -8,11 +8,12 @@ request that any web page could send.
 import asyncio
 import functools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.contrib.auth.models import AnonymousUser
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified, JsonResponse, StreamingHttpResponse
 from django.urls import reverse
 from django.utils.http import parse_etags
@@ -28,7 +29,7 @@ KEEP_ALIVE_SECONDS = 8.0
 LONGEST_WAIT_SECONDS = 25.0
 EVENTS_PER_ANSWER = 1000
 
-View = Callable[..., Awaitable[Any]]
+View = Callable[..., Any]
 
 
 def refused(refusal: Refusal) -> JsonResponse:
@@ -69,7 +70,7 @@ def door(*methods: str) -> Callable[[View], View]:
 def _nobody() -> tuple[Any, Pass]:
     if not settings.PORTAL_OPEN:
         raise Refusal("NOT_SIGNED_IN", "Send a token: Authorization: Bearer <token>. Make one on the page “Tokens”.")
-    return people.AnonymousUser(), Pass()
+    return AnonymousUser(), Pass()
 
 
 def _refuse_other_sites(request: HttpRequest) -> None:
@@ -263,7 +264,7 @@ async def _lines(
         elif run.done and seen == run.version:
             yield _line(run, topic.events[-1], audience)
         while not watch.expired:
-            run = topic.run
+            run = topic.run or run
             for event in topic.after(seen):
                 seen = event.seq
                 if event.kind == "phase" or every:

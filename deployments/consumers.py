@@ -37,8 +37,10 @@ class RunnerConsumer(AsyncConsumer):
 
 
 async def answer_the_bell(application: Any) -> None:
-    """Channels' worker for the runner's channel, for ever: what ends it (trouble of the layer, a message without a type)
-    costs a second."""
+    """Channels' worker for the runner's channel, for ever.
+
+    What ends it (trouble of the layer, a message without a type) costs a second.
+    """
     while True:
         try:
             await Worker(application, [live.RUNNER_CHANNEL], get_channel_layer()).handle()
@@ -53,7 +55,7 @@ class PageSocket(AsyncWebsocketConsumer):
     Subscribes no channel of its own: frames go from the hub straight to this socket's send.
     """
 
-    channel_layer_alias = None  # type: ignore[assignment]
+    channel_layer_alias = None
 
     async def connect(self) -> None:
         person, holder = await sync_to_async(people.of_scope)(self.scope)

@@ -35,7 +35,7 @@ def read_parameters(template: Template, given: dict[str, Any]) -> dict[str, Any]
 
 
 class DeployForm(forms.Form):
-    """A name, a template, the parameters of all templates offered (named <slug>-<key>; those of the chosen one count)."""
+    """A name, a template, and the parameters of all templates offered, named <slug>-<key>; the chosen one's count."""
 
     name = forms.CharField(max_length=30, required=False)
     template = forms.ModelChoiceField(Template.objects.none(), to_field_name="slug", empty_label=None)

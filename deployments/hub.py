@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Watch:
-    """One watcher of a topic. `push` gets each new frame (sockets); without it the watcher waits and reads (streams)."""
+    """One watcher of a topic. `push` gets each new frame (sockets); without it the watcher waits, and reads."""
 
     def __init__(self, holder: Pass, audience: str, push: Callable[[str], Awaitable[None]] | None) -> None:
         self.holder, self.audience, self.push = holder, audience, push

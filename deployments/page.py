@@ -1,6 +1,6 @@
-"""What the pages say about a run, read from its rows alone: the same after a refresh, in a second browser, after a year.
+"""What the pages say about a run, read from its rows alone: the same after a refresh, elsewhere, in a year.
 
-Pure functions of a deployment, its events and an audience ("owner", "operator", or "link": who only holds the run's id).
+Functions of a deployment, its events and an audience: "owner", "operator", or "link" for who only holds the run's id.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Who is asking. One place for the demo's visitor, the owner of anonymous runs, tokens, and true addresses.
 
-Nobody is signed in by their address: behind a proxy, a tunnel or Docker strangers arrive as 127.0.0.1. The demo's visitor
-is no exception to that rule but its reason: nothing real is behind the demo, and whatever looks forwarded is a stranger.
+Nobody is signed in by their address: behind a proxy, a tunnel or Docker strangers arrive as 127.0.0.1. The demo's
+visitor may be, because nothing real is behind the demo; and whatever looks forwarded is a stranger there too.
 """
 
 import ipaddress

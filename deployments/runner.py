@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -239,7 +239,7 @@ def _journal(run: Run) -> Journal:
     return Journal(
         run.report,
         resources=deployment.known_resources(),
-        intended=deployment.intended_marks(),
+        intended=deployment.intended(),
         logged=deployment.logged_lines(),
     )
 
@@ -255,7 +255,7 @@ async def _reconnect() -> None:
     await sync_to_async(close_old_connections)()
 
 
-def _failure_of(error: dict) -> Failure:
+def _failure_of(error: dict[str, Any]) -> Failure:
     failure = Failure(error["code"], error["message"], evidence=error.get("evidence", ""), retryable=error["retryable"])
     failure.phase = error["phase"]
     return failure

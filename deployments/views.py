@@ -38,10 +38,15 @@ def home(request: HttpRequest) -> HttpResponse:
         "check": check.locally(request.user, name) if name else None,
         "usual": _usual(),
         "phases": [phase.title for phase in PHASES],
-        "stacks": page.stacks(page.newest_runs(request.user.pk)),
+        "stacks": page.stacks(page.newest_runs(_person(request).pk)),
         "stacks_socket": "/ws/stacks",
     }
     return render(request, "home.html", context, status=400 if form.errors else 200)
+
+
+def _person(request: HttpRequest) -> Any:
+    """Who is signed in, in the demo also its visitor. Only where somebody is."""
+    return request.user
 
 
 def _address() -> dict[str, str]:
@@ -66,7 +71,7 @@ def check_name(request: HttpRequest) -> HttpResponse:
 @require_GET
 @login_required
 def stacks(request: HttpRequest) -> HttpResponse:
-    return render(request, "_stacks.html", {"stacks": page.stacks(page.newest_runs(request.user.pk))})
+    return render(request, "_stacks.html", {"stacks": page.stacks(page.newest_runs(_person(request).pk))})
 
 
 @require_GET
@@ -106,9 +111,9 @@ def tokens(request: HttpRequest) -> HttpResponse:
     fresh = None
     if request.method == "POST":
         if revoke := request.POST.get("revoke"):
-            ApiToken.objects.filter(owner=request.user, pk=revoke if revoke.isdecimal() else 0).delete()
+            ApiToken.objects.filter(owner=_person(request), pk=revoke if revoke.isdecimal() else 0).delete()
             return redirect("tokens")
-        _, fresh = ApiToken.issue(request.user, request.POST.get("label", ""))
+        _, fresh = ApiToken.issue(_person(request), request.POST.get("label", ""))
     listed = [
         {
             "id": token.pk,
@@ -117,7 +122,7 @@ def tokens(request: HttpRequest) -> HttpResponse:
             "created": token.created_at,
             "last_used": token.last_used_at,
         }
-        for token in ApiToken.objects.filter(owner=request.user)
+        for token in ApiToken.objects.filter(owner=_person(request))
     ]
     base_url = f"{request.scheme}://{request.get_host()}"
     return render(request, "tokens.html", {"tokens": listed, "fresh": fresh, "base_url": base_url})

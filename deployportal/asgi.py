@@ -1,6 +1,7 @@
 """The application: http, websocket, channel. Plain ASGI; any server may serve it."""
 
 import os
+from typing import Any
 
 from django.core.asgi import get_asgi_application
 
@@ -23,6 +24,6 @@ _protocols = ProtocolTypeRouter(
 )
 
 
-async def application(scope, receive, send):
+async def application(scope: Any, receive: Any, send: Any) -> None:
     live.bind()
     await _protocols(scope, receive, send)

@@ -12,7 +12,7 @@ from whitenoise.base import WhiteNoise
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 FORBIDDEN = 4403
 NOT_FOUND = 4404

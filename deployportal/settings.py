@@ -5,7 +5,9 @@ One predicate decides what is lax: DEMO, which means that the Dokploy is our own
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dj_database_url
 from cryptography.fernet import Fernet
@@ -49,7 +51,7 @@ DATA_DIR = Path(text("DATA_DIR", str(BASE_DIR / "var")))
 DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def key(name: str, file: str, make) -> str:
+def key(name: str, file: str, make: Callable[[], str]) -> str:
     """The value of NAME, else a key of our own that is made once into the data directory, readable by us alone."""
     if given := text(name):
         return given
@@ -171,6 +173,7 @@ TEMPLATES = [
 ]
 
 DATABASE_URL = text("DATABASE_URL")
+DATABASES: dict[str, dict[str, Any]]
 if DATABASE_URL:
     DATABASES = {"default": dict(dj_database_url.parse(DATABASE_URL))}
     if "postgresql" in DATABASES["default"]["ENGINE"]:

@@ -18,8 +18,8 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\
 class Journal:
     """Turns what a step says into reports, one after the other.
 
-    `intended`: the marks of what earlier workers of this run were about to make; `logged`: how many log lines of each
-    deploy they have reported. Both only matter to a run that is taken up again.
+    `intended`: kind and mark of what earlier workers of this run were about to make; `logged`: how many log lines of
+    each deploy they have reported. Both only matter to a run that is taken up again.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Journal:
         report: Report,
         *,
         resources: Resources | None = None,
-        intended: Iterable[str] = (),
+        intended: Iterable[tuple[str, str]] = (),
         logged: dict[str, int] | None = None,
     ) -> None:
         self._report = report
@@ -100,7 +100,7 @@ class Journal:
 
     async def intend(self, kind: str, mark: str) -> None:
         """Before a call that makes something."""
-        self.intended.add(mark)
+        self.intended.add((kind, mark))
         await self._receipt("intended", kind, mark=mark)
 
     async def made(self, kind: str, mark: str, id: str) -> None:

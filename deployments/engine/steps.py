@@ -119,7 +119,7 @@ async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Jo
     application_id = _known(have.application_id)
     prefix = spec.deploy_title(0).rpartition("/")[0] + "/"
     while True:
-        sent = sum(title.startswith(prefix) for title in journal.intended)
+        sent = sum(kind == "deploy" and title.startswith(prefix) for kind, title in journal.intended)
         found = await _find_deploy(dokploy, application_id, prefix)
         if found is None and sent:
             await asyncio.sleep(SECOND_LOOK_SECONDS)
@@ -293,7 +293,7 @@ async def _look_or_make(
     An answer that is not a clean one is looked into twice; if nothing is there, the phase's next attempt looks again.
     """
     found = await look()
-    if found is None and mark in journal.intended:  # an earlier request may still be on its way
+    if found is None and (kind, mark) in journal.intended:  # an earlier request may still be on its way
         await asyncio.sleep(SECOND_LOOK_SECONDS)
         found = await look()
     if found is None:

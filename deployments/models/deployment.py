@@ -70,9 +70,9 @@ class Deployment(models.Model):
         FAILURE = "failure"
 
     class Via(models.TextChoices):
-        FORM = "form", "the form"
-        API = "api", "the API"
-        COMMAND = "command", "the command line"
+        FORM = "form", "form"
+        API = "api", "API"
+        COMMAND = "command", "command line"
 
     id = models.CharField(primary_key=True, max_length=40, default=new_deployment_id, editable=False)
     stack = models.ForeignKey(Stack, on_delete=models.PROTECT, related_name="deployments")
@@ -149,7 +149,7 @@ class Deployment(models.Model):
         if idempotency_key:
             caller = address or "" if person.username == settings.OPEN_USERNAME else ""
             digest = hashlib.sha256(f"{caller}\0{idempotency_key}".encode()).hexdigest()
-            if earlier := cls.objects.filter(requested_by=person, idempotency_key=digest).first():
+            if earlier := cls._of_key(person, digest):
                 return earlier
         Stack.check_name(name)
         for last in (False, True):
@@ -157,12 +157,16 @@ class Deployment(models.Model):
                 with transaction.atomic():
                     return cls._request(person, name, template, parameters, via, digest, address)
             except IntegrityError:  # somebody was faster: the second look finds out what that means
-                earlier = digest and cls.objects.filter(requested_by=person, idempotency_key=digest).first()
-                if earlier:
+                if earlier := cls._of_key(person, digest):
                     return earlier
                 if last:
                     raise
         raise AssertionError("unreachable")
+
+    @classmethod
+    def _of_key(cls, person: Any, digest: str | None) -> "Deployment | None":
+        """The run that this caller's idempotency key made."""
+        return cls.objects.filter(requested_by=person, idempotency_key=digest).first() if digest else None
 
     @classmethod
     def _request(
@@ -306,7 +310,7 @@ class Deployment(models.Model):
 
         Raises LeaseLost, having written nothing, when the run is another worker's by now or is over.
         """
-        final = progress.status != self.Status.IN_PROGRESS
+        final = progress.status != "in_progress"
         changes: dict[str, Any] = {"version": F("version") + 1, "updated_at": timezone.now()}
         if progress.kind == "phase":
             self.phase, self.message, self.status = progress.phase, progress.message[:500], progress.status
@@ -393,8 +397,9 @@ class Deployment(models.Model):
     def known_resources(self) -> Resources:
         return Resources(**{key: value for key, value in self.resources.items() if key in Resources.__slots__})
 
-    def intended_marks(self) -> set[str]:
-        return set(self.stack.receipts.exclude(state=Receipt.State.GONE).values_list("mark", flat=True))
+    def intended(self) -> set[tuple[str, str]]:
+        """Kind and mark of what was about to be made, or was made, and is not gone."""
+        return set(self.stack.receipts.exclude(state=Receipt.State.GONE).values_list("kind", "mark"))
 
     def logged_lines(self) -> dict[str, int]:
         """How many lines of each deploy's log are among the events."""

@@ -1,4 +1,4 @@
-"""All in one process: web, Channels consumer and runner on Daphne's own loop; in the demo the simulator beside it."""
+"""All in one process: web, Channels consumer and runner on Daphne's loop; in the demo the simulator beside it."""
 
 import asyncio
 import contextlib
@@ -26,6 +26,7 @@ from deployments.runner import Runner
 
 STARTING_SECONDS = 20
 SAMPLE = "hello"
+RUNS_ALREADY = "The portal already runs on {}. Stop it first."
 
 
 class Command(BaseCommand):
@@ -89,7 +90,7 @@ class Command(BaseCommand):
     # -- the simulator -------------------------------------------------------------------------------------------------
 
     def start_simulator(self) -> subprocess.Popen[str]:
-        """A process of its own, in a session of its own: Ctrl-C is ours to hand on, and it ends when our pipe closes."""
+        """A process in a session of its own: Ctrl-C is ours to hand on. It ends when our pipe closes."""
         command = [
             *(sys.executable, "-m", "deployments.simulator", "--until-stdin-closes"),
             *("--api", f"127.0.0.1:{settings.SIMULATOR_PORT}"),
@@ -129,16 +130,16 @@ class Command(BaseCommand):
     # -- the terminal --------------------------------------------------------------------------------------------------
 
     def greet(self, bind: str) -> None:
-        say = self.console.print
+
+        def say(line: str) -> None:
+            self.console.print(line, soft_wrap=True, highlight=False)
+
         say(f"\n[bold]Deploy Portal[/]  http://{'localhost' if settings.DEMO else bind}:{settings.PORT}/")
         if settings.DEMO:
             password = self.demo_operator()
-            say(
-                f"Operator       http://localhost:{settings.PORT}/admin/  user [bold]operator[/]  password [bold]{password}[/]"
-            )
-            say(
-                f"Demo: deployments go to a simulator on this machine (ports {settings.PORT + 1} and {settings.PORT + 2})."
-            )
+            say(f"Operator       http://localhost:{settings.PORT}/admin/  user operator, password [bold]{password}[/]")
+            api, router = settings.SIMULATOR_PORT, settings.ROUTER_PORT
+            say(f"A demo: deployments go to a simulator on this machine (its API on {api}, its router on {router}).")
         elif not get_user_model().objects.filter(is_superuser=True).exists():
             say("There is no operator yet. Make one: .venv/bin/python manage.py createsuperuser")
         say("Stop with Ctrl-C.\n")
@@ -187,7 +188,7 @@ class Command(BaseCommand):
             server_name="deploy-portal",
         )
         loop.call_soon(begin)  # on the loop itself: where Twisted calls back at its start, no loop runs yet
-        reactor.addSystemEventTrigger("before", "shutdown", drain)
+        reactor.addSystemEventTrigger("before", "shutdown", drain)  # type: ignore[arg-type]
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         server.run()
 
