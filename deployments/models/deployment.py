@@ -311,7 +311,8 @@ class Deployment(models.Model):
         Raises LeaseLost, having written nothing, when the run is another worker's by now or is over.
         """
         final = progress.status != "in_progress"
-        changes: dict[str, Any] = {"version": F("version") + 1, "updated_at": timezone.now()}
+        self.updated_at = timezone.now()
+        changes: dict[str, Any] = {"version": F("version") + 1, "updated_at": self.updated_at}
         if progress.kind == "phase":
             self.phase, self.message, self.status = progress.phase, progress.message[:500], progress.status
             self.progress = max(self.progress, progress.progress or 0)
@@ -328,7 +329,7 @@ class Deployment(models.Model):
                 resources=self.resources,
             )
         if final:
-            changes.update(completed_at=timezone.now(), lease_until=None, lease_owner="", requests=requests or [])
+            changes.update(completed_at=self.updated_at, lease_until=None, lease_owner="", requests=requests or [])
         with transaction.atomic():
             held = Deployment.objects.filter(pk=self.pk, lease_token=self.lease_token, status="in_progress")
             if not held.update(**changes):
@@ -354,6 +355,7 @@ class Deployment(models.Model):
         Event.objects.create(
             deployment=self,
             seq=self.version,
+            at=self.updated_at,
             kind=kind,
             phase=self.phase,
             status=self.status,
