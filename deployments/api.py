@@ -98,7 +98,7 @@ def _deploy(request: HttpRequest) -> dict[str, Any]:
         raise Refusal("INVALID_PARAMETER", "There is no such template.", field="template")
     values = read_parameters(template, parameters)
     run = Deployment.request(
-        person if person.is_authenticated else people.open_user(),
+        _owner(request),
         name,
         template,
         values,
@@ -115,6 +115,12 @@ def _deploy(request: HttpRequest) -> dict[str, Any]:
         "eventsUrl": reverse("api-events", args=[run.pk]),
         "pageUrl": reverse("deployment", args=[run.pk]),
     }
+
+
+def _owner(request: HttpRequest) -> Any:
+    """To whom a run of this caller belongs."""
+    person = request.person  # type: ignore[attr-defined]
+    return person if person.is_authenticated else people.open_user()
 
 
 def _read_body(request: HttpRequest) -> tuple[str, str | None, dict[str, Any]]:
@@ -145,8 +151,7 @@ def _idempotency_key(request: HttpRequest) -> str | None:
 @door("GET")
 async def check_name(request: HttpRequest, name: str) -> HttpResponse:
     """GET /api/check/<name>: {"available": true, false or null (not known), "reason"}."""
-    person = request.person  # type: ignore[attr-defined]
-    found = await check.everywhere(person, name)
+    found = await check.everywhere(await sync_to_async(_owner)(request), name)
     reason = next((line["text"] for line in found["lines"] if line["state"] != "ok"), None)
     return JsonResponse({"available": found["available"], "reason": reason})
 

@@ -32,7 +32,7 @@ def locally(person: Any, name: str) -> dict[str, Any]:
     stack = Stack.objects.existing().filter(name=name).first()
     if stack is None:
         lines.append(_line("ok", "Free", "Nobody has it here."))
-    elif stack.owner_id == person.pk:
+    elif _is_own(stack, person):
         lines.append(_line("ok", "Yours", "Deploying brings your stack to these settings."))
     else:
         lines.append(_line("bad", "Taken", "Somebody has it already."))
@@ -50,8 +50,13 @@ def locally(person: Any, name: str) -> dict[str, Any]:
         "lines": lines,
         "suggestions": suggestions,
         "available": all(line["state"] != "bad" for line in lines),
-        "own": stack is not None and stack.owner_id == person.pk,
+        "own": stack is not None and _is_own(stack, person),
     }
+
+
+def _is_own(stack: Stack, person: Any) -> bool:
+    """Stacks of people who did not sign in are nobody's to deploy again."""
+    return stack.owner_id == person.pk and person.username != settings.OPEN_USERNAME
 
 
 async def everywhere(person: Any, name: str) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""kill -9 of the whole portal, started again: every run goes on, once, and everybody can see it."""
+
+import signal
+from contextlib import ExitStack
+from typing import Any
+
+from .processes import Portal, until
+from .test_live import held
+
+# In each phase, before Dokploy has done what was asked, and after it (the answer never arrives). Last place first, so
+# that each further run is held in front of those that are closed already.
+PLACES = [
+    "container",
+    "job",
+    "application.deploy:answer",
+    "application.deploy",
+    "domain.create:answer",
+    "domain.create",
+    "application.saveEnvironment:answer",
+    "application.saveDockerProvider",
+    "application.create:answer",
+    "application.create",
+    "environment.byProjectId",
+    "project.create:answer",
+    "project.create",
+    "project.all",
+]
+UNDO_PLACES = ["project.remove:answer", "project.remove", "application.delete:answer", "domain.delete"]
+KINDS = ("projects", "applications", "domains", "services")
+
+
+def hold_one_run_at_each(portal: Portal, places: list[str], holding: ExitStack) -> dict[str, str]:
+    """A run per place, each in the middle of it; their ids by name."""
+    ids = {}
+    for number, place in enumerate(places):
+        holding.enter_context(held(portal, place))
+        name = f"held-{number}"
+        ids[name] = portal.deploy(name)
+        if place == "container":
+            until(lambda id=ids[name]: portal.status(id)["phase"] == "verifying_health")
+        else:
+            portal.wait_at(place)
+    return ids
+
+
+def no_event_is_missing(portal: Portal, id: str) -> list[Any]:
+    state, events = portal.status(id), portal.events(id)["events"]
+    assert [event["seq"] for event in events] == list(range(1, state["version"] + 1))
+    return list(events)
+
+
+def test_every_run_goes_on_after_kill_9_wherever_it_was(own_portal: Any) -> None:
+    portal = own_portal().start()
+    with ExitStack() as holding:
+        ids = hold_one_run_at_each(portal, PLACES, holding)
+        before = portal.http.get(f"/deployments/{ids['held-0']}").text
+        portal.kill()
+    portal.start()
+    for name, id in ids.items():
+        state = portal.finished(id)
+        assert state["phase"] == "completed", (name, state)
+        no_event_is_missing(portal, id)
+        assert portal.router.get("/", headers={"Host": f"{name}.localhost"}).status_code == 200
+    there = portal.dokploy()
+    assert {kind: len(there[kind]) for kind in KINDS} == dict.fromkeys(KINDS, len(PLACES))
+    assert len({project["name"] for project in there["projects"]}) == len(PLACES)
+    after = portal.http.get(f"/deployments/{ids['held-0']}").text
+    assert "of 7" in before
+    assert "It is live" in after
+
+
+def test_every_undo_goes_on_after_kill_9_wherever_it_was(own_portal: Any) -> None:
+    portal = own_portal().start()
+    portal.turn(pull_error="no space left on device")
+    with ExitStack() as holding:
+        ids = hold_one_run_at_each(portal, UNDO_PLACES, holding)
+        portal.kill()
+    portal.start()
+    for name, id in ids.items():
+        state = portal.finished(id)
+        assert (state["phase"], state["message"]) == ("rolling_back", "Rollback completed"), name
+        assert (state["error"]["phase"], state["error"]["code"]) == ("deploying", "SERVER_DISK_FULL")
+        no_event_is_missing(portal, id)
+        assert portal.http.get(f"/api/check/{name}").json()["available"] is True
+    there = portal.dokploy()
+    assert {kind: there[kind] for kind in KINDS} == {kind: [] for kind in KINDS}
+
+
+def test_sigterm_in_the_middle_lets_go_and_ends_with_0(own_portal: Any) -> None:
+    portal = own_portal().start()
+    with held(portal, "application.create"):
+        id = portal.deploy("drained")
+        portal.wait_at("application.create")
+        portal.process.send_signal(signal.SIGTERM)
+    assert portal.process.wait(15) == 0
+    until(portal.ports_are_free)
+    portal.start()
+    assert portal.finished(id)["phase"] == "completed"
+    there = portal.dokploy()
+    assert {kind: len(there[kind]) for kind in KINDS} == dict.fromkeys(KINDS, 1)
+    notes = [event for event in no_event_is_missing(portal, id) if event["kind"] == "note"]
+    assert [note["message"] for note in notes] == ["Taken up again after an interruption"]
