@@ -202,10 +202,16 @@ async def events(request: HttpRequest, id: str) -> HttpResponse:
     if run.version > after or run.done or wait <= 0:
         return JsonResponse(await sync_to_async(_events)(run, audience, after))
     async with _watch(request, run, audience) as (watch, topic):
-        assert topic.run is not None
-        if topic.run.version <= after and not topic.run.done:
-            await watch.news(wait)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        while not _has_news(topic, after) and not watch.expired and (left := deadline - loop.time()) > 0:
+            await watch.news(left)
     return JsonResponse(await sync_to_async(_events)(run, audience, after))
+
+
+def _has_news(topic: RunTopic, after: float) -> bool:
+    run = topic.run
+    return run is not None and (run.version > after or run.done)
 
 
 def _events(run: Deployment, audience: str, after: float) -> dict[str, Any]:

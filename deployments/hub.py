@@ -77,9 +77,6 @@ class Topic:
     def render(self, audience: str) -> str:
         raise NotImplementedError
 
-    def audiences(self) -> set[str]:
-        return {watch.audience for watch in self.watches if watch.push}
-
     def refresh(self, audiences: set[str]) -> None:
         """Reads, and renders for each audience, unless nothing changed."""
         version = self.read()
@@ -90,9 +87,11 @@ class Topic:
             self.frames[audience] = self.render(audience)
             self.renders += 1
 
-    async def look(self, audiences: set[str]) -> None:
+    async def look(self) -> Any:
+        """Reads, and renders for every audience that watches; returns the version that was read."""
         async with self.lock:
-            await sync_to_async(self.refresh)(audiences)
+            await sync_to_async(self.refresh)({watch.audience for watch in self.watches if watch.push})
+            return self.version
 
     async def follow(self) -> None:
         """Hands out each change. At most ten frames a second: what happens meanwhile is in the next."""
@@ -100,7 +99,7 @@ class Topic:
             await self.dirty.wait()
             self.dirty.clear()
             try:
-                await self.look(self.audiences())
+                await self.look()
             except (OperationalError, InterfaceError) as error:
                 log.warning("%s waits for the database: %s", self.name, type(error).__name__)
                 await asyncio.sleep(FRAME_SECONDS * 5)
@@ -238,10 +237,12 @@ class Hub:
                     await self._ear.join(name)
                 topic.task = asyncio.create_task(topic.follow())
             topic.watches.add(watch)
-            await topic.look({watch.audience} if watch.push else set())
-            topic.dirty.set()
+            version = await topic.look()
             if watch.push:
                 await watch.push(topic.frames[watch.audience])
+            if topic.handed is None:
+                topic.handed = version
+            topic.dirty.set()  # this look may have taken a change away from those who joined before
             yield watch, topic
         finally:
             self._viewers[viewer] -= 1

@@ -43,7 +43,7 @@ async def follow(run: Deployment, console: Console) -> Deployment:
                 if topic.run.done:
                     break
                 if not await watch.news(LOOK_SECONDS):
-                    await topic.look(set())
+                    await topic.look()
     console.print(_end(topic.run))
     return topic.run
 
