@@ -1,0 +1,235 @@
+"""State changes through verbs; what must not be is refused by the database. No async here."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from deployments import people
+from deployments.engine.spec import Progress, Resources
+from deployments.models import Deployment, Event, LeaseLost, Receipt, Refusal, Stack, Template
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def template() -> Template:
+    Template.follow_settings()
+    return Template.objects.get(from_settings=True)
+
+
+@pytest.fixture
+def anna() -> Any:
+    return get_user_model().objects.create_user("anna")
+
+
+@pytest.fixture
+def ben() -> Any:
+    return get_user_model().objects.create_user("ben")
+
+
+def request(person: Any, name: str = "shop", **more: Any) -> Deployment:
+    return Deployment.request(person, name, Template.objects.get(from_settings=True), {}, via="form", **more)
+
+
+def claimed(person: Any, name: str = "shop", **more: Any) -> Deployment:
+    id = request(person, name, **more).pk
+    run = Deployment.claim("worker", excluding=[])
+    assert run is not None
+    assert run.pk == id
+    return run
+
+
+def phase(name: str, message: str = "…", **more: Any) -> Progress:
+    return Progress("phase", name, message, **more)
+
+
+def end(run: Deployment, *, succeeded: bool) -> None:
+    if succeeded:
+        run.record(phase("completed", status="success", progress=100))
+    else:
+        error = {"phase": "deploying", "code": "IMAGE_NOT_FOUND", "message": "…", "retryable": True}
+        run.record(phase("rolling_back", status="failure", progress=95, error=error))
+
+
+def test_a_request_takes_the_name_and_queues_a_run(anna: Any) -> None:
+    run = request(anna)
+    assert (run.stack.name, run.stack.owner, run.stack.state) == ("shop", anna, "pending")
+    assert (run.status, run.phase, run.progress, run.version) == ("in_progress", "initializing", 0, 1)
+    assert [event.seq for event in run.events.all()] == [1]
+
+
+def test_a_taken_name_is_refused_to_others_and_busy_to_its_owner(anna: Any, ben: Any) -> None:
+    request(anna)
+    with pytest.raises(Refusal) as others:
+        request(ben)
+    with pytest.raises(Refusal) as owners:
+        request(anna)
+    assert (others.value.code, owners.value.code) == ("NAME_TAKEN", "BUSY")
+    assert (Stack.objects.count(), Deployment.objects.count()) == (1, 1)
+
+
+def test_a_live_stack_is_deployed_again_by_its_owner(anna: Any) -> None:
+    end(claimed(anna), succeeded=True)
+    again = request(anna)
+    assert again.kind == "redeploy"
+    assert again.stack.deployments.count() == 2
+
+
+def test_an_open_stack_is_never_deployed_again(anna: Any) -> None:
+    end(claimed(people.open_user(), address="127.0.0.1"), succeeded=True)
+    with pytest.raises(Refusal) as refused:
+        request(people.open_user(), address="127.0.0.1")
+    assert refused.value.code == "NAME_TAKEN"
+
+
+def test_a_name_is_free_again_when_nothing_is_left(anna: Any, ben: Any) -> None:
+    run = claimed(anna)
+    run.record(Progress("receipt", "creating_project", "", data={"state": "intended", "kind": "project", "mark": "m"}))
+    run.record(
+        Progress("receipt", "creating_project", "", data={"state": "made", "kind": "project", "mark": "m", "id": "p1"})
+    )
+    run.record(Progress("receipt", "creating_project", "", data={"state": "gone", "kind": "project", "id": "p1"}))
+    end(run, succeeded=False)
+    run.stack.refresh_from_db()
+    assert run.stack.state == "gone"
+    assert request(ben).stack.owner == ben
+
+
+def test_a_name_stays_taken_while_something_is_left(anna: Any, ben: Any) -> None:
+    run = claimed(anna)
+    run.record(
+        Progress("receipt", "creating_project", "", data={"state": "made", "kind": "project", "mark": "m", "id": "p1"})
+    )
+    run.record(Progress("receipt", "creating_project", "", data={"state": "left", "kind": "project", "why": "busy"}))
+    end(run, succeeded=False)
+    run.stack.refresh_from_db()
+    assert run.stack.state == "broken"
+    assert Receipt.objects.get().why == "busy"
+    with pytest.raises(Refusal):
+        request(ben)
+    assert request(anna).stack == run.stack
+
+
+def test_a_failed_redeploy_that_was_restored_leaves_the_stack_live(anna: Any) -> None:
+    first = claimed(anna)
+    first.record(
+        Progress("receipt", "creating_project", "", data={"state": "made", "kind": "project", "mark": "m", "id": "p"})
+    )
+    end(first, succeeded=True)
+    end(claimed(anna), succeeded=False)
+    first.stack.refresh_from_db()
+    assert first.stack.state == "live"
+
+
+def test_the_same_key_of_the_same_caller_makes_one_run(anna: Any, ben: Any) -> None:
+    first = request(anna, idempotency_key="k")
+    assert request(anna, idempotency_key="k") == first
+    assert request(ben, "other", idempotency_key="k") != first
+    assert Deployment.objects.count() == 2
+
+
+def test_a_report_is_a_row_and_an_event_with_the_next_number(anna: Any) -> None:
+    run = claimed(anna)
+    run.record(phase("creating_project", "Creating", progress=10))
+    run.record(Progress("log", "deploying", "line", data={"source": "d", "first": 1, "lines": ["line"]}))
+    run.record(phase("creating_domain", "Domain", progress=65, resources=Resources(domain_id="d1")))
+    run.refresh_from_db()
+    assert (run.phase, run.progress, run.message, run.version) == ("creating_domain", 65, "Domain", 4)
+    assert list(run.events.values_list("seq", "kind")) == [(1, "phase"), (2, "phase"), (3, "log"), (4, "phase")]
+    assert run.to_dict("owner")["resources"] == {"domainId": "d1"}
+    assert run.to_dict("owner")["url"] == run.stack.url
+
+
+def test_progress_never_falls(anna: Any) -> None:
+    run = claimed(anna)
+    run.record(phase("deploying", progress=85))
+    run.record(phase("creating_project", progress=10))
+    assert [event.progress for event in run.events.all()] == [0, 85, 85]
+
+
+def test_two_workers_never_have_one_run(anna: Any) -> None:
+    run = claimed(anna)
+    assert Deployment.claim("another", excluding=[]) is None
+    Deployment.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    other = Deployment.claim("another", excluding=[])
+    assert other is not None
+    assert (other.pk, other.lease_token, other.crashes) == (run.pk, run.lease_token + 1, 1)
+    with pytest.raises(LeaseLost):
+        run.record(phase("creating_project"))
+    assert run.events.count() == 1
+    other.record(phase("creating_project"))
+    assert other.events.count() == 2
+
+
+def test_a_run_that_was_let_go_is_due_at_once_and_is_no_crash(anna: Any) -> None:
+    claimed(anna).release()
+    again = Deployment.claim("another", excluding=[])
+    assert again is not None
+    assert again.crashes == 0
+
+
+def test_nothing_is_written_after_the_end(anna: Any) -> None:
+    run = claimed(anna)
+    end(run, succeeded=True)
+    with pytest.raises(LeaseLost):
+        run.record(phase("deploying"))
+    assert Deployment.claim("another", excluding=[]) is None
+    assert run.events.count() == 2
+
+
+def test_a_beat_renews_only_what_is_still_held(anna: Any, ben: Any) -> None:
+    mine, lost = claimed(anna, "mine"), claimed(ben, "lost")
+    Deployment.objects.filter(pk=lost.pk).update(lease_owner="another")
+    Deployment.objects.filter(pk=mine.pk).update(lease_until=timezone.now())
+    assert Deployment.beat("worker") == {mine.pk}
+    mine.refresh_from_db()
+    assert mine.lease_until > timezone.now() + timedelta(seconds=20)
+
+
+def test_the_oldest_run_is_claimed_first(anna: Any) -> None:
+    first, second = request(anna, "first"), request(anna, "second")
+    assert second.ahead() == 1
+    taken = [Deployment.claim("worker", excluding=[]) for _ in range(3)]
+    assert [run and run.pk for run in taken] == [first.pk, second.pk, None]
+
+
+def test_quotas_are_refused_with_a_time_to_come_back(anna: Any, settings: Any) -> None:
+    settings.PORTAL_QUOTA = 1
+    request(anna)
+    with pytest.raises(Refusal) as refused:
+        request(anna, "second")
+    assert (refused.value.code, refused.value.retry_after) == ("QUOTA", 3600)
+
+
+def test_the_database_refuses_what_must_not_be(anna: Any) -> None:
+    run = claimed(anna)
+    wrong: list[Any] = [
+        lambda: Stack.objects.create(name="shop", owner=anna, template=run.stack.template, host="x", url="https://x"),
+        lambda: Deployment.objects.create(stack=run.stack, requested_by=anna),
+        lambda: Deployment.objects.filter(pk=run.pk).update(status="odd"),
+        lambda: Deployment.objects.filter(pk=run.pk).update(progress=101),
+        lambda: Deployment.objects.filter(pk=run.pk).update(status="success"),
+        lambda: Event.objects.create(deployment=run, seq=1, kind="phase", phase="x", status="x", progress=0),
+        lambda: Stack.objects.filter(pk=run.stack_id).update(state="odd"),
+    ]
+    for write in wrong:
+        with pytest.raises(IntegrityError), transaction.atomic():
+            write()
+
+
+def test_the_first_template_follows_the_settings(settings: Any) -> None:
+    settings.STACK_IMAGE = "ghcr.io/example/other:2"
+    Template.follow_settings()
+    assert Template.objects.get(from_settings=True).image == "ghcr.io/example/other:2"
+
+
+def test_a_run_keeps_the_spec_that_it_began_with(anna: Any, settings: Any) -> None:
+    run = request(anna)
+    before = run.stack_spec()
+    settings.STACK_IMAGE = "ghcr.io/example/other:2"
+    Template.follow_settings()
+    assert Deployment.objects.get(pk=run.pk).stack_spec() == before
