@@ -1,8 +1,10 @@
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,6 +24,28 @@ def need(what: Any, why: str) -> None:
         if REQUIRED:
             pytest.fail(f"{why}, but CI must have it")
         pytest.skip(why)
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The URL of an empty database of this test's own."""
+    url = os.environ.get("DATABASE_URL", "")
+    need(url.startswith("postgres"), "DATABASE_URL names no PostgreSQL")
+    import psycopg
+
+    name = f"portal_{secrets.token_hex(6)}"
+    with psycopg.connect(url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+    yield urlsplit(url)._replace(path=f"/{name}").geturl()
+    with psycopg.connect(url, autocommit=True) as server:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis() -> str:
+    url = os.environ.get("REDIS_URL", "")
+    need(url, "REDIS_URL is not given")
+    return url
 
 
 @pytest.fixture(scope="session")

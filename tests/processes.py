@@ -291,3 +291,54 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+class ScaledOut(Portal):
+    """Web process and worker apart, on PostgreSQL and Redis, with the simulator as if it were a real Dokploy."""
+
+    def __init__(self, data: Path, simulator: Simulator, database_url: str, redis_url: str, **env: Any) -> None:
+        super().__init__(
+            data,
+            DATABASE_URL=database_url,
+            REDIS_URL=redis_url,
+            DOKPLOY_URL=f"http://127.0.0.1:{simulator.port}",
+            DOKPLOY_API_KEY=KEY,
+            PORTAL_OPEN=1,
+            PORTAL_OPEN_QUOTA=1000,
+            PORTAL_QUOTA=1000,
+            ALLOWED_HOSTS="127.0.0.1",
+            STACK_IMAGE=IMAGE,
+            STACK_DOMAIN_SUFFIX="apps.test",
+            STACK_URL="http://{name}.apps.test",
+            STACK_CERTIFICATE="none",
+            STACK_ROUTER_ADDRESS=f"127.0.0.1:{simulator.router.base_url.port}",
+            STACK_HEALTH_INTERVAL_SECONDS=0.2,
+            RUNNER_SWEEP_SECONDS=0,
+            **env,
+        )
+        del self.env["SIMULATOR_SWITCH_KEY"]
+        self.simulator, self.switches, self.router = simulator, simulator.switches, simulator.router
+        self.workers: list[subprocess.Popen[str]] = []
+
+    def start(self) -> "ScaledOut":
+        self.output.touch()
+        subprocess.run([sys.executable, "manage.py", "setup"], cwd=ROOT, env=self.env, check=True)
+        self.process = self.spawn("daphne", "-b", "127.0.0.1", "-p", str(self.port), "deployportal.asgi:application")
+        until(self.answers, 30)
+        return self
+
+    def work(self, *command: str) -> "subprocess.Popen[str]":
+        self.workers.append(self.spawn("django", *(command or ("worker",))))
+        return self.workers[-1]
+
+    def spawn(self, module: str, *arguments: str) -> "subprocess.Popen[str]":
+        env = {**self.env, "DJANGO_SETTINGS_MODULE": "deployportal.settings", "PYTHONPATH": str(ROOT)}
+        with self.output.open("a") as output:
+            command = [sys.executable, "-m", module, *arguments]
+            return subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=output, text=True)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        super().close()

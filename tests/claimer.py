@@ -1,0 +1,16 @@
+"""A process that claims runs until none is due; prints the ids that it got. Started by test_scaled_out."""
+
+import os
+import sys
+
+import django
+
+if __name__ == "__main__":
+    os.environ["DJANGO_SETTINGS_MODULE"] = "deployportal.settings"
+    django.setup()
+    from deployments.models import Deployment
+
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while run := Deployment.claim(f"worker-{os.getpid()}", excluding=[]):
+        print(run.pk, flush=True)

@@ -1,0 +1,115 @@
+"""Several processes: each run is one worker's, and what one process commits the pages of another show."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .processes import ROOT, Portal, ScaledOut, Simulator
+from .test_live import GATES, SECONDS, held, long_poller, poller, socket, streamer, walk
+
+ROUNDS = 300
+MAKE_RUNS = f"""
+from deployments import people
+from deployments.models import Deployment, Stack, Template
+owner, template, names = people.open_user(), Template.objects.first(), [f"run-{{n:03}}" for n in range({ROUNDS})]
+stacks = [Stack(name=name, owner=owner, template=template, host=name, url="http://" + name) for name in names]
+Stack.objects.bulk_create(stacks)
+Deployment.objects.bulk_create([Deployment(stack=stack, requested_by=owner, version=1) for stack in stacks])
+"""
+
+
+def claims_of_three_workers(env: dict[str, str]) -> list[list[str]]:
+    """What each of three processes got, of ROUNDS runs that they all tried to get at once."""
+
+    def python(*arguments: str, **more: Any) -> Any:
+        return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, text=True, **more)
+
+    assert python("manage.py", "setup").wait(60) == 0
+    assert python("manage.py", "shell", "-v", "0", "-c", MAKE_RUNS).wait(60) == 0
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    workers = [python("-m", "tests.claimer", **pipes) for _ in range(3)]
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    return [worker.communicate(timeout=60)[0].split() for worker in workers]
+
+
+def each_run_was_got_once(claims: list[list[str]]) -> None:
+    got = [id for worker in claims for id in worker]
+    assert len(got) == ROUNDS
+    assert len(set(got)) == ROUNDS
+    assert sum(bool(worker) for worker in claims) > 1, "one worker got all: nothing was tried"
+
+
+def test_each_run_is_claimed_once_on_sqlite(tmp_path: Path) -> None:
+    portal = Portal(tmp_path, PORTAL_OPEN_QUOTA=1000, PORTAL_QUOTA=1000)
+    each_run_was_got_once(claims_of_three_workers(portal.env))
+    portal.close()
+
+
+def test_each_run_is_claimed_once_on_postgresql(tmp_path: Path, postgres: str) -> None:
+    portal = Portal(tmp_path, DATABASE_URL=postgres, PORTAL_OPEN_QUOTA=1000, PORTAL_QUOTA=1000)
+    each_run_was_got_once(claims_of_three_workers(portal.env))
+    portal.close()
+
+
+@pytest.fixture
+def scaled_out(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
+    (tmp_path / "simulator").mkdir()
+    simulator = Simulator(tmp_path / "simulator")
+    portal = ScaledOut(tmp_path, simulator, postgres, redis).start()
+    yield portal
+    portal.close()
+    simulator.close()
+
+
+def test_another_process_runs_it_and_every_client_sees_each_phase(scaled_out: ScaledOut) -> None:
+    """With the sweep off: only messages start runs and move pages."""
+    scaled_out.work()
+    for client in (poller, long_poller, streamer):
+        with held(scaled_out, *GATES.values()):
+            id = scaled_out.deploy(f"gate-{client.__name__.replace('_', '-')}")
+            walk(scaled_out, client(scaled_out, id))
+        assert scaled_out.finished(id)["phase"] == "completed"
+    with held(scaled_out, "job"):
+        id = scaled_out.deploy("gate-socket")
+        with socket(scaled_out, id) as page:
+            frame = ""
+            while "6 of 7" not in frame:
+                frame = page.recv(timeout=SECONDS)
+            scaled_out.open_gate("job")
+            while "data-done" not in frame:
+                frame = page.recv(timeout=SECONDS)
+    assert "It is live" in frame
+
+
+def test_channels_own_worker_runs_it_from_a_message_alone(scaled_out: ScaledOut) -> None:
+    scaled_out.work("runworker", "runner")
+    with held(scaled_out, "project.all"):
+        # Its subscription takes a moment, and a message before it is lost: one run a try, until one is taken up.
+        for attempt in range(50):
+            id = scaled_out.deploy(f"bell-{attempt}")
+            answer = scaled_out.switches.get("gates/project.all", params={"wait": 0.5})
+            if answer.json()["waiting"]:
+                break
+    assert scaled_out.finished(id)["phase"] == "completed"
+
+
+def test_a_worker_that_is_told_to_stop_lets_go_and_another_goes_on_at_once(scaled_out: ScaledOut) -> None:
+    first = scaled_out.work()
+    with held(scaled_out, "job"):
+        id = scaled_out.deploy("handed-over")
+        scaled_out.wait_at("job")
+        second = scaled_out.work()
+        first.terminate()
+        assert first.wait(15) == 0
+    assert second.poll() is None
+    assert scaled_out.finished(id)["phase"] == "completed"
+    there = scaled_out.dokploy()
+    assert [len(there[kind]) for kind in ("projects", "applications", "domains", "services")] == [1, 1, 1, 1]
