@@ -1,0 +1,167 @@
+"""A person at a browser. Every step is caused: Dokploy goes on only once the page has shown where it is."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .conftest import need
+from .processes import Portal
+from .test_live import GATES, held
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+expect.set_options(timeout=20_000)
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+SHOWN = {
+    "creating_project": "Creating the project",
+    "getting_environment": "Finding its environment",
+    "creating_application": "Creating the application",
+    "configuring_application": "Configuring the application",
+    "creating_domain": "Creating the domain",
+    "deploying": "Deploying",
+    "verifying_health": "Checking that it answers",
+}
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    need(CHROMIUM, "there is no Chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tab(browser: Any, portal: Portal) -> Iterator[Any]:
+    """A page that fails the test when anything is wrong in its console."""
+    yield from open_tab(browser, portal)
+
+
+def open_tab(browser: Any, portal: Portal, **options: Any) -> Iterator[Any]:
+    context = browser.new_context(base_url=f"http://localhost:{portal.port}", **options)
+    context.set_default_timeout(15_000)
+    tab = context.new_page()
+    complaints: list[str] = []
+    tab.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    yield tab
+    context.close()
+    assert complaints == []
+
+
+def type_name(tab: Any, name: str, template: str = "stack") -> None:
+    tab.goto("/")
+    tab.get_by_label("Name", exact=True).fill(name)
+    tab.locator(f"label[for=template-{template}]").click()
+
+
+def deploy(tab: Any, name: str, template: str = "stack") -> str:
+    type_name(tab, name, template)
+    tab.get_by_role("button", name="Deploy").click()
+    tab.wait_for_url("**/deployments/dep_*")
+    return str(tab.url.rpartition("/")[2])
+
+
+def test_a_name_goes_live_before_the_persons_eyes(portal: Portal, tab: Any) -> None:
+    type_name(tab, "before-eyes")
+    expect(tab.locator("#check")).to_contain_text(f"http://before-eyes.localhost:{portal.port + 2}")
+    expect(tab.locator("#check")).to_contain_text("Dokploy does not have it either")
+    with held(portal, *GATES.values()):
+        tab.get_by_role("button", name="Deploy").click()
+        tab.wait_for_url("**/deployments/dep_*")
+        tab.evaluate("window.sameDocument = true")
+        for number, (phase, gate) in enumerate(GATES.items(), 1):
+            expect(tab.locator("#live")).to_contain_text(f"Deploying, {number} of 7")
+            expect(tab.locator("#live .row.is-active")).to_contain_text(SHOWN[phase])
+            expect(tab).to_have_title(f"({number}/7) Deploying · before-eyes")
+            portal.open_gate(gate)
+    expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
+    assert tab.evaluate("window.sameDocument") is True, "the page was loaded anew"
+    with tab.context.expect_page() as opened:
+        tab.get_by_role("link", name=re.compile("Open before-eyes")).click()
+    expect(opened.value.locator("body")).to_contain_text("before-eyes")
+    assert opened.value.url == f"http://before-eyes.localhost:{portal.port + 2}/"
+
+
+def test_a_failure_says_why_and_what_became_of_it(portal: Portal, tab: Any) -> None:
+    deploy(tab, "will-fail", "broken")
+    card = tab.locator("#failure")
+    expect(card).to_contain_text("Nothing of yours is lost, and the name “will-fail” is free again.")
+    expect(card).to_contain_text("no such host")
+    expect(card).to_be_focused()
+    expect(tab.locator("#live")).to_contain_text("Undone, nothing left behind")
+    expect(tab.locator("#live")).to_contain_text("Failed while deploying")
+    assert tab.locator("progress").count() == 0, "an undo has no bar"
+    card.get_by_role("link", name="REGISTRY_UNREACHABLE").click()
+    expect(tab.get_by_role("heading", level=1)).to_contain_text("The registry cannot be reached")
+
+
+def test_the_list_of_stacks_moves_by_itself(portal: Portal, tab: Any) -> None:
+    with held(portal, "domain.create"):
+        tab.goto("/")
+        other = tab.context.new_page()
+        deploy(other, "in-the-list")
+        expect(tab.locator("#stacks")).to_contain_text("in-the-list")
+        expect(tab.locator("#stacks")).to_contain_text("Deploying, 5 of 7")
+    expect(tab.get_by_role("link", name=f"http://in-the-list.localhost:{portal.port + 2}")).to_be_visible()
+
+
+def test_without_a_socket_the_page_polls_and_says_so(portal: Portal, tab: Any) -> None:
+    tab.context.route_web_socket("**/*", lambda socket: socket.close())
+    with held(portal, "job"):
+        deploy(tab, "polls-itself")
+        expect(tab.locator("#chip")).to_have_text("Refreshing every 5 s")
+    expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
+
+
+def test_losing_the_connection_never_looks_like_a_failure(own_portal: Any, browser: Any) -> None:
+    portal = own_portal().start()
+    tabs = open_tab(browser, portal)
+    tab = next(tabs)
+    with held(portal, "job"):
+        deploy(tab, "restarted")
+        expect(tab.locator("#chip")).to_have_text("Live")
+        portal.kill()
+        expect(tab.locator("#chip")).to_have_text("Reconnecting, the deployment goes on")
+        expect(tab.locator("#live")).to_contain_text("Deploying, 6 of 7")
+        assert tab.locator("#failure").count() == 0
+    portal.start()
+    expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
+    tab.context.close()
+
+
+def test_it_works_without_javascript(portal: Portal, browser: Any) -> None:
+    tabs = open_tab(browser, portal, java_script_enabled=False)
+    tab = next(tabs)
+    deploy(tab, "no-javascript")
+    expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
+    tab.goto("/")
+    tab.get_by_label("Name", exact=True).fill("Not A Name")
+    tab.get_by_role("button", name="Deploy").click()
+    expect(tab.get_by_role("alert").first).to_contain_text("lower-case")
+    expect(tab.get_by_label("Name", exact=True)).to_have_value("Not A Name")
+    tab.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_overflows_in_any_theme_at_any_width(portal: Portal, browser: Any, scheme: str, width: int) -> None:
+    tabs = open_tab(browser, portal, color_scheme=scheme, viewport={"width": width, "height": 800})
+    tab = next(tabs)
+    deploy(tab, f"a-name-of-thirty-chars-{scheme[0]}-{width}", "broken")
+    expect(tab.locator("#live[data-done] #failure")).to_be_visible()
+    for address in [tab.url, "/", "/help/", "/tokens", "/login"]:
+        tab.goto(address)
+        assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), address
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    light = sum(int(part) for part in re.findall(r"\d+", background)[:3]) > 3 * 128
+    assert light == (scheme == "light")
+    next(tabs, None)
