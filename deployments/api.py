@@ -8,6 +8,7 @@ request that any web page could send.
 import asyncio
 import functools
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -28,6 +29,8 @@ from .people import Pass
 KEEP_ALIVE_SECONDS = 8.0
 LONGEST_WAIT_SECONDS = 25.0
 EVENTS_PER_ANSWER = 1000
+RUN_ID = re.compile(r"dep_[0-9a-f]{32}")
+SLUG = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 View = Callable[..., Any]
 
@@ -76,7 +79,8 @@ def _nobody() -> tuple[Any, Pass]:
 def _refuse_other_sites(request: HttpRequest) -> None:
     origin = request.headers.get("Origin")
     own = f"{request.scheme}://{request.get_host()}"
-    if (origin is not None and origin != own) or request.headers.get("Sec-Fetch-Site") == "cross-site":
+    site = request.headers.get("Sec-Fetch-Site", "none")  # “same-site” may be a stack: a stranger's code
+    if (origin is not None and origin != own) or site not in ("none", "same-origin"):
         raise Refusal("FORBIDDEN", "Requests from other web sites are not accepted.")
 
 
@@ -93,7 +97,9 @@ def _deploy(request: HttpRequest) -> dict[str, Any]:
     name, slug, parameters = _read_body(request)
     person = request.person  # type: ignore[attr-defined]
     offered = Template.offered_to(person)
-    template = offered.filter(slug=slug).first() if slug is not None else offered.first()
+    if slug is not None:
+        offered = offered.filter(slug=slug) if SLUG.fullmatch(slug) else offered.none()
+    template = offered.first()
     if template is None:
         raise Refusal("INVALID_PARAMETER", "There is no such template.", field="template")
     values = read_parameters(template, parameters)
@@ -177,7 +183,8 @@ async def state(request: HttpRequest, id: str) -> HttpResponse:
 async def _state(request: HttpRequest, id: str) -> HttpResponse:
     run, audience = await sync_to_async(_find)(request.person, id)  # type: ignore[attr-defined]
     etag = f'"{run.version}-{audience}"'
-    if etag in parse_etags(request.headers.get("If-None-Match", "")):
+    seen = {seen.removeprefix("W/") for seen in parse_etags(request.headers.get("If-None-Match", ""))}
+    if etag in seen:  # a proxy that compresses makes it a weak one
         response: HttpResponse = HttpResponseNotModified()
     else:
         response = JsonResponse(run.to_dict(audience))
@@ -188,7 +195,8 @@ async def _state(request: HttpRequest, id: str) -> HttpResponse:
 
 def _find(person: Any, id: str) -> tuple[Deployment, str]:
     """The run, if this person may see it: for everybody else it does not exist."""
-    run = Deployment.objects.visible_to(person).select_related("stack").filter(pk=id).first()
+    visible = Deployment.objects.visible_to(person).select_related("stack")
+    run = visible.filter(pk=id).first() if RUN_ID.fullmatch(id) else None
     if run is None:
         raise Refusal("NOT_FOUND", "There is no such deployment.")
     return run, run.audience(person)
@@ -251,6 +259,7 @@ async def _stream(request: HttpRequest, id: str) -> StreamingHttpResponse:
     watching = _watch(request, run, audience)
     watch, topic = await watching.__aenter__()  # here, so that a refusal is an answer and not a broken stream
     stream = _lines(watching, watch, topic, audience, _last_seen(request), every)
+    await anext(stream)  # once begun it ends in any case, also when the client is gone before it is read
     response = StreamingHttpResponse(stream, content_type="text/event-stream; charset=utf-8")
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
@@ -267,6 +276,7 @@ async def _lines(
 ) -> AsyncIterator[bytes]:
     """The events as they come. A known Last-Event-ID goes on after it; else it begins with the present state."""
     try:
+        yield b""
         run = topic.run
         assert run is not None
         if seen is None or seen > run.version:

@@ -38,7 +38,10 @@ def locally(person: Any, name: str) -> dict[str, Any]:
         lines.append(_line("bad", "Taken", "Somebody has it already."))
         suggestions = _suggestions(name)
     own = Stack.objects.existing().filter(owner=person).count()
-    if stack is None and not getattr(person, "is_staff", False):
+    if person.username == settings.OPEN_USERNAME:
+        if own >= settings.PORTAL_OPEN_QUOTA:
+            lines.append(_line("bad", "Quota", "There are too many stacks without an owner. Sign in."))
+    elif stack is None and not person.is_staff:
         left = settings.PORTAL_QUOTA - own
         if left <= 0:
             lines.append(_line("bad", "Quota", f"You have {own} stacks, which is the limit."))

@@ -18,8 +18,8 @@ from .runner import Runner
 
 log = logging.getLogger(__name__)
 
-# RFC 6455, 7.4.1 and 7.4.2
-POLICY_VIOLATION, TRY_AGAIN_LATER, NOT_FOUND = 1008, 1013, 4404
+# RFC 6455, 7.4.2: Daphne sends no other codes of ours than 3000 to 4999. From 4000 on the page does not come back.
+TRY_AGAIN_LATER, SIGNED_OUT, NOT_FOUND = 3013, 4401, 4404
 
 
 class RunnerConsumer(AsyncConsumer):
@@ -92,7 +92,7 @@ class PageSocket(AsyncWebsocketConsumer):
     async def _close_when_expired(self, watch: Any) -> None:
         while not watch.expired:
             await watch.news(3600)
-        await self.close(code=POLICY_VIOLATION)
+        await self.close(code=SIGNED_OUT)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         return

@@ -1,5 +1,6 @@
 """The deploy form, and what it shares with the API: one reading of names, templates and parameters."""
 
+import hashlib
 import secrets
 from typing import Any
 
@@ -109,7 +110,8 @@ class LoginForm(AuthenticationForm):
 
     def clean(self) -> dict[str, Any]:
         address = getattr(self.request, "address", "")
-        tries = f"login:{address}:{str(self.data.get('username', '')).lower()[:150]}"
+        account = str(self.data.get("username", "")).lower()
+        tries = f"login:{hashlib.sha256(f'{address} {account}'.encode()).hexdigest()}"
         if cache.get(tries, 0) >= TRIES:
             raise ValidationError("Too many wrong passwords. Try again in 15 minutes.", code="locked")
         try:

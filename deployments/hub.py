@@ -135,7 +135,7 @@ class RunTopic(Topic):
         self.events: list[Event] = []
 
     def read(self) -> int:
-        run = Deployment.objects.select_related("stack__owner", "stack__template", "requested_by").get(pk=self.run_id)
+        run = Deployment.objects.select_related("stack__owner", "template", "requested_by").get(pk=self.run_id)
         last = self.events[-1].seq if self.events else 0
         if run.version > last:
             new = list(run.events.filter(seq__gt=last, seq__lte=run.version))

@@ -98,7 +98,7 @@ def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
         "announce": f"{run.stack.name}: {headline}",
         "who": _who(run),
         "via": run.get_via_display(),
-        "template": run.stack.template.name,
+        "template": run.template.name,
         "requested": run.created_at,
         "started": run.started_at,
         "ended": ended,
@@ -250,7 +250,7 @@ def _failure(run: Deployment, audience: str) -> dict[str, Any]:
         f"{error['code']}: {error['message']}",
         *([f"Evidence: {evidence}"] if evidence else []),
         *(f"Left: {left}" for left in error.get("left", [])),
-        f"Requested {run.created_at:%Y-%m-%d %H:%M:%S} UTC, template {run.stack.template.slug}.",
+        f"Requested {run.created_at:%Y-%m-%d %H:%M:%S} UTC, template {run.template.slug}.",
     ]
     return {
         "lost": _lost(run, error),
@@ -294,7 +294,7 @@ def _success(run: Deployment, rows: list[Row], seconds: float | None) -> dict[st
 def newest_runs(user_id: int) -> list[Deployment]:
     """The newest run of each of a person's stacks, newest stack first; of stacks that are gone only the latest few."""
     runs: dict[str, Deployment] = {}
-    mine = Deployment.objects.filter(stack__owner_id=user_id).select_related("stack__template")
+    mine = Deployment.objects.filter(stack__owner_id=user_id).select_related("stack", "template")
     for run in mine.order_by("-created_at")[: STACKS_SHOWN * 3]:
         runs.setdefault(run.stack_id, run)
     gone = [run for run in runs.values() if run.stack.state == Stack.State.GONE][3:]
@@ -319,7 +319,7 @@ def _stack(run: Deployment) -> dict[str, Any]:
         "tone": {"queued": "running", "undoing": "running"}.get(tone, tone),
         "word": headline,
         "progress": run.progress if running and not run.error else None,
-        "template": run.stack.template.name,
+        "template": run.template.name,
         "page": reverse("deployment", args=[run.pk]),
         "since": run.created_at,
         "done": run.done,

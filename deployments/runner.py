@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import time
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from asgiref.sync import sync_to_async
@@ -17,9 +18,10 @@ from django.db import InterfaceError, OperationalError, close_old_connections
 
 from . import live
 from .engine import diagnosis, orchestrator
-from .engine.dokploy import Dokploy
+from .engine.dokploy import Dokploy, Exchange
 from .engine.errors import Failure, Interrupted
 from .engine.journal import Journal
+from .engine.recipe import UNCHANGED
 from .engine.spec import Progress, StackSpec
 from .models import Deployment, LeaseLost
 from .models.deployment import CRASHES
@@ -27,6 +29,7 @@ from .models.deployment import CRASHES
 BEAT_SECONDS = 10.0
 SELF_STOP_SECONDS = 20.0  # a worker that could not renew for so long stops itself, before others may take over
 DRAIN_SECONDS = 10.0
+QUESTIONS_KEPT = 300
 
 DATABASE_AWAY = (OperationalError, InterfaceError)
 
@@ -47,6 +50,11 @@ class Run:
         """Right before each call that changes something: is the lease surely still ours, and are we to go on?"""
         if self.draining or time.monotonic() - self.renewed > SELF_STOP_SECONDS:
             raise LeaseLost
+
+    def note_request(self, exchange: Exchange) -> None:
+        """Every change, and the questions until there are many: polls of a long pull say nothing new."""
+        if exchange.method == "POST" or len(self.requests) < QUESTIONS_KEPT:
+            self.requests.append(str(exchange))
 
     async def report(self, progress: Progress) -> None:
         """THE progress callback: when it returns, the report is committed. One transaction, one thread hop.
@@ -166,7 +174,7 @@ class Runner:
     async def _deploy(self, run: Run) -> None:
         deployment = run.deployment
         journal = await sync_to_async(_journal)(run)
-        dokploy = self._dokploy.for_run(run.guard, lambda exchange: run.requests.append(str(exchange)))
+        dokploy = self._dokploy.for_run(run.guard, run.note_request)
         patience = settings.DOKPLOY_PATIENCE_SECONDS
         try:
             spec, former = await sync_to_async(_specs)(deployment)
@@ -202,8 +210,13 @@ class Runner:
         patience: float,
     ) -> None:
         """After a failure: removes what this stack made, or gives a stack that ran before its former settings back."""
+        nothing = None
         if not journal.intended:
-            await journal.over("failed", "failure", "Nothing was made, so there is nothing to undo", error=failure)
+            nothing = "Nothing was made, so there is nothing to undo"
+        elif former is not None and failure.phase in UNCHANGED:
+            nothing = "Nothing was changed, so there is nothing to undo"
+        if nothing:
+            await journal.over("failed", "failure", nothing, error=failure)
             return
         await journal.begin("rolling_back", 95, "Undoing", error=failure)
         if former is not None:
@@ -246,8 +259,10 @@ def _journal(run: Run) -> Journal:
 
 def _specs(deployment: Deployment) -> tuple[StackSpec, StackSpec | None]:
     """What is asked for, and, for a redeploy, what ran before."""
+    spec = deployment.stack_spec()
     former = deployment.former() if deployment.kind == Deployment.Kind.REDEPLOY else None
-    return deployment.stack_spec(), former.stack_spec() if former else None
+    # A run of its own at Dokploy: the former run's deploy is there already, and done.
+    return spec, replace(former.stack_spec(), run=f"{spec.run}.restore") if former else None
 
 
 async def _reconnect() -> None:

@@ -92,7 +92,7 @@ def deployment_live(request: HttpRequest, id: str) -> HttpResponse:
 
 
 def _live(request: HttpRequest, id: str) -> dict[str, Any]:
-    runs = Deployment.objects.select_related("stack__owner", "stack__template", "requested_by")
+    runs = Deployment.objects.select_related("stack__owner", "template", "requested_by")
     run = get_object_or_404(runs.visible_to(request.user), pk=id)
     return page.live(run, list(run.events.filter(seq__lte=run.version)), run.audience(request.user))
 

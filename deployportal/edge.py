@@ -88,7 +88,12 @@ class BodyLimit:
     async def _refuse(self, send: Send) -> None:
         message = f"The body is larger than {settings.DATA_UPLOAD_MAX_MEMORY_SIZE // 1024} KiB."
         body = json.dumps({"success": False, "error": {"code": "TOO_LARGE", "message": message}}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -109,7 +114,10 @@ class SameOrigin:
     def _is_own(self, scope: Scope) -> bool:
         origin, host = _header(scope, b"origin").lower(), _header(scope, b"host").lower()
         scheme = "https" if settings.TLS or scope.get("scheme") == "wss" else "http"
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # brackets that do not close
+            return False
         allowed = [entry.strip("[]").lower() for entry in settings.ALLOWED_HOSTS]
         return origin == f"{scheme}://{host}" and (name in allowed)
 

@@ -8,6 +8,7 @@ from django.conf import settings
 _ASSIGNED = re.compile(
     r"(?i)(x-api-key|authorization|cookie|password|passwd|secret|token|api[_-]?key)(['\"]?\s*[:=]\s*)(\S+(?: \S{16,})?)"
 )
+_TOKEN = re.compile(r"dpt_[A-Za-z0-9_-]{20,}")
 
 
 def mask(text: str) -> str:
@@ -16,7 +17,7 @@ def mask(text: str) -> str:
     for secret in own:
         if secret:
             text = text.replace(secret, "***")
-    return _ASSIGNED.sub(r"\1\2***", text)
+    return _ASSIGNED.sub(r"\1\2***", _TOKEN.sub("***", text))
 
 
 class Masked(logging.Filter):
@@ -27,4 +28,8 @@ class Masked(logging.Filter):
         if record.exc_info:
             record.exc_text = mask(logging.Formatter().formatException(record.exc_info))
             record.exc_info = None
+        elif record.exc_text:
+            record.exc_text = mask(record.exc_text)
+        if record.stack_info:
+            record.stack_info = mask(record.stack_info)
         return True

@@ -130,7 +130,6 @@ CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
 TLS = flag("PORTAL_TLS", not DEMO and not set(ALLOWED_HOSTS) <= set(LOOPBACK_HOSTS))  # people reach us by https
 
 INSTALLED_APPS = [
-    "daphne",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -238,6 +237,9 @@ SECURE_PROXY_SSL_HEADER = ("HTTP_X_PORTAL_SCHEME", "https")
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 SILENCED_SYSTEM_CHECKS = ["security.W002", "security.W005", "security.W021"]  # our own door sets the header; HSTS above
+
+# Counts wrong passwords. Far above Django's 300 entries, or a flood of made-up names would push out the true ones.
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "OPTIONS": {"MAX_ENTRIES": 100_000}}}
 
 MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
 

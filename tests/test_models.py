@@ -209,7 +209,7 @@ def test_the_database_refuses_what_must_not_be(anna: Any) -> None:
     run = claimed(anna)
     wrong: list[Any] = [
         lambda: Stack.objects.create(name="shop", owner=anna, template=run.stack.template, host="x", url="https://x"),
-        lambda: Deployment.objects.create(stack=run.stack, requested_by=anna),
+        lambda: Deployment.objects.create(stack=run.stack, template=run.template, requested_by=anna),
         lambda: Deployment.objects.filter(pk=run.pk).update(status="odd"),
         lambda: Deployment.objects.filter(pk=run.pk).update(progress=101),
         lambda: Deployment.objects.filter(pk=run.pk).update(status="success"),

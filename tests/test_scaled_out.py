@@ -18,7 +18,8 @@ from deployments.models import Deployment, Stack, Template
 owner, template, names = people.open_user(), Template.objects.first(), [f"run-{{n:03}}" for n in range({ROUNDS})]
 stacks = [Stack(name=name, owner=owner, template=template, host=name, url="http://" + name) for name in names]
 Stack.objects.bulk_create(stacks)
-Deployment.objects.bulk_create([Deployment(stack=stack, requested_by=owner, version=1) for stack in stacks])
+runs = [Deployment(stack=stack, template=template, requested_by=owner, version=1) for stack in stacks]
+Deployment.objects.bulk_create(runs)
 """
 
 

@@ -114,12 +114,14 @@ class Dokploy:
         self._http = httpx.AsyncClient(
             base_url=url.rstrip("/"),
             headers={"x-api-key": key, "accept": "application/json", "accept-encoding": "identity"},
-            timeout=httpx.Timeout(CALL_SECONDS),
+            # Half of it for getting a connection: that must end before the whole does, for then nothing was sent.
+            timeout=httpx.Timeout(CALL_SECONDS, connect=CALL_SECONDS / 2, pool=CALL_SECONDS / 2),
             # Dokploy closes an idle connection after five seconds: do not reuse one that is about to be closed.
             limits=httpx.Limits(max_connections=connections, keepalive_expiry=3.0),
             follow_redirects=False,
             trust_env=False,
         )
+        self._key = key
         self._guard: Callable[[], None] = lambda: None
         self._record: Callable[[Exchange], None] = lambda exchange: None
 
@@ -176,7 +178,7 @@ class Dokploy:
     async def save_image(
         self, application_id: str, image: str, registry: str = "", username: str = "", password: str = ""
     ) -> None:
-        await self._change(
+        await self._save(
             "application.saveDockerProvider",
             applicationId=application_id,
             dockerImage=image,
@@ -187,7 +189,7 @@ class Dokploy:
 
     async def save_environment(self, application_id: str, env: str) -> None:
         """Replaces the whole text of environment variables."""
-        await self._change(
+        await self._save(
             "application.saveEnvironment",
             applicationId=application_id,
             env=env,
@@ -197,7 +199,7 @@ class Dokploy:
         )
 
     async def save_limits(self, application_id: str, memory_bytes: int | None, cpus: float | None) -> None:
-        await self._change(
+        await self._save(
             "application.update",
             applicationId=application_id,
             memoryLimit=None if memory_bytes is None else str(memory_bytes),
@@ -259,7 +261,7 @@ class Dokploy:
         return _made(lambda: _domain(_object(answer)))
 
     async def update_domain(self, domain_id: str, host: str, port: int, *, https: bool, certificate_type: str) -> None:
-        await self._change(
+        await self._save(
             "domain.update", domainId=domain_id, host=host, port=port, https=https, certificateType=certificate_type
         )
 
@@ -285,6 +287,11 @@ class Dokploy:
     async def _change(self, procedure: str, **fields: Any) -> Json:
         return await self._call("POST", procedure, fields)
 
+    async def _save(self, procedure: str, **fields: Any) -> None:
+        """A change that says `true`, or what it changed. Nothing at all is a proxy's word."""
+        if await self._change(procedure, **fields) is None:
+            raise Unclear("Dokploy answered without saying that it saved.")
+
     async def _call(self, method: str, procedure: str, fields: dict[str, Any]) -> Json:
         status, body = await self._exchange(method, procedure, fields)
         if _is_bare_401(status, body):
@@ -293,7 +300,12 @@ class Dokploy:
                 raise Unavailable("Dokploy answers, but its database does not.")
             await asyncio.sleep(SECOND_TRY_SECONDS)
             status, body = await self._exchange(method, procedure, fields)
-        return meaning(procedure, status, body)
+        try:
+            return meaning(procedure, status, body.replace(self._key.encode(), b"***") if self._key else body)
+        except DokployError as error:
+            if any(fields.get(name) for name in _SECRET_FIELDS):  # an error may repeat what was sent
+                error.evidence = ""
+            raise
 
     async def _exchange(self, method: str, procedure: str, fields: dict[str, Any]) -> tuple[int, bytes]:
         """One request and its whole answer. Raises Unavailable when it was not sent, Unclear when it may have been."""
@@ -322,6 +334,8 @@ class Dokploy:
                     await response.aclose()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise Unavailable("Dokploy cannot be reached.", evidence=_line(error)) from None
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):  # its text may quote the key
+            raise NotDokploy("The request cannot be sent: check DOKPLOY_URL and DOKPLOY_API_KEY.") from None
         except (httpx.HTTPError, TimeoutError) as error:
             slow = isinstance(error, (TimeoutError, httpx.TimeoutException))
             text = f"Dokploy did not answer within {CALL_SECONDS:.0f} s." if slow else "Dokploy broke off its answer."
@@ -339,8 +353,8 @@ def meaning(procedure: str, status: int, body: bytes) -> Json:
             return None
         try:
             return json.loads(body)
-        except ValueError:
-            raise Unclear("Dokploy's answer cannot be read.", evidence=_line(body)) from None
+        except (ValueError, RecursionError):  # its text stays out of it: rows hold variables
+            raise Unclear("Dokploy's answer cannot be read.") from None
     if 300 <= status < 400:
         raise NotDokploy("The address of Dokploy leads elsewhere (a redirect). Give its final address in DOKPLOY_URL.")
     said = _error_body(body)
@@ -377,7 +391,7 @@ def _is_bare_401(status: int, body: bytes) -> bool:
 def _error_body(body: bytes) -> dict[str, Any]:
     try:
         said = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 
@@ -388,13 +402,13 @@ def _issue(said: dict[str, Any]) -> str:
     first = issues[0] if isinstance(issues, list) and issues else None
     if not isinstance(first, dict):
         return ""
-    field = ".".join(str(part) for part in first.get("path") or [])
+    path = first.get("path")
+    field = ".".join(str(part) for part in path) if isinstance(path, list) else ""
     return _line(f"{field}: {first.get('message', '')}")
 
 
 def _line(text: object, limit: int = 200) -> str:
-    raw = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-    return " ".join(raw.split())[:limit]
+    return " ".join(str(text).split())[:limit]
 
 
 # -- answers, checked where they enter ---------------------------------------------------------------------------------
@@ -455,7 +469,7 @@ def _application(row: dict[str, Any]) -> Application:
 
 
 def _environment(row: dict[str, Any]) -> Environment:
-    services = [service for kind in _SERVICES for service in (row.get(kind) or [])]
+    services = [service for kind in _SERVICES for service in _rows(row.get(kind) or [])]
     return Environment(
         _text(row, "environmentId"),
         row.get("isDefault") is True,

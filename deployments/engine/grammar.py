@@ -19,6 +19,8 @@ IMAGE = re.compile(
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+PLAIN = re.compile(r"[!$-&(-_a-~][ !\"$-~]*")  # a value that needs no quotes: no quote at its start, no # in it
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold half a character, UTF-8 cannot
 HOST = re.compile(rf"{_HOST_LABEL}(?:\.{_HOST_LABEL})*")
 
 
@@ -80,12 +82,18 @@ def quote(value: str) -> str:
     """Quotes one value so that Dokploy hands it on unchanged; ValueError with a sentence if none of the quotes can.
 
     Dokploy knows no escape for a quote, takes \\n and \\r in double quotes for line breaks, drops a CR at a line's
-    end, and replaces ${{...}} even inside quotes (seen on v0.30.2).
+    end, and replaces ${{...}} even inside quotes (seen on v0.30.2). A backslash before the closing quote hides it.
     """
     if "\0" in value or "\r" in value:
         raise ValueError("The value cannot hold a NUL or a carriage return.")
+    if SURROGATE.search(value):
+        raise ValueError("The value holds half a character.")
     if "${{" in value:
         raise ValueError("The value cannot hold “${{”: Dokploy would replace it.")
+    if value.endswith("\\"):
+        if PLAIN.fullmatch(value):
+            return value
+        raise ValueError("The value ends in a backslash, which Dokploy would take together with the quote after it.")
     if "'" not in value:
         return f"'{value}'"
     if "`" not in value:

@@ -16,6 +16,7 @@ from .spec import Resources, StackSpec
 
 SIGN_OF_LIFE_SECONDS = 4.0  # at least every five
 PATIENCE_SECONDS = 300.0
+FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 4.0
 
 T = TypeVar("T")
@@ -80,7 +81,7 @@ async def restore(
 async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journal, patience: float) -> T:
     """Acts until it is done. An outage is waited for, an unclear outcome is tried again, a refusal ends it."""
     loop = asyncio.get_running_loop()
-    attempt, pause, away_since = 1, 0.5, None
+    attempt, pause, away_since = 1, FIRST_PAUSE_SECONDS, None
     while True:
         try:
             try:

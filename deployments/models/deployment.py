@@ -77,6 +77,7 @@ class Deployment(models.Model):
     id = models.CharField(primary_key=True, max_length=40, default=new_deployment_id, editable=False)
     stack = models.ForeignKey(Stack, on_delete=models.PROTECT, related_name="deployments")
     kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.DEPLOY)
+    template = models.ForeignKey(Template, on_delete=models.PROTECT, related_name="deployments")
     spec = models.JSONField(default=dict)
     spec_locked = models.TextField(blank=True)
     phase = models.CharField(max_length=30, default="initializing")
@@ -194,8 +195,7 @@ class Deployment(models.Model):
                 raise Refusal("BUSY", f"“{name}” is being deployed right now. Wait until that is over.", field="name")
             if stack.state == Stack.State.LIVE:
                 kind = cls.Kind.REDEPLOY
-            Stack.objects.filter(pk=stack.pk).update(template=template)
-        run = cls(stack=stack, kind=kind, requested_by=person, via=via, idempotency_key=digest)
+        run = cls(stack=stack, template=template, kind=kind, requested_by=person, via=via, idempotency_key=digest)
         run._write_spec(template, parameters)
         run.message = "Waiting to begin"
         run.version = 1
@@ -284,7 +284,7 @@ class Deployment(models.Model):
                 )
             )
             if taken:
-                return cls.objects.select_related("stack", "stack__owner", "stack__template").get(pk=seen.pk)
+                return cls.objects.select_related("stack", "stack__owner", "template").get(pk=seen.pk)
         return None
 
     @classmethod
@@ -349,7 +349,8 @@ class Deployment(models.Model):
 
     def _settle_stack(self) -> None:
         restored = self.kind == self.Kind.REDEPLOY and not (self.error or {}).get("left")
-        self.stack.settle(succeeded=self.status == self.Status.SUCCESS or restored)
+        succeeded = self.status == self.Status.SUCCESS
+        self.stack.settle(works=succeeded or restored, template=self.template if succeeded else None)
 
     def _write_event(self, kind: str, message: str, data: dict[str, Any]) -> None:
         Event.objects.create(

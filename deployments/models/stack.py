@@ -1,5 +1,6 @@
 import secrets
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.db import models
@@ -61,27 +62,33 @@ class Stack(models.Model):
     @staticmethod
     def check_name(name: str) -> str:
         """The name if it may be a stack's; Refusal INVALID_NAME with a sentence if not."""
-        own = {host.split(".")[0] for host in settings.ALLOWED_HOSTS if host.endswith(settings.STACK_DOMAIN_SUFFIX)}
         try:
-            return grammar.check_name(name, {*settings.STACK_RESERVED_NAMES, *own})
+            grammar.check_name(name, settings.STACK_RESERVED_NAMES)
         except ValueError as error:
             raise Refusal("INVALID_NAME", str(error), field="name") from None
+        own = {host.lower() for host in (*settings.ALLOWED_HOSTS, urlsplit(settings.DOKPLOY_URL).hostname or "")}
+        if urlsplit(Stack.address_of(name)).hostname in own:  # the portal's, or Dokploy's
+            raise Refusal("INVALID_NAME", "This name is reserved. Choose another.", field="name")
+        return name
 
     @staticmethod
     def address_of(name: str) -> str:
         """The address that a stack of this name gets."""
         return str(settings.STACK_URL).replace("{name}", name)
 
-    def settle(self, *, succeeded: bool) -> None:
-        """After a run: live, or gone with its name free again, or, while anything may be left at Dokploy, broken."""
-        if succeeded:
+    def settle(self, *, works: bool, template: Template | None) -> None:
+        """After a run: live, or gone with its name free again, or, while anything may be left at Dokploy, broken.
+
+        template: what it is now, where the run changed that.
+        """
+        if works:
             state = self.State.LIVE
         elif self.receipts.exclude(state=Receipt.State.GONE).exists():
             state = self.State.BROKEN
         else:
             state = self.State.GONE
-        self.state = state
-        Stack.objects.filter(pk=self.pk).update(state=state)
+        self.state, self.template = state, template or self.template
+        self.save(update_fields=["state", "template"])
 
 
 class Receipt(models.Model):

@@ -8,7 +8,9 @@ from django.db import models
 
 from .. import vault
 from ..engine import grammar
+from .refusal import Refusal
 
+PARAMETER_FIELDS = {"key", "label", "type", "default", "help", "required", "choices", "min", "max"}
 PARAMETER_TYPES = ("text", "integer", "boolean", "choice", "secret")
 
 
@@ -21,13 +23,36 @@ def check_parameters(schema: Any) -> None:
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
             raise ValidationError("Every parameter is an object with a key.")
         name = entry["key"]
+        if unknown := sorted(set(entry) - PARAMETER_FIELDS):
+            raise ValidationError(f"{name[:60]}: there is no “{str(unknown[0])[:60]}” of a parameter.")
         if not grammar.ENV_KEY.fullmatch(name) or name in keys:
-            raise ValidationError(f"“{name}” is no name of a variable, or is there twice.")
+            raise ValidationError(f"“{name[:60]}” is no name of a variable, or is there twice.")
         keys.add(name)
-        if entry.get("type", "text") not in PARAMETER_TYPES:
+        kind = entry.get("type", "text")
+        if kind not in PARAMETER_TYPES:
             raise ValidationError(f"{name}: the type is one of {', '.join(PARAMETER_TYPES)}.")
-        if entry.get("type") == "choice" and not entry.get("choices"):
-            raise ValidationError(f"{name}: a choice needs choices.")
+        if not all(isinstance(entry.get(field, ""), str) for field in ("label", "help")):
+            raise ValidationError(f"{name}: label and help are text.")
+        if not all(isinstance(entry.get(field, 0), int | None) for field in ("min", "max")):
+            raise ValidationError(f"{name}: min and max are whole numbers.")
+        choices = entry.get("choices") if kind == "choice" else [""]
+        if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+            raise ValidationError(f"{name}: a choice needs a list of choices, each a text.")
+        if kind == "secret" and entry.get("default"):
+            raise ValidationError(f"{name}: a secret has no default, for everybody could read it.")
+        _check_default(name, entry)
+
+
+def _check_default(name: str, entry: dict[str, Any]) -> None:
+    """A default has to pass what the person's own value has to."""
+    default = entry.get("default")
+    if isinstance(default, dict | list):
+        raise ValidationError(f"{name}: the default is a single value.")
+    if default not in (None, ""):
+        try:
+            _field(entry).clean(default)
+        except ValidationError as error:
+            raise ValidationError(f"{name}: the default does not fit. {' '.join(error.messages)}") from None
 
 
 def _check_image(image: str) -> None:
@@ -73,7 +98,11 @@ class Template(models.Model):
 
     @property
     def registry_password(self) -> str:
-        return vault.unlock(self.registry_password_locked) or ""
+        try:
+            return vault.unlock(self.registry_password_locked) or ""
+        except vault.Locked:
+            text = "The template's password for its registry cannot be read. An operator has to set it again."
+            raise Refusal("PAUSED", text) from None
 
     @registry_password.setter
     def registry_password(self, value: str) -> None:
@@ -151,6 +180,15 @@ class Template(models.Model):
         return {entry["key"] for entry in self.parameters if entry.get("type") == "secret"}
 
 
+class Switch(forms.BooleanField):
+    """True or false, as JSON and forms have them; other words are refused instead of guessed at."""
+
+    def to_python(self, value: Any) -> bool:
+        if value is not None and str(value).lower() not in ("true", "false", "on", "off", "1", "0", ""):
+            raise ValidationError("Write true or false.")
+        return super().to_python(False if str(value).lower() == "off" else value)
+
+
 def _field(entry: dict[str, Any]) -> forms.Field:
     common: dict[str, Any] = {
         "label": entry.get("label") or entry["key"],
@@ -162,7 +200,7 @@ def _field(entry: dict[str, Any]) -> forms.Field:
     if kind == "integer":
         return forms.IntegerField(**common, min_value=entry.get("min"), max_value=entry.get("max"))
     if kind == "boolean":
-        return forms.BooleanField(**{**common, "required": False})
+        return Switch(**{**common, "required": False})
     if kind == "choice":
         return forms.ChoiceField(**common, choices=[(choice, choice) for choice in entry["choices"]])
     widget = forms.PasswordInput(attrs={"autocomplete": "off"}) if kind == "secret" else forms.TextInput()

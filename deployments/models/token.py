@@ -27,9 +27,8 @@ class ApiToken(models.Model):
     def issue(cls, owner: Any, label: str) -> tuple["ApiToken", str]:
         """Makes a token; its text is returned this once and never again."""
         text = f"dpt_{secrets.token_urlsafe(32)}"
-        token = cls.objects.create(
-            owner=owner, label=label.strip()[:60] or "token", prefix=text[:9], digest=_digest(text)
-        )
+        shown = "".join(filter(str.isprintable, label)).strip()[:60] or "token"
+        token = cls.objects.create(owner=owner, label=shown, prefix=text[:9], digest=_digest(text))
         return token, text
 
     @classmethod
