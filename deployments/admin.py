@@ -4,6 +4,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
+from django.db import models
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
@@ -90,22 +91,12 @@ class StackAdmin(ReadOnly):
     list_filter = ["state", "template"]
     search_fields = ["name", "id", "owner__username"]
     inlines = [DeploymentInline, ReceiptInline]
+    formfield_overrides = {models.URLField: {"assume_scheme": "https"}}
 
 
 @admin.register(Deployment)
 class DeploymentAdmin(ReadOnly):
-    list_display = [
-        "id",
-        "stack",
-        "kind",
-        "status",
-        "phase",
-        "progress",
-        "requested_by",
-        "via",
-        "created_at",
-        "live_page",
-    ]
+    list_display = ["stack", "kind", "status", "phase", "requested_by", "via", "created_at", "live_page"]
     list_filter = ["status", "kind", "phase", "via"]
     search_fields = ["id", "stack__name", "requested_by__username"]
     date_hierarchy = "created_at"
@@ -131,6 +122,10 @@ class ReceiptAdmin(ReadOnly):
 class ApiTokenAdmin(ReadOnly):
     list_display = ["label", "prefix", "owner", "created_at", "last_used_at"]
     exclude = ["digest"]
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """A filter by the start of a hash would read it, letter by letter."""
+        return not lookup.startswith("digest") and super().lookup_allowed(lookup, value, request)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.is_superuser  # an operator may revoke

@@ -69,7 +69,7 @@ class Run:
                 await sync_to_async(self.deployment.record)(progress, self.requests)
                 break
             except DATABASE_AWAY as error:  # the lease bounds the waiting
-                log.warning("A report of %s waits for the database: %s", self.deployment.pk, type(error).__name__)
+                log.warning("A report of %s waits for the database: %s", self.deployment.pk, str(error).strip())
                 await _reconnect()
         if self.draining:
             raise Interrupted
@@ -133,7 +133,7 @@ class Runner:
                 while len(self._runs) < self.limit and (found := await self._claim()):
                     self._begin(found)
             except DATABASE_AWAY as error:
-                log.warning("Looking for work waits for the database: %s", type(error).__name__)
+                log.warning("Looking for work waits for the database: %s", str(error).strip())
                 await _reconnect()
             try:
                 await asyncio.wait_for(self._bell.wait(), self.sweep or None)
@@ -237,7 +237,7 @@ class Runner:
             try:
                 held = await sync_to_async(Deployment.beat)(self.name)
             except DATABASE_AWAY as error:
-                log.warning("The heartbeat waits for the database: %s", type(error).__name__)
+                log.warning("The heartbeat waits for the database: %s", str(error).strip())
                 await _reconnect()
                 continue
             for id, run in list(self._runs.items()):

@@ -64,7 +64,9 @@ def _rail(run: Deployment, events: list[Event]) -> Group:
         said = row.message if row.state in ("active", "failed") else ""
         rail.add_row(Text(sign, style), Text(row.title, style), Text(took, "dim"), Text(said[:80], "dim"))
     head = Text.assemble((run.stack.name, "bold"), "  ", shown["headline"], "  ", (run.stack.url, "dim"))
-    bar = ProgressBar(total=100, completed=shown["progress"], width=40) if shown["shows_bar"] else Text("")
+    bar = Table.grid()
+    if shown["shows_bar"]:
+        bar.add_row(ProgressBar(total=100, completed=shown["progress"], width=40))
     return Group(head, bar, rail)
 
 

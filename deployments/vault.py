@@ -7,6 +7,9 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
 
 
+LOCKED = "A stored secret cannot be read: its key is not among ENCRYPTION_KEYS."
+
+
 class Locked(Exception):
     """A secret was encrypted with a key that is not among ENCRYPTION_KEYS."""
 
@@ -27,9 +30,12 @@ def unlock(token: str) -> Any:
     try:
         return json.loads(_fernet().decrypt(token.encode()))
     except InvalidToken:
-        raise Locked("A stored secret cannot be read: its key is not among ENCRYPTION_KEYS.") from None
+        raise Locked(LOCKED) from None
 
 
 def relock(token: str) -> str:
-    """The same secret, encrypted with the first key."""
-    return _fernet().rotate(token.encode()).decode() if token else ""
+    """The same secret, encrypted with the first key. Raises Locked when no key fits."""
+    try:
+        return _fernet().rotate(token.encode()).decode() if token else ""
+    except InvalidToken:
+        raise Locked(LOCKED) from None

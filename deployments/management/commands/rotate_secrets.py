@@ -1,0 +1,23 @@
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+
+from deployments import vault
+from deployments.models import Deployment, Template
+
+
+class Command(BaseCommand):
+    help = "Encrypts every stored secret anew with the first of ENCRYPTION_KEYS; the other keys can go afterwards."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        with transaction.atomic():
+            count = 0
+            for model, field in ((Template, "registry_password_locked"), (Deployment, "spec_locked")):
+                for id, locked in model.objects.exclude(**{field: ""}).values_list("pk", field):  # type: ignore[attr-defined]
+                    try:
+                        model.objects.filter(pk=id).update(**{field: vault.relock(locked)})  # type: ignore[attr-defined]
+                    except vault.Locked as error:
+                        raise CommandError(f"{model.__name__} {id}: {error} Nothing was changed.") from None
+                    count += 1
+        self.stdout.write(f"{count} secrets are encrypted with the first key now.")
