@@ -6,7 +6,6 @@ from typing import Any
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
 
-
 LOCKED = "A stored secret cannot be read: its key is not among ENCRYPTION_KEYS."
 
 

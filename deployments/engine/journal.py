@@ -33,7 +33,7 @@ class Journal:
         self._report = report
         self._one_at_a_time = asyncio.Lock()
         self.resources = resources or Resources()
-        self.secrets: tuple[str, ...] = ()
+        self._secrets: list[str] = []
         self.intended = set(intended)
         self._logged = logged or {}
         self.phase = "initializing"
@@ -41,6 +41,16 @@ class Journal:
         self.attempt = 1
         self.last_report = 0.0
         self.stopped = False
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What is masked in everything that is reported; a value of several lines also line by line."""
+        return tuple(self._secrets)
+
+    @secrets.setter
+    def secrets(self, values: Iterable[str]) -> None:
+        parts = {part for value in values for part in (value, *value.splitlines()) if len(part) >= SHORTEST_SECRET}
+        self._secrets = sorted(parts, key=len, reverse=True)  # one may be the beginning of another
 
     async def begin(self, phase: str, progress: int | None, message: str, *, error: Failure | None = None) -> None:
         self.phase, self.message, self.attempt = phase, message, 1
@@ -132,9 +142,8 @@ class Journal:
     def _clean(self, text: str) -> str:
         """Foreign text without control characters and without this run's secrets."""
         text = _CONTROL.sub("", text)
-        for secret in self.secrets:
-            if len(secret) >= SHORTEST_SECRET:
-                text = text.replace(secret, "***")
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
         return text
 
     async def _tell(
@@ -158,7 +167,7 @@ class Journal:
                 "retryable": error.retryable,
             }
             if left:
-                said["left"] = left
+                said["left"] = [self._clean(line) for line in left]
         async with self._one_at_a_time:
             if self.stopped:  # an earlier report was refused: nothing may be written any more
                 raise Interrupted

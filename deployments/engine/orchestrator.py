@@ -4,11 +4,13 @@ The engine stops where a report, or a call that changes something, raises Interr
 """
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from . import steps
-from .dokploy import Dokploy
+from .dokploy import CALL_SECONDS, Dokploy
 from .errors import DokployError, Failure, Unavailable
 from .journal import Journal
 from .recipe import PHASES, RESTORE, Phase
@@ -43,7 +45,10 @@ async def deploy(
         await journal.begin(phase.name, phase.progress, phase.title)
         have = await _perform(phase, lambda: phase.step(dokploy, spec, have, journal), journal, patience)  # noqa: B023
         await journal.end(f"{phase.title}: done", resources=have)
-    await _perform(phases[-1], lambda: steps.closing_look(dokploy, spec, have, journal), journal, patience)
+    try:
+        await _perform(phases[-1], lambda: steps.closing_look(dokploy, spec, have, journal), journal, patience)
+    except Failure as failure:  # the stack answers: that a surplus object may be left is no reason to undo it
+        await journal.note(f"The closing look was not possible: {failure.message}")
     return have
 
 
@@ -69,6 +74,10 @@ async def restore(
 ) -> list[str]:
     """Brings a stack that ran before back to its former spec; deletes nothing. Returns what could not be given back."""
     have = journal.resources
+    if have.application_id is None:  # it failed before it touched anything
+        return []
+    # A title of its own for the deploy: under the former run's the one of that time would be found, and nothing sent.
+    former = replace(former, run=f"{former.run}-again-{secrets.token_hex(4)}")
     try:
         for phase in RESTORE:
             await journal.say(f"Bringing the former settings back: {phase.title.lower()}")
@@ -81,20 +90,22 @@ async def restore(
 async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journal, patience: float) -> T:
     """Acts until it is done. An outage is waited for, an unclear outcome is tried again, a refusal ends it."""
     loop = asyncio.get_running_loop()
-    attempt, pause, away_since = 1, FIRST_PAUSE_SECONDS, None
+    attempt, pause, away = 1, FIRST_PAUSE_SECONDS, 0.0
     while True:
+        began = loop.time()
         try:
             try:
                 return await _with_signs_of_life(act, phase.timeout, journal)
             except TimeoutError:
                 raise Failure("TIMEOUT", f"This took longer than its limit of {phase.timeout:.0f} s.") from None
             except Unavailable as error:
-                away_since = away_since or loop.time()
-                if loop.time() - away_since > patience:
+                # Of a long attempt only its last call: what went well before it was no outage.
+                away += min(loop.time() - began, CALL_SECONDS) + pause
+                if away > patience:
                     raise Failure.of(error) from error
                 await journal.say(f"Waiting for Dokploy: {error}")
             except DokployError as error:
-                away_since = None
+                away = 0.0
                 if error.permanent or attempt >= phase.attempts:
                     raise Failure.of(error) from error
                 attempt += 1
@@ -103,7 +114,7 @@ async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journ
         except Failure as failure:
             failure.phase = failure.phase or phase.name
             raise
-        await asyncio.sleep(pause)
+        await _with_signs_of_life(lambda: asyncio.sleep(pause), pause + 1, journal)  # noqa: B023
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from . import diagnosis
 from .dokploy import Application, Build, Dokploy, Domain, Environment, Project
-from .errors import Failure, NotFound, Unclear
+from .errors import DokployError, Failure, NotFound, Unclear
 from .grammar import dotenv
 from .journal import Journal
 from .ladder import Climb, climb
@@ -71,6 +71,7 @@ async def create_application(dokploy: Dokploy, spec: StackSpec, have: Resources,
 
 async def configure_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     application_id = _known(have.application_id)
+    await dokploy.builds(application_id)  # any question: an outage is waited for, and not taken for an unclear save
     await journal.say(f"Setting the image {spec.image}")
     await dokploy.save_image(application_id, spec.image, spec.registry, spec.registry_username, spec.registry_password)
     await dokploy.save_environment(application_id, dotenv(spec.env))
@@ -196,21 +197,24 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, have: Resources, jour
             return have
         await _raise_if_dokploy_failed(dokploy, have)
         limit = max(spec.health_timeout, CERTIFICATE_SECONDS) if seen.waits_for_certificate else spec.health_timeout
-        pause = min(spec.health_interval, 2.0 ** (attempt - 1))
+        pause = min(spec.health_interval, 2.0 ** min(attempt - 1, 10))
         if loop.time() + pause - began > limit:
             raise await _no_answer(dokploy, have, seen, attempt)
         await asyncio.sleep(pause)
 
 
 async def _raise_if_dokploy_failed(dokploy: Dokploy, have: Resources) -> None:
-    builds = await dokploy.builds(_known(have.application_id))
-    ours = next((build for build in builds if build.id == have.dokploy_deployment_id), None)
-    if ours is not None and ours.status == "error":
-        raise diagnosis.of_log(await dokploy.build_log(ours.id))
+    with contextlib.suppress(DokployError):  # whether the stack answers does not depend on Dokploy
+        builds = await dokploy.builds(_known(have.application_id))
+        ours = next((build for build in builds if build.id == have.dokploy_deployment_id), None)
+        if ours is not None and ours.status == "error":
+            raise diagnosis.of_log(await dokploy.build_log(ours.id))
 
 
 async def _no_answer(dokploy: Dokploy, have: Resources, seen: Climb, attempt: int) -> Failure:
-    containers = await dokploy.containers(have.app_name) if have.app_name else []
+    containers = []
+    with contextlib.suppress(DokployError):  # they are only evidence
+        containers = await dokploy.containers(_known(have.app_name))
     evidence = "; ".join(f"{container.name}: {container.status or container.state}" for container in containers)
     entry = diagnosis.entry_of(seen.code)
     return Failure(seen.code, f"{entry.what} Attempt {attempt}, the last: {seen.said}.", evidence=evidence[:300])
@@ -224,9 +228,16 @@ async def settle_deploy(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> 
     for _, application in await _our_applications(dokploy, spec):
         await dokploy.clean_queue(application.id)
         async with asyncio.timeout(SETTLE_SECONDS):
-            while any(build.status == "running" for build in await dokploy.builds(application.id)):
+            while await _is_deploying(dokploy, application.id):
                 await journal.say("Waiting for Dokploy to end the running deployment")
                 await asyncio.sleep(POLL_SECONDS)
+
+
+async def _is_deploying(dokploy: Dokploy, application_id: str) -> bool:
+    """Its row appears a moment after the job has begun: the queue is asked too."""
+    if any(job.application_id == application_id for job in await dokploy.queue()):
+        return True
+    return any(build.status == "running" for build in await dokploy.builds(application_id))
 
 
 async def remove_domain(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
@@ -242,7 +253,7 @@ async def remove_domain(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> 
 
 async def remove_application(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
     for _, application in await _our_applications(dokploy, spec):
-        if any(build.status == "running" for build in await dokploy.builds(application.id)):
+        if await _is_deploying(dokploy, application.id):
             raise Failure(
                 "TIMEOUT", "A deployment of it still runs at Dokploy; deleting it now would leave a container."
             )
@@ -257,8 +268,12 @@ async def remove_application(dokploy: Dokploy, spec: StackSpec, journal: Journal
 
 async def remove_project(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
     for project in await _our_projects(dokploy, spec):
-        if any(environment.services for environment in await dokploy.environments(project.id)):
+        environments = await dokploy.environments(project.id)
+        ours = sum(application.description == spec.mark for e in environments for application in e.applications)
+        if sum(environment.services for environment in environments) > ours:
             raise Failure("DOKPLOY_REFUSED", "It holds a service that this portal did not make.", retryable=False)
+        if ours:
+            raise Failure("DOKPLOY_REFUSED", "Its application is still there.")
         await journal.removing("project", project.id)
         await _delete(dokploy.remove_project, project.id)
         if any(other.id == project.id for other in await _our_projects(dokploy, spec)):

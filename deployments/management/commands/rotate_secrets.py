@@ -14,9 +14,9 @@ class Command(BaseCommand):
         with transaction.atomic():
             count = 0
             for model, field in ((Template, "registry_password_locked"), (Deployment, "spec_locked")):
-                for id, locked in model.objects.exclude(**{field: ""}).values_list("pk", field):  # type: ignore[attr-defined]
+                for id, locked in model.objects.exclude(**{field: ""}).values_list("pk", field):
                     try:
-                        model.objects.filter(pk=id).update(**{field: vault.relock(locked)})  # type: ignore[attr-defined]
+                        model.objects.filter(pk=id).update(**{field: vault.relock(locked)})
                     except vault.Locked as error:
                         raise CommandError(f"{model.__name__} {id}: {error} Nothing was changed.") from None
                     count += 1
