@@ -259,7 +259,6 @@ async def _stream(request: HttpRequest, id: str) -> StreamingHttpResponse:
     watching = _watch(request, run, audience)
     watch, topic = await watching.__aenter__()  # here, so that a refusal is an answer and not a broken stream
     stream = _lines(watching, watch, topic, audience, _last_seen(request), every)
-    await anext(stream)  # once begun it ends in any case, also when the client is gone before it is read
     response = StreamingHttpResponse(stream, content_type="text/event-stream; charset=utf-8")
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
@@ -276,7 +275,6 @@ async def _lines(
 ) -> AsyncIterator[bytes]:
     """The events as they come. A known Last-Event-ID goes on after it; else it begins with the present state."""
     try:
-        yield b""
         run = topic.run
         assert run is not None
         if seen is None or seen > run.version:

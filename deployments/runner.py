@@ -16,7 +16,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, close_old_connections
 
-from . import live
+from . import live, vault
 from .engine import diagnosis, orchestrator
 from .engine.dokploy import Dokploy, Exchange
 from .engine.errors import Failure, Interrupted
@@ -195,6 +195,10 @@ class Runner:
             await self._undo(dokploy, spec, former, journal, failure, patience)
         except (Interrupted, *DATABASE_AWAY):
             raise
+        except vault.Locked as locked:
+            log.error("%s cannot begin: %s", deployment.pk, locked)
+            failure = _own_failure("SECRET_UNREADABLE", journal.phase)
+            await journal.over("failed", "failure", failure.message, error=failure)
         except Exception:
             log.exception("%s failed in the portal's own code", deployment.pk)
             failure = _own_failure("DEPLOYMENT_FAILED", journal.phase)

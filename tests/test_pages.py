@@ -129,6 +129,7 @@ def test_losing_the_connection_never_looks_like_a_failure(own_portal: Any, brows
     with held(portal, "job"):
         deploy(tab, "restarted")
         expect(tab.locator("#chip")).to_have_text("Live")
+        expect(tab.locator("#live")).to_contain_text("Deploying, 6 of 7")
         portal.kill()
         expect(tab.locator("#chip")).to_have_text("Reconnecting, the deployment goes on")
         expect(tab.locator("#live")).to_contain_text("Deploying, 6 of 7")

@@ -232,6 +232,14 @@ ENTRIES = (
         ("Try again.", "Tell an operator: the portal's log has the details."),
     ),
     Entry(
+        "SECRET_UNREADABLE",
+        "A stored secret cannot be read",
+        "A secret that this deployment needs was encrypted with a key that the portal no longer has.",
+        ("ENCRYPTION_KEYS was changed, and the former key was left out.",),
+        ("An operator adds the former key to ENCRYPTION_KEYS.", "Or start over, and type the secrets again."),
+        retryable=False,
+    ),
+    Entry(
         "TOO_MANY_CRASHES",
         "The portal gave up",
         "The portal was stopped in the middle of this deployment again and again.",

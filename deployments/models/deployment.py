@@ -157,10 +157,10 @@ class Deployment(models.Model):
             try:
                 with transaction.atomic():
                     return cls._request(person, name, template, parameters, via, digest, address)
-            except IntegrityError:  # somebody was faster: the second look finds out what that means
+            except (IntegrityError, Refusal) as error:  # somebody was faster, perhaps the same caller with the same key
                 if earlier := cls._of_key(person, digest):
                     return earlier
-                if last:
+                if last or isinstance(error, Refusal):
                     raise
         raise AssertionError("unreachable")
 

@@ -1,5 +1,6 @@
 from typing import Any
 
+from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
 
@@ -15,3 +16,5 @@ class Command(BaseCommand):
         Installation.current()
         Template.follow_settings()
         people.open_user()
+        if settings.DEMO:
+            people.demo_visitor()

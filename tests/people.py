@@ -1,0 +1,110 @@
+"""The three people of the tests, runs of theirs, and how they come in."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import MD5PasswordHasher
+from websockets.sync.client import ClientConnection, connect
+
+from deployments.engine.spec import Progress
+from deployments.models import ApiToken, Deployment, Template
+
+from .processes import Portal
+
+PASSWORD = "a-long-enough-passphrase"
+HASHED = MD5PasswordHasher().encode(PASSWORD, "salt")  # tests that sign in set QUICK: a true one costs each a second
+QUICK = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+class People:
+    """An owner, somebody other, an operator; in the test's own database."""
+
+    def __init__(self) -> None:
+        make = get_user_model().objects.create
+        self.owner = make(username="owner", password=HASHED)
+        self.other = make(username="other", password=HASHED)
+        self.operator = make(username="operator", password=HASHED, is_staff=True, is_superuser=True)
+        Template.follow_settings()
+        self.template = Template.objects.get(from_settings=True)
+
+    def run(self, person: Any, name: str, **more: Any) -> Deployment:
+        """A run of this person's that waits."""
+        return Deployment.request(person, name, self.template, more, via=Deployment.Via.API)
+
+
+def token(person: Any) -> dict[str, str]:
+    """The header of a new token of this person's."""
+    return {"Authorization": f"Bearer {ApiToken.issue(person, 'test')[1]}"}
+
+
+def end(run: Deployment, status: Any = "success", **more: Any) -> Deployment:
+    """Brings a waiting run to its end, as a worker would."""
+    claimed = Deployment.claim("worker", excluding=[])
+    assert claimed is not None
+    assert claimed.pk == run.pk
+    requests = ["2026-01-01T00:00:00Z POST project.create -> 200, 3 ms"]
+    claimed.record(Progress("log", "deploying", "a line", data={"source": "s", "first": 1, "lines": ["a line"]}))
+    if status == "success":
+        last = Progress("phase", "completed", "It is live", status, progress=100, data={"step": "ends"})
+    else:
+        error = {
+            "phase": "deploying",
+            "code": "IMAGE_NOT_FOUND",
+            "message": "There is no such image.",
+            "retryable": True,
+            "evidence": "manifest unknown",
+            **more,
+        }
+        last = Progress("phase", "rolling_back", "Rollback completed", status, progress=95, error=error)
+    claimed.record(last, requests)
+    claimed.refresh_from_db()
+    return claimed
+
+
+# -- the same, at a real portal ----------------------------------------------------------------------------------------
+
+
+def browser(portal: Portal) -> httpx.Client:
+    """A browser of its own: cookies. In the demo its person is the visitor."""
+    return httpx.Client(base_url=portal.url, timeout=10, verify=False)
+
+
+def submit(http: httpx.Client, page: str, data: dict[str, str], action: str | None = None) -> httpx.Response:
+    """Opens the page and sends the form on it."""
+    shown = http.get(page)
+    assert shown.status_code == 200, shown.text
+    found = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', shown.text)
+    assert found is not None
+    return http.post(action or page, data={"csrfmiddlewaretoken": found[1], **data})
+
+
+def sign_in(http: httpx.Client, username: str, password: str) -> httpx.Client:
+    answer = submit(http, "/login", {"username": username, "password": password})
+    assert answer.status_code == 302, answer.text
+    return http
+
+
+def operator(portal: Portal) -> httpx.Client:
+    """The demo's operator, signed in."""
+    return sign_in(browser(portal), "operator", (portal.data / "operator-password").read_text())
+
+
+def new_token(http: httpx.Client) -> dict[str, str]:
+    """The header of a token that this browser's person makes."""
+    found = re.search(r"dpt_[\w-]{20,}", submit(http, "/tokens", {"label": "test"}).text)
+    assert found is not None
+    return {"Authorization": f"Bearer {found[0]}"}
+
+
+@contextmanager
+def socket(portal: Portal, path: str, http: httpx.Client | None = None, **headers: str) -> Iterator[ClientConnection]:
+    """A socket as this browser opens it."""
+    cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in http.cookies.items())} if http else {}
+    address = f"ws://127.0.0.1:{portal.port}{path}"
+    given = {"Origin": portal.url, **cookies, **headers}
+    with connect(address, additional_headers=given, proxy=None, open_timeout=10) as opened:
+        yield opened
