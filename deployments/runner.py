@@ -281,6 +281,7 @@ def _failure_of(error: dict[str, Any]) -> Failure:
 
 
 def _own_failure(code: str, phase: str) -> Failure:
-    failure = Failure(code, diagnosis.BY_CODE[code].what)
+    entry = diagnosis.BY_CODE[code]
+    failure = Failure(code, entry.what, retryable=entry.retryable)
     failure.phase = phase
     return failure

@@ -4,9 +4,7 @@ The engine stops where a report, or a call that changes something, raises Interr
 """
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from . import steps
@@ -72,12 +70,13 @@ async def undo(dokploy: Dokploy, spec: StackSpec, journal: Journal, *, patience:
 async def restore(
     dokploy: Dokploy, former: StackSpec, journal: Journal, *, patience: float = PATIENCE_SECONDS
 ) -> list[str]:
-    """Brings a stack that ran before back to its former spec; deletes nothing. Returns what could not be given back."""
+    """Brings a stack that ran before back to its former spec; deletes nothing. Returns what could not be given back.
+
+    The spec's run names this undo: under the former run's own name its deploy of then would be found, and nothing sent.
+    """
     have = journal.resources
     if have.application_id is None:  # it failed before it touched anything
         return []
-    # A title of its own for the deploy: under the former run's the one of that time would be found, and nothing sent.
-    former = replace(former, run=f"{former.run}-again-{secrets.token_hex(4)}")
     try:
         for phase in RESTORE:
             await journal.say(f"Bringing the former settings back: {phase.title.lower()}")
