@@ -1,0 +1,662 @@
+"""The client against a server that answers what a test says, byte for byte: HTTP becomes meaning, in bounds."""
+
+import asyncio
+import gzip
+import json
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from deployments.engine import dokploy
+from deployments.engine.dokploy import Dokploy, Exchange
+from deployments.engine.errors import (
+    DokployError,
+    Interrupted,
+    KeyRefused,
+    NotDokploy,
+    NotFound,
+    Refused,
+    Unavailable,
+    Unclear,
+)
+
+KEY = "key-canary-4711"
+PASSWORD = "password-canary-4712"
+VALUE = "value-canary-4713"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+LIMIT = 0.4  # instead of the seconds that a call may take
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    head: str
+    body: bytes
+
+
+Behaviour = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Server:
+    """Remembers what it was sent; `does` answers, and `health` answers the question after Dokploy's health."""
+
+    def __init__(self) -> None:
+        self.does: Behaviour = says(200, b"[]")
+        self.health: Behaviour = says(200, b"{}")
+        self.requests: list[Request] = []
+        self.connections = 0
+        self.arrived = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self.url
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def asked(self) -> list[str]:
+        return [request.path.partition("?")[0].removeprefix("/api/") for request in self.requests]
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort() if task.cancelling() else writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = [line.partition(":")[2] for line in head.lower().split("\r\n") if "content-length:" in line]
+            method, path, _ = head.split(" ", 2)
+            request = Request(method, path, head, await reader.readexactly(int(length[0]) if length else 0))
+            self.requests.append(request)
+            self.arrived.set()
+            await (self.health if "settings.health" in path else self.does)(request, writer)
+            if writer.is_closing():
+                break
+
+
+def answer(status: int, body: bytes, **headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def says(status: int, body: bytes, **headers: str) -> Behaviour:
+    async def does(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(status, body, **headers))
+        await writer.drain()
+
+    return does
+
+
+def says_json(status: int, value: Any) -> Behaviour:
+    return says(status, json.dumps(value).encode(), Content_Type="application/json")
+
+
+def in_turn(*behaviours: Behaviour) -> Behaviour:
+    left = list(behaviours)
+
+    async def does(request: Request, writer: asyncio.StreamWriter) -> None:
+        await (left.pop(0) if len(left) > 1 else left[0])(request, writer)
+
+    return does
+
+
+async def resets(request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def resets_halfway(request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(answer(200, b'[{"projectId": "a"}]')[:-8])
+    await writer.drain()
+    await resets(request, writer)
+
+
+async def closes(request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def says_nothing(request: Request, writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()  # until the server stops
+
+
+async def dribbles(request: Request, writer: asyncio.StreamWriter) -> None:
+    """One byte at a time, each well within any pause that a read allows."""
+    for byte in answer(200, b"[" + b" " * 1000 + b"]"):
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(LIMIT / 10)
+
+
+async def is_no_http(request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+    writer.close()
+
+
+def trpc(status: int, message: str, path: str | None = "project.create", **more: Any) -> Behaviour:
+    data = {"code": "X", "httpStatus": status, **({"path": path} if path else {}), "zodError": None}
+    return says_json(status, {"message": message, "code": "X", "data": data, **more})
+
+
+@pytest.fixture(autouse=True)
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dokploy, "CALL_SECONDS", LIMIT)
+    monkeypatch.setattr(dokploy, "SECOND_TRY_SECONDS", 0.01)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server() -> AsyncIterator[Server]:
+    running = Server()
+    await running.start()
+    yield running
+    await running.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def pool() -> AsyncIterator[Dokploy]:
+    """One for all tests: to load the certificates that plain HTTP does not need takes longer than a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dokploy, "CALL_SECONDS", LIMIT)
+        made = Dokploy("http://127.0.0.1:9", KEY)
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+def client(server: Server, pool: Dokploy) -> Dokploy:
+    pool._http.base_url = httpx.URL(server.url)
+    return pool
+
+
+def question(client: Dokploy) -> Awaitable[Any]:
+    return client.projects()
+
+
+def creation(client: Dokploy) -> Awaitable[Any]:
+    return client.create_project("shop", "mark")
+
+
+async def error_of(call: Awaitable[Any]) -> DokployError:
+    with pytest.raises(DokployError) as caught:
+        await asyncio.wait_for(call, 5)
+    return caught.value
+
+
+def kind_of(error: DokployError) -> type[DokployError]:
+    return type(error)
+
+
+# -- what cannot be told from having been done -------------------------------------------------------------------------
+
+UNCLEAR: dict[str, Behaviour] = {
+    "an empty 200": says(200, b""),
+    "a blank 200": says(200, b" \n"),
+    "a 204": says(204, b""),
+    "a page of a proxy with 200": says(200, b"<html>hello</html>"),
+    "a page of a proxy with 502": says(502, b"<html><h1>502 Bad Gateway</h1></html>", Content_Type="text/html"),
+    "truncated JSON": says(200, b'{"project": {"projectId": "a'),
+    "JSON that is no UTF-8": says(200, b'{"project": "\xff"}'),
+    "JSON nested without end": says(200, b"[" * 200_000),
+    "a number of a million digits": says(200, b"1" * 1_000_000),
+    "a number": says(200, b"7"),
+    "a text": says(200, b'"made"'),
+    "null": says(200, b"null"),
+    "an object without what was made": says(200, b"{}"),
+    "wrong types": says(200, b'{"project": {"projectId": 7, "name": [], "environments": {"0": 1}}}'),
+    "a list in a list": says(200, b"[[]]"),
+    "rows of wrong types": says(200, b'[{"projectId": "a", "name": "b", "environments": [{"applications": 7}]}]'),
+    "gzip that nobody asked for": says(200, gzip.compress(b"[]"), Content_Encoding="gzip"),
+    "something that is not HTTP": is_no_http,
+    "a body that breaks off": resets_halfway,
+    "a reset": resets,
+    "a close": closes,
+    "silence": says_nothing,
+    "one byte at a time": dribbles,
+    "a 500": trpc(500, "Internal server error"),
+    "a 500 that is no JSON": says(500, b"Internal Server Error"),
+    "a 500 whose JSON is a list": says(500, b"[]"),
+    "a 500 with wrong types": says_json(500, {"message": 7, "data": [], "issues": 7}),
+    "a 400 without issues": trpc(400, "Error creating the project: connection terminated"),
+    "a 400 with a list of no issues": trpc(400, "Input validation failed", issues=[]),
+    "a 409": trpc(409, "Conflict"),
+    "a 418": says(418, b""),
+    "a 503": says(503, b"upstream connect error"),
+}
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
+async def test_a_creation_that_was_not_answered_cleanly_is_unclear(server: Server, client: Dokploy, name: str) -> None:
+    server.does = UNCLEAR[name]
+    began = time.monotonic()
+    error = await error_of(creation(client))
+    assert kind_of(error) is Unclear
+    assert not error.permanent
+    assert time.monotonic() - began < 3 * LIMIT
+    assert server.asked == ["project.create"], "an unclear call is never repeated by the client"
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
+async def test_a_question_that_was_not_answered_cleanly_may_be_asked_again(
+    server: Server, client: Dokploy, name: str
+) -> None:
+    server.does = UNCLEAR[name]
+    began = time.monotonic()
+    assert kind_of(await error_of(question(client))) is Unavailable
+    assert time.monotonic() - began < 3 * LIMIT
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda client: client.save_image("app", "web:1"),
+        lambda client: client.save_environment("app", "A='1'\n"),
+        lambda client: client.save_limits("app", 1, 1.0),
+        lambda client: client.update_domain("dom", "a.test", 80, https=False, certificate_type="none"),
+    ],
+)
+async def test_a_save_that_was_answered_with_nothing_is_unclear(
+    server: Server, client: Dokploy, save: Callable[[Dokploy], Awaitable[None]]
+) -> None:
+    server.does = says(200, b"")
+    assert kind_of(await error_of(save(client))) is Unclear
+    server.does = says(200, b"true")
+    await save(client)
+
+
+async def test_what_answers_with_an_empty_body_by_design_is_no_error(server: Server, client: Dokploy) -> None:
+    server.does = says(200, b"", Content_Type="application/json")
+    await client.deploy("app", "title")
+    await client.clean_queue("app")
+
+
+async def test_a_body_of_20_megabytes_is_given_up_on_long_before_its_end(server: Server, client: Dokploy) -> None:
+    size, sent = 20 * 1024 * 1024, 0
+
+    async def floods(request: Request, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode())
+        while sent < size:
+            writer.write(b'"' + b"x" * 65535)
+            await writer.drain()
+            sent += 65536
+
+    server.does = floods
+    assert kind_of(await error_of(creation(client))) is Unclear
+    assert dokploy.MAX_BYTES <= sent < 16 * 1024 * 1024
+    sent = 0
+    assert kind_of(await error_of(question(client))) is Unavailable
+    assert sent < 16 * 1024 * 1024
+
+
+async def test_a_body_just_below_the_limit_is_read(server: Server, client: Dokploy) -> None:
+    server.does = says(200, b"[" + b" " * (dokploy.MAX_BYTES - 2) + b"]")
+    assert await client.projects() == []
+
+
+# -- what was surely not done ------------------------------------------------------------------------------------------
+
+
+async def test_a_refused_connection_is_unavailable_for_changes_too(server: Server, client: Dokploy) -> None:
+    await server.stop()  # nobody listens at its port any more
+    assert kind_of(await error_of(creation(client))) is Unavailable
+    assert kind_of(await error_of(question(client))) is Unavailable
+
+
+async def test_a_host_that_swallows_connections_is_unavailable_for_changes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dokploy, "CALL_SECONDS", LIMIT)
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        crowd = [socket.socket() for _ in range(4)]
+        for one in crowd:  # once the queue of the listener is full, Linux drops what else wants to connect
+            one.setblocking(False)
+            one.connect_ex(deaf.getsockname())
+        client = Dokploy(f"http://127.0.0.1:{deaf.getsockname()[1]}", KEY)
+        began = time.monotonic()
+        assert kind_of(await error_of(creation(client))) is Unavailable
+        assert time.monotonic() - began < 3 * LIMIT
+        await client.aclose()
+        for one in crowd:
+            one.close()
+
+
+async def test_a_change_that_finds_no_free_connection_is_unavailable(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dokploy, "CALL_SECONDS", LIMIT)
+    server.does = says_nothing
+    client = Dokploy(server.url, KEY, connections=1)
+    first = asyncio.ensure_future(error_of(creation(client)))
+    await asyncio.wait_for(server.arrived.wait(), 5)
+    assert kind_of(await error_of(creation(client))) is Unavailable
+    assert kind_of(await first) is Unclear
+    assert server.asked == ["project.create"]
+    await client.aclose()
+
+
+async def test_a_bare_401_while_the_database_is_down_is_an_outage(server: Server, client: Dokploy) -> None:
+    server.does, server.health = says_json(401, {"message": "Unauthorized"}), says(500, b"{}")
+    for call in (question, creation):
+        assert kind_of(await error_of(call(client))) is Unavailable
+    assert server.asked == ["project.all", "trpc/settings.health", "project.create", "trpc/settings.health"]
+
+
+async def test_a_bare_401_while_all_is_well_is_asked_once_more_and_then_is_the_key(
+    server: Server, client: Dokploy
+) -> None:
+    server.does = says_json(401, {"message": "Unauthorized"})
+    error = await error_of(creation(client))
+    assert kind_of(error) is KeyRefused
+    assert error.permanent
+    assert server.asked == ["project.create", "trpc/settings.health", "project.create"]
+
+
+async def test_a_bare_401_that_goes_away_is_forgotten(server: Server, client: Dokploy) -> None:
+    server.does = in_turn(says_json(401, {"message": "Unauthorized"}), says(200, b"[]"))
+    assert await client.projects() == []
+
+
+@pytest.mark.parametrize("call", [question, creation])
+@pytest.mark.parametrize(
+    ("does", "kind"),
+    [
+        (trpc(401, "UNAUTHORIZED"), Unavailable),
+        (trpc(401, "You don't have access to this service"), Refused),
+        (trpc(403, "Forbidden"), Refused),
+        (trpc(404, "Project not found"), NotFound),
+        (trpc(404, "Not found", path=None), NotDokploy),
+        (says(404, b"404 page not found\n"), NotDokploy),
+        (says(404, b"<html>nothing here</html>"), NotDokploy),
+        (says(413, b"Body exceeded 1mb limit"), Refused),
+        (trpc(415, "Unsupported content-type"), Refused),
+        (says(429, b'{"message":"Too many requests."}'), Unavailable),
+        (says(400, b"Invalid JSON"), Refused),
+        (trpc(400, "Input validation failed", issues=[{"path": ["host"], "message": "Add a hostname"}]), Refused),
+        (trpc(400, "Input validation failed", issues=[{"path": 7, "message": []}]), Refused),
+        (trpc(400, "Input validation failed", issues={"path": 7}), Refused),
+        (says(301, b"", Location="/elsewhere"), NotDokploy),
+        (says(308, b""), NotDokploy),
+    ],
+)
+async def test_a_clear_no_has_its_own_name(
+    server: Server, client: Dokploy, call: Any, does: Behaviour, kind: type[DokployError]
+) -> None:
+    server.does = does
+    error = await error_of(call(client))
+    assert kind_of(error) is kind
+    assert error.permanent is (kind in (Refused, NotDokploy))
+    assert len(server.requests) == 1
+
+
+async def test_the_first_complaint_of_a_validation_is_kept_with_its_field(server: Server, client: Dokploy) -> None:
+    issues = [{"path": ["ports", 0], "message": "Too   small"}, {"path": [], "message": "second"}]
+    server.does = trpc(400, "Input validation failed", issues=issues)
+    assert (await error_of(creation(client))).evidence == "ports.0: Too small"
+
+
+async def test_an_error_with_sql_in_it_is_for_nobodys_eyes(server: Server, client: Dokploy) -> None:
+    server.does = trpc(500, f'Failed query: insert into "domain" params: {VALUE}')
+    error = await error_of(creation(client))
+    assert "Failed query" not in f"{error} {error.evidence}"
+    assert VALUE not in f"{error} {error.evidence}"
+
+
+async def test_the_beginning_of_an_unreadable_answer_is_not_shown(server: Server, client: Dokploy) -> None:
+    """Rows hold other people's variables."""
+    server.does = says(200, f'[{{"projectId": "a", "env": "TOKEN={VALUE}", "name": "b'.encode())
+    error = await error_of(question(client))
+    assert VALUE not in f"{error} {error.evidence}"
+
+
+# -- where the key goes ------------------------------------------------------------------------------------------------
+
+
+async def test_a_redirect_is_not_followed_and_the_key_reaches_nobody_else(server: Server, client: Dokploy) -> None:
+    elsewhere = Server()
+    url = await elsewhere.start()
+    for status in (301, 302, 303, 307, 308):
+        server.does = says(status, b"", Location=f"{url}/api/project.all")
+        for call in (question, creation):
+            assert kind_of(await error_of(call(client))) is NotDokploy
+    assert elsewhere.connections == 0
+    assert len(server.requests) == 10
+    await elsewhere.stop()
+
+
+async def test_no_proxy_of_the_environment_gets_the_key(
+    server: Server, client: Dokploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Server()
+    url = await proxy.start()
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, url)
+    fresh = Dokploy(server.url, KEY)
+    assert await fresh.projects() == []
+    assert proxy.connections == 0
+    await fresh.aclose()
+    await proxy.stop()
+
+
+async def test_every_request_carries_the_key_and_asks_for_no_compression(server: Server, client: Dokploy) -> None:
+    await client.projects()
+    head = server.requests[0].head.lower()
+    assert f"x-api-key: {KEY}" in head
+    assert "accept-encoding: identity" in head
+    assert KEY not in server.requests[0].path
+
+
+async def test_an_address_with_a_slash_at_its_end_is_the_same_address(server: Server) -> None:
+    client = Dokploy(f"{server.url}/", KEY)
+    await client.projects()
+    assert server.asked == ["project.all"]
+    await client.aclose()
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+
+def secret_calls(client: Dokploy) -> list[Awaitable[Any]]:
+    return [
+        client.projects(),
+        client.create_project("shop", "mark"),
+        client.save_image("app", "web:1", "registry.test", "robot", PASSWORD),
+        client.save_environment("app", f"TOKEN='{VALUE}'\n"),
+    ]
+
+
+def echo(status: int, template: str) -> Behaviour:
+    """A server that repeats in its error what it was sent."""
+
+    async def does(request: Request, writer: asyncio.StreamWriter) -> None:
+        sent = f"{request.head} {request.body.decode()}"
+        whole = json.dumps({"message": sent, "data": {"path": "x"}, "issues": [{"path": [sent], "message": sent}]})
+        writer.write(answer(status, template.replace("ALL", whole).encode()))
+        await writer.drain()
+
+    return does
+
+
+@pytest.mark.parametrize("template", ["ALL", "<html>ALL</html>"])
+@pytest.mark.parametrize("status", [200, 302, 400, 401, 403, 404, 413, 429, 500, 502])
+async def test_no_secret_is_in_an_error_or_in_the_record_though_the_server_repeats_it(
+    server: Server, client: Dokploy, status: int, template: str
+) -> None:
+    server.does = echo(status, template)
+    exchanges: list[Exchange] = []
+    view = client.for_run(lambda: None, exchanges.append)
+    told = ""
+    for call in secret_calls(view):
+        try:
+            await call
+        except DokployError as error:
+            told += f"{error!r} {error} {error.evidence}"
+    told += " ".join(f"{exchange} {exchange!r}" for exchange in exchanges)
+    assert [exchange.procedure for exchange in exchanges] == server.asked
+    for secret in (KEY, PASSWORD, VALUE, "robot"):
+        assert secret not in told
+    assert "saveEnvironment" in told
+
+
+async def test_a_key_that_cannot_be_sent_is_not_shown(server: Server) -> None:
+    client = Dokploy(server.url, f"{KEY}\n{KEY}")
+    error = await error_of(creation(client))
+    assert KEY not in f"{error!r} {error} {error.evidence}"
+    assert server.requests == []
+    await client.aclose()
+
+
+async def test_an_address_without_a_scheme_is_not_dokploy() -> None:
+    client = Dokploy("dokploy.test", KEY)
+    assert kind_of(await error_of(question(client))) is NotDokploy
+    await client.aclose()
+
+
+async def test_every_exchange_is_recorded_with_its_outcome(server: Server, client: Dokploy) -> None:
+    exchanges: list[Exchange] = []
+    view = client.for_run(lambda: None, exchanges.append)
+    await view.projects()
+    server.does = resets
+    await error_of(creation(view))
+    first, second = exchanges
+    assert (first.method, first.procedure, first.status) == ("GET", "project.all", 200)
+    assert (second.method, second.procedure, second.status) == ("POST", "project.create", 0)
+    assert second.fields == {"name": "shop", "description": "mark"}
+    assert str(first).endswith(f"-> 200, {first.milliseconds} ms")
+    assert "no answer" in str(second)
+
+
+# -- the guard ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_guard_is_asked_before_every_change_and_never_before_a_question(
+    server: Server, client: Dokploy
+) -> None:
+    guarded: list[int] = []
+    view = client.for_run(lambda: guarded.append(len(server.requests)), lambda exchange: None)
+    questions: list[Awaitable[Any]] = [
+        view.projects(),
+        view.environments("p"),
+        view.builds("a"),
+        view.queue(),
+        view.containers("a"),
+        view.domains("a"),
+        view.healthy(),
+    ]
+    for call in questions:
+        await call
+    assert guarded == []
+    server.does = says(200, b"true")
+    changes: list[Awaitable[Any]] = [
+        view.create_project("shop", "mark"),
+        view.remove_project("p"),
+        view.create_application("e", "shop", "mark"),
+        view.save_image("a", "web:1"),
+        view.save_environment("a", ""),
+        view.save_limits("a", None, None),
+        view.deploy("a", "title"),
+        view.clean_queue("a"),
+        view.create_domain("a", "h.test", 80, https=False, certificate_type="none"),
+        view.update_domain("d", "h.test", 80, https=False, certificate_type="none"),
+        view.delete_domain("d"),
+        view.delete_application("a"),
+    ]
+    for call in changes:
+        with suppress(Unclear):
+            await call
+    first = len(questions)
+    assert guarded == list(range(first, first + len(changes)))
+    assert all(request.method == "POST" for request in server.requests[first:])
+
+
+async def test_what_the_guard_forbids_is_not_sent(server: Server, client: Dokploy) -> None:
+    def forbids() -> None:
+        raise Interrupted
+
+    view = client.for_run(forbids, lambda exchange: None)
+    with pytest.raises(Interrupted):
+        await view.create_project("shop", "mark")
+    assert server.requests == []
+    assert await view.projects() == []
+
+
+async def test_the_second_try_after_a_bare_401_asks_the_guard_again(server: Server, client: Dokploy) -> None:
+    server.does = says_json(401, {"message": "Unauthorized"})
+    asked = 0
+
+    def once() -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        await client.for_run(once, lambda exchange: None).create_project("shop", "mark")
+    assert server.asked.count("project.create") == 1
+
+
+# -- what is sent ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_domain_is_made_with_every_field_that_has_a_dangerous_default(server: Server, client: Dokploy) -> None:
+    await error_of(client.create_domain("app", "h.test", 8080, https=True, certificate_type="letsencrypt"))
+    assert json.loads(server.requests[0].body) == {
+        "applicationId": "app",
+        "host": "h.test",
+        "path": "/",
+        "port": 8080,
+        "https": True,
+        "certificateType": "letsencrypt",
+        "domainType": "application",
+    }
+
+
+async def test_a_save_sends_all_the_fields_that_dokploy_wants(server: Server, client: Dokploy) -> None:
+    server.does = says(200, b"true")
+    await client.save_image("app", "web:1")
+    await client.save_environment("app", "")
+    await client.save_limits("app", 512, 0.5)
+    image, environment, limits = (json.loads(request.body) for request in server.requests)
+    assert image == {
+        "applicationId": "app",
+        "dockerImage": "web:1",
+        "username": None,
+        "password": None,
+        "registryUrl": None,
+    }
+    assert environment == {
+        "applicationId": "app",
+        "env": "",
+        "buildArgs": None,
+        "buildSecrets": None,
+        "createEnvFile": False,
+    }
+    assert limits == {"applicationId": "app", "memoryLimit": "512", "cpuLimit": "500000000"}
+
+
+async def test_a_question_with_strange_text_arrives_as_it_was_meant(server: Server, client: Dokploy) -> None:
+    await client.domains("a&b=c/../d #é")
+    assert server.requests[0].path == "/api/domain.byApplicationId?applicationId=a%26b%3Dc%2F..%2Fd+%23%C3%A9"

@@ -1,0 +1,1299 @@
+"""The recipe and its undo against the real simulator: what is there afterwards, and what was said meanwhile."""
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from deployments.engine import dokploy as client_module
+from deployments.engine import orchestrator, steps
+from deployments.engine.dokploy import Dokploy
+from deployments.engine.errors import Failure, Interrupted
+from deployments.engine.journal import Journal
+from deployments.engine.recipe import PHASES
+from deployments.engine.spec import Progress, Resources, StackSpec
+
+from .processes import IMAGE, KEY, Simulator, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+INSTALLATION = "inst"
+SECRET = "variable-canary-4711"
+PASSWORD = "password-canary-4712"
+NAMES = (f"shop{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    simulator = Simulator(tmp_path_factory.mktemp("dokploy"))
+    yield simulator
+    assert simulator.close() == 0
+
+
+@pytest.fixture
+def simulator(running: Simulator) -> Iterator[Simulator]:
+    yield running
+    clear(running)
+
+
+def clear(simulator: Simulator) -> None:
+    """All gates open, no faults, quick, and empty: what is listed by every question makes the next test slower."""
+    state = simulator.state()
+    for name in state["gates"]:
+        simulator.open_gate(name)
+    if state["faults"]:
+        simulator.switches.delete("faults")
+    usual = {"pull": 0, "pull_error": None, "engine_error": None, "container_status": None, "database": "up"}
+    if usual.items() - state["settings"].items():
+        simulator.turn(**usual)
+    if state["queue"]:
+        until(lambda: not simulator.state()["queue"])
+    for row in state["applications"]:
+        simulator.do("application.delete", applicationId=row["applicationId"])
+    for row in state["projects"]:
+        simulator.do("project.remove", projectId=row["projectId"])
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def dokploy(running: Simulator) -> AsyncIterator[Dokploy]:
+    made = Dokploy(f"http://127.0.0.1:{running.port}", KEY)
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "SECOND_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(steps, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(steps, "SETTLE_SECONDS", 5.0)
+    monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.01)
+    monkeypatch.setattr(orchestrator, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(orchestrator, "LONGEST_PAUSE_SECONDS", 0.05)
+
+
+class Run:
+    """What a run's rows would hold: every report that was taken, and what the next worker learns from them.
+
+    refuse: number of the report that is not taken (the lease is lost); stop_after: number of the last one that is.
+    """
+
+    def __init__(self, spec: StackSpec, earlier: "list[Progress] | None" = None) -> None:
+        self.spec = spec
+        self.reports: list[Progress] = list(earlier or [])
+        self.times: list[float] = []
+        self.refuse: int | None = None
+        self.stop_after: int | None = None
+        self.watch: Callable[[Progress], None] = lambda progress: None
+        self._asked = 0
+
+    async def report(self, progress: Progress) -> None:
+        self._asked += 1
+        if self._asked == self.refuse:
+            raise Interrupted
+        self.reports.append(progress)
+        self.times.append(time.monotonic())
+        self.watch(progress)
+        if self._asked == self.stop_after:
+            raise Interrupted
+
+    def journal(self) -> Journal:
+        """Of the next worker."""
+        self._asked = 0
+        self.refuse = self.stop_after = None
+        known = [report.resources for report in self.reports if report.kind == "phase" and report.resources]
+        intended: set[tuple[str, str]] = set()
+        logged: dict[str, int] = {}
+        for report in self.reports:
+            data = report.data
+            if report.kind == "receipt" and data["state"] in ("intended", "made"):
+                intended.add((data["kind"], data["mark"]))
+            if report.kind == "log":
+                logged[data["source"]] = data["first"] - 1 + len(data["lines"])
+        return Journal(self.report, resources=known[-1] if known else Resources(), intended=intended, logged=logged)
+
+    @property
+    def phase(self) -> str | None:
+        return self.reports[-1].phase if self.reports else None
+
+    def said(self, kind: str = "phase") -> list[str]:
+        return [report.message for report in self.reports if report.kind == kind]
+
+    async def deploy(self, dokploy: Dokploy, journal: Journal | None = None, **more: Any) -> Resources:
+        journal = journal or self.journal()
+        async with asyncio.timeout(20):
+            return await orchestrator.deploy(dokploy, self.spec, journal, begin_with=self.phase, **more)
+
+    async def undo(self, dokploy: Dokploy, journal: Journal | None = None, **more: Any) -> list[str]:
+        journal = journal or self.journal()
+        async with asyncio.timeout(20):
+            await journal.begin("rolling_back", 95, "Undoing")
+            return await orchestrator.undo(dokploy, self.spec, journal, **more)
+
+    async def fails(self, dokploy: Dokploy, **more: Any) -> Failure:
+        with pytest.raises(Failure) as caught:
+            await self.deploy(dokploy, **more)
+        return caught.value
+
+
+def new_run(simulator: Simulator, **more: Any) -> Run:
+    name = next(NAMES)
+    host = f"{name}.apps.test"
+    given: dict[str, Any] = {
+        "installation": INSTALLATION,
+        "stack": f"stk_{name}",
+        "run": f"dep_{name}",
+        "name": name,
+        "image": IMAGE,
+        "port": 8080,
+        "host": host,
+        "url": f"http://{host}",
+        "env": (("GREETING", "good day"), ("TOKEN", SECRET)),
+        "registry": "registry.test",
+        "registry_username": "robot",
+        "registry_password": PASSWORD,
+        "memory_bytes": 512 * 1024 * 1024,
+        "cpus": 0.5,
+        "health_interval": 0.02,
+        "health_timeout": 5.0,
+        "router_address": f"127.0.0.1:{simulator.router.base_url.port}",
+        "secrets": (SECRET, PASSWORD),
+    }
+    return Run(StackSpec(**{**given, **more}))
+
+
+class Found:
+    """What of one stack is at the simulator, by its mark and its name."""
+
+    def __init__(self, simulator: Simulator, spec: StackSpec) -> None:
+        state = simulator.state()
+        self.projects = [row for row in state["projects"] if row["name"] == spec.name]
+        projects = {row["projectId"] for row in self.projects}
+        environments = {row["environmentId"] for row in state["environments"] if row["projectId"] in projects}
+        self.applications = [row for row in state["applications"] if row["environmentId"] in environments]
+        ids = {row["applicationId"] for row in self.applications}
+        self.domains = [row for row in state["domains"] if row["host"] == spec.host]
+        self.routes = [row for row in state["routes"] if row["host"] == spec.host]
+        self.builds = [row for row in state["deployments"] if row["title"].startswith(spec.mark + "/")]
+        self.services = [row for row in state["services"] if row["name"].startswith(f"{spec.name}-")]
+        self.queue = [row for row in state["queue"] if row["data"]["applicationId"] in ids]
+        self.spec = spec
+
+    def counts(self) -> dict[str, int]:
+        return {
+            name: len(getattr(self, name)) for name in ("projects", "applications", "domains", "routes", "services")
+        }
+
+    def is_one_of_each(self) -> None:
+        """Exactly one of everything, ours, and as it was asked for."""
+        spec = self.spec
+        assert self.counts() == {"projects": 1, "applications": 1, "domains": 1, "routes": 1, "services": 1}
+        application, domain, service = self.applications[0], self.domains[0], self.services[0]
+        assert self.projects[0]["description"] == application["description"] == spec.mark
+        assert (application["name"], application["dockerImage"]) == (spec.name, spec.image)
+        assert (application["registryUrl"], application["password"]) == (spec.registry, spec.registry_password)
+        assert (application["memoryLimit"], application["cpuLimit"]) == (str(spec.memory_bytes), "500000000")
+        assert domain["applicationId"] == application["applicationId"]
+        assert (domain["port"], domain["https"], domain["path"]) == (spec.port, False, "/")
+        assert service["name"] == application["appName"]
+        assert service["image"] == spec.image
+        assert service["env"] == [f"{key}={value}" for key, value in spec.env]
+        assert any(build["status"] == "done" for build in self.builds)
+        assert self.queue == []
+
+    def is_nothing(self) -> None:
+        assert self.counts() == {"projects": 0, "applications": 0, "domains": 0, "routes": 0, "services": 0}
+        assert (self.builds, self.queue) == ([], [])
+
+
+def calls(simulator: Simulator) -> Counter[str]:
+    return Counter(simulator.state()["calls"])
+
+
+async def soon(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        await asyncio.sleep(0.005)
+    return result
+
+
+MAKES = ("project.create", "application.create", "domain.create", "application.deploy")
+SAVES = ("application.saveDockerProvider", "application.saveEnvironment", "application.update")
+REMOVES = ("application.cleanQueues", "domain.delete", "application.delete", "project.remove")
+CHANGES = {*MAKES, *SAVES, *REMOVES, "domain.update"}
+
+# -- as it should be ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_deployment_makes_one_of_each_with_our_mark_and_answers(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    before = calls(simulator)
+    have = await run.deploy(dokploy)
+    found = Found(simulator, run.spec)
+    found.is_one_of_each()
+    assert have == Resources(
+        project_id=found.projects[0]["projectId"],
+        environment_id=found.applications[0]["environmentId"],
+        application_id=found.applications[0]["applicationId"],
+        app_name=found.applications[0]["appName"],
+        domain_id=found.domains[0]["domainId"],
+        dokploy_deployment_id=found.builds[0]["deploymentId"],
+    )
+    assert [build["title"] for build in found.builds] == [f"deployportal/inst/{run.spec.stack}/{run.spec.run}/1"]
+    assert simulator.visit(run.spec.host).status_code == 200
+    made = calls(simulator) - before
+    assert {name: made[name] for name in CHANGES if made[name]} == dict.fromkeys((*MAKES, *SAVES), 1)
+    assert not {"application.one", "application.search", "application.killBuild", "deployment.allByType"} & set(made)
+
+
+async def test_phases_are_reported_in_the_order_of_the_wire(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    begun = [(report.phase, report.progress) for report in run.reports if report.data.get("step") == "begins"]
+    assert begun == [
+        ("creating_project", 10),
+        ("getting_environment", 20),
+        ("creating_application", 35),
+        ("configuring_application", 50),
+        ("creating_domain", 65),
+        ("deploying", 85),
+        ("verifying_health", 90),
+    ]
+    steps = [(report.phase, report.data["step"]) for report in run.reports if "step" in report.data]
+    assert steps == [(phase, step) for phase, _ in begun for step in ("begins", "ends")]
+    order = [report.phase for report in run.reports]
+    assert [phase for phase, _ in itertools.groupby(order)] == [phase for phase, _ in begun]
+    shown = [report.progress for report in run.reports if report.progress is not None]
+    assert shown == sorted(shown)
+    assert {report.status for report in run.reports} == {"in_progress"}
+
+
+async def test_every_thing_made_is_announced_before_and_written_down_after(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    there: list[tuple[str, str, dict[str, int]]] = []
+
+    def look(progress: Progress) -> None:
+        if progress.kind == "receipt":
+            there.append((progress.data["state"], progress.data["kind"], Found(simulator, run.spec).counts()))
+
+    run.watch = look
+    have = await run.deploy(dokploy)
+    assert [(state, kind) for state, kind, _ in there] == [
+        (state, kind) for kind in ("project", "application", "domain", "deploy") for state in ("intended", "made")
+    ]
+    for state, kind, counts in there:
+        if kind != "deploy":
+            assert counts[f"{kind}s"] == (state == "made")
+    ids = {report.data["kind"]: report.data.get("id") for report in run.reports if report.kind == "receipt"}
+    assert ids == {
+        "project": have.project_id,
+        "application": have.application_id,
+        "domain": have.domain_id,
+        "deploy": have.dokploy_deployment_id,
+    }
+
+
+async def test_a_phase_is_reported_the_moment_it_begins(simulator: Simulator, dokploy: Dokploy) -> None:
+    """Each phase's call is held until the report of its beginning has arrived: late reports would be a deadlock."""
+    gates = {
+        "creating_project": "project.all",
+        "getting_environment": "environment.byProjectId",
+        "creating_application": "application.create",
+        "configuring_application": "application.saveDockerProvider",
+        "creating_domain": "domain.create",
+        "deploying": "application.deploy",
+        "verifying_health": "container",
+    }
+    assert list(gates) == [phase.name for phase in PHASES]
+    for gate in gates.values():
+        simulator.close_gate(gate)
+    run = new_run(simulator)
+
+    def open_gate(progress: Progress) -> None:
+        if progress.data.get("step") == "begins":
+            simulator.open_gate(gates[progress.phase])
+
+    run.watch = open_gate
+    await run.deploy(dokploy)
+    Found(simulator, run.spec).is_one_of_each()
+
+
+async def test_nothing_goes_on_while_a_report_is_not_taken(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    held, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Run):
+        async def report(self, progress: Progress) -> None:
+            await super().report(progress)
+            if progress.phase == "creating_project" and progress.data.get("step") == "ends":
+                held.set()
+                await go_on.wait()
+
+    slow = Slow(run.spec)
+    task = asyncio.ensure_future(slow.deploy(dokploy))
+    await asyncio.wait_for(held.wait(), 5)
+    before = calls(simulator)
+    for _ in range(3):  # other calls go through meanwhile
+        await dokploy.version()
+    assert calls(simulator) - before == Counter({"settings.getDokployVersion": 3})
+    assert slow.reports[-1].phase == "creating_project"
+    go_on.set()
+    await task
+
+
+async def test_the_whole_recipe_a_second_time_changes_nothing(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    first = await run.deploy(dokploy)
+    found = Found(simulator, run.spec)
+    before = calls(simulator)
+    again = Run(run.spec)
+    assert await again.deploy(dokploy) == first
+    made = calls(simulator) - before
+    assert {name for name in made if name in CHANGES} == set(SAVES)
+    again_found = Found(simulator, run.spec)
+    again_found.applications[0]["applicationStatus"] = "done"  # Dokploy's saves say idle
+    assert vars(again_found) == vars(found)
+    assert "Found the project, it is there already" in again.said()
+
+
+async def test_a_redeploy_is_a_deploy_of_its_own_on_the_same_objects(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    newer = Run(replace(run.spec, run="dep_newer", image="registry.test/shop/web:2"))
+    await newer.deploy(dokploy)
+    found = Found(simulator, newer.spec)
+    found.is_one_of_each()
+    assert len(found.builds) == 2
+
+
+async def test_a_domain_that_was_changed_by_hand_is_set_right(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    simulator.do("domain.update", domainId=have.domain_id, host=run.spec.host, port=3000, https=True)
+    await Run(run.spec).deploy(dokploy)
+    Found(simulator, run.spec).is_one_of_each()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "https", "type"),
+    [("letsencrypt", True, "letsencrypt"), ("wildcard", True, "none"), ("none", False, "none")],
+)
+async def test_the_certificate_decides_how_the_domain_is_made(
+    simulator: Simulator, dokploy: Dokploy, certificate: Any, https: bool, type: str
+) -> None:
+    run = new_run(simulator, certificate=certificate)
+    await run.deploy(dokploy)
+    domain = Found(simulator, run.spec).domains[0]
+    assert (domain["https"], domain["certificateType"]) == (https, type)
+
+
+async def test_no_secret_is_in_any_report_or_request_of_a_run(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    simulator.turn(pull_error=f"denied: {SECRET} {PASSWORD} {KEY}")
+    exchanges: list[str] = []
+    journal = run.journal()
+    journal.secrets = (KEY, *run.spec.secrets)
+    with pytest.raises(Failure) as caught:
+        await run.deploy(dokploy.for_run(lambda: None, lambda seen: exchanges.append(f"{seen} {seen!r}")), journal)
+    await journal.over("failed", "failure", "Over", error=caught.value, left=[f"a thing ({SECRET})"])
+    told = f"{run.reports!r} {exchanges} {run.spec!r}"
+    assert "denied: *** *** ***" in told
+    assert "application.saveEnvironment" in told
+    for secret in (SECRET, PASSWORD, KEY):
+        assert secret not in told
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+# What may happen to an answer, with the work done and without.
+DONE = ["error500_done", "error400_done", "html502_done", "too_many_done", "empty200_done", "garbage200_done"]
+DONE += ["wrong_types", "reset_after", "hang_done"]
+NOT_DONE = [
+    "error500",
+    "error400",
+    "html502",
+    "empty200",
+    "garbage200",
+    "reset_before",
+    "unauthorized",
+    "too_many",
+    "hang",
+]
+
+
+@pytest.fixture
+async def hasty(running: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch) -> Dokploy:
+    """A client that does not wait long for an answer."""
+    monkeypatch.setattr(client_module, "CALL_SECONDS", 0.25)
+    return dokploy
+
+
+@pytest.mark.parametrize("fault", [*DONE, *NOT_DONE])
+async def test_a_bad_answer_to_every_creation_ends_with_exactly_one_of_each(
+    simulator: Simulator, hasty: Dokploy, fault: str
+) -> None:
+    """Above all: a create that was done but answered 500 is found and not repeated."""
+    run = new_run(simulator)
+    for procedure in MAKES:
+        simulator.fault(procedure, fault)
+    before = calls(simulator)
+    await run.deploy(hasty)
+    assert simulator.state()["faults"] == [], "every fault was met"
+    found = Found(simulator, run.spec)
+    found.is_one_of_each()
+    assert len(found.builds) == 1
+    made = calls(simulator) - before
+    again = 2 if fault in NOT_DONE else 1
+    assert {name: made[name] for name in MAKES} == dict.fromkeys(MAKES, again), "what was done is not repeated"
+
+
+@pytest.mark.parametrize("fault", ["error500", "reset_after", "empty200", "unauthorized"])
+@pytest.mark.parametrize("procedure", SAVES)
+async def test_a_bad_answer_to_a_save_ends_with_everything_saved(
+    simulator: Simulator, dokploy: Dokploy, procedure: str, fault: str
+) -> None:
+    run = new_run(simulator)
+    simulator.fault(procedure, fault)
+    await run.deploy(dokploy)
+    assert simulator.state()["faults"] == []
+    Found(simulator, run.spec).is_one_of_each()
+
+
+async def test_two_bad_answers_in_a_row_to_every_creation_end_with_exactly_one_of_each(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    for procedure in MAKES:
+        simulator.fault(procedure, "reset_before")
+        simulator.fault(procedure, "error500_done")
+    await run.deploy(dokploy)
+    Found(simulator, run.spec).is_one_of_each()
+
+
+@pytest.mark.parametrize("fault", ["error500", "garbage200", "wrong_types", "reset_before", "html502", "empty200"])
+async def test_bad_answers_to_questions_are_asked_again(simulator: Simulator, dokploy: Dokploy, fault: str) -> None:
+    run = new_run(simulator)
+    asked = ["project.all", "environment.byProjectId", "domain.byApplicationId", "deployment.all"]
+    asked += ["deployment.queueList", "deployment.readLogs"]
+    for procedure in asked:
+        simulator.fault(procedure, fault, times=2)
+    await run.deploy(dokploy)
+    assert simulator.state()["faults"] == []
+    found = Found(simulator, run.spec)
+    found.is_one_of_each()
+    assert len(found.builds) == 1
+
+
+async def test_a_create_that_is_done_late_is_found_by_the_closing_look(simulator: Simulator, hasty: Dokploy) -> None:
+    """No answer came, two looks found nothing, it was made again, and then the first one was made after all."""
+    run = new_run(simulator)
+    simulator.close_gate("application.create")
+    late = asyncio.Event()
+
+    def watch(progress: Progress) -> None:
+        if progress.message.startswith("Attempt 2 of 3"):
+            late.set()
+        if progress.phase == "deploying":
+            late.clear()
+
+    run.watch = watch
+    task = asyncio.ensure_future(run.deploy(hasty))
+    await asyncio.wait_for(late.wait(), 5)
+    simulator.open_gate("application.create")  # Dokploy carries out what it was sent, though the client has gone
+    await task
+    Found(simulator, run.spec).is_one_of_each()
+
+
+@pytest.mark.parametrize("phase", [phase.name for phase in PHASES])
+async def test_a_restart_of_dokploy_in_any_phase_is_waited_for(
+    simulator: Simulator, dokploy: Dokploy, phase: str
+) -> None:
+    """Longer than all attempts at an unclear outcome take together."""
+    run = new_run(simulator)
+    simulator.close_gate("container")
+
+    def restart(progress: Progress) -> None:
+        if progress.phase == phase and progress.data.get("step") == "begins":
+            simulator.switches.post("restart", json={"seconds": 0.25})
+        if progress.phase == "verifying_health" and progress.kind == "rung":
+            simulator.open_gate("container")
+
+    run.watch = restart
+    await run.deploy(dokploy)
+    Found(simulator, run.spec).is_one_of_each()
+
+
+@pytest.mark.parametrize("phase", [phase.name for phase in PHASES[:6]])
+async def test_a_database_that_is_down_is_waited_for(simulator: Simulator, dokploy: Dokploy, phase: str) -> None:
+    run = new_run(simulator)
+
+    def turn(progress: Progress) -> None:
+        if progress.phase == phase and progress.data.get("step") == "begins":
+            simulator.turn(database="down")
+        if progress.message.startswith("Waiting for Dokploy"):
+            simulator.turn(database="up")
+
+    run.watch = turn
+    await run.deploy(dokploy)
+    assert "Waiting for Dokploy: Dokploy answers, but its database does not." in run.said()
+    Found(simulator, run.spec).is_one_of_each()
+
+
+async def test_dokploy_that_stays_unclear_ends_the_phase_after_its_attempts(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    simulator.fault("application.create", "error500", times=None)
+    failure = await run.fails(dokploy)
+    assert (failure.code, failure.phase, failure.retryable) == ("DOKPLOY_UNCLEAR", "creating_application", True)
+    assert [report.data["attempt"] for report in run.reports if "attempt" in report.data] == [2, 3]
+    simulator.switches.delete("faults")
+    assert await run.undo(dokploy) == []
+    Found(simulator, run.spec).is_nothing()
+
+
+async def test_a_refused_key_ends_it_at_once(simulator: Simulator, running: Simulator) -> None:
+    run = new_run(simulator)
+    stranger = Dokploy(f"http://127.0.0.1:{running.port}", "a-wrong-key")
+    failure = await run.fails(stranger)
+    assert (failure.code, failure.phase, failure.retryable) == ("DOKPLOY_KEY_REFUSED", "creating_project", False)
+    Found(simulator, run.spec).is_nothing()
+    await stranger.aclose()
+
+
+# -- an outage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def nobody() -> AsyncIterator[Dokploy]:
+    """A client of a port at which nobody listens."""
+    made = Dokploy("http://127.0.0.1:9", KEY)
+    yield made
+    await made.aclose()
+
+
+async def test_an_unreachable_dokploy_is_waited_for_said_and_given_up_on_in_time(
+    simulator: Simulator, nobody: Dokploy
+) -> None:
+    run = new_run(simulator)
+    began = time.monotonic()
+    failure = await run.fails(nobody, patience=0.3)
+    assert 0.2 < time.monotonic() - began < 2
+    assert (failure.code, failure.phase, failure.retryable) == ("DOKPLOY_UNAVAILABLE", "creating_project", True)
+    assert "Waiting for Dokploy: Dokploy cannot be reached." in run.said()
+
+
+async def test_signs_of_life_go_on_while_dokploy_is_away(
+    simulator: Simulator, nobody: Dokploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrator, "SIGN_OF_LIFE_SECONDS", 0.05)
+    run = new_run(simulator)
+    await run.fails(nobody, patience=0.6)
+    run.times.append(time.monotonic())
+    assert alive(run) >= 3
+    assert gaps(run) < 0.25
+
+
+async def test_two_short_outages_far_apart_are_not_one_long_one(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrator, "CALL_SECONDS", 0.01)
+    run = new_run(simulator)
+    simulator.close_gate("job")
+    patience = 0.4
+    task = asyncio.ensure_future(run.deploy(dokploy, patience=patience))
+    await soon(lambda: "Dokploy pulls the image and starts the container" in run.said())
+    for _ in range(3):
+        heard = len(run.said())
+        simulator.fault("deployment.all", "error500")
+        await soon(lambda heard=heard: any("Waiting for Dokploy" in said for said in run.said()[heard:]))
+        later = time.monotonic() + patience * 1.2
+        await soon(lambda later=later: time.monotonic() > later)
+        assert not task.done()
+    simulator.open_gate("job")
+    await task
+
+
+# -- interruption ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["refuse", "stop_after"])
+async def test_an_interruption_at_every_report_and_another_worker_end_with_exactly_one_of_each(
+    simulator: Simulator, dokploy: Dokploy, how: str
+) -> None:
+    for number in itertools.count(1):
+        run = new_run(simulator)
+        journal = run.journal()
+        setattr(run, how, number)
+        try:
+            await run.deploy(dokploy, journal)
+        except Interrupted:
+            taken = len(run.reports)
+            assert taken == (number if how == "stop_after" else number - 1), "nothing is written after an interruption"
+        else:
+            break
+        await run.deploy(dokploy)
+        found = Found(simulator, run.spec)
+        found.is_one_of_each()
+        assert len(found.builds) == 1, f"interrupted at report {number}"
+        assert run.reports[-1].phase == "verifying_health"
+        assert run.reports[-1].data == {"step": "ends"}
+    assert number > 25
+
+
+async def test_an_interruption_before_every_change_and_another_worker_end_with_exactly_one_of_each(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    for number in itertools.count(1):
+        run = new_run(simulator)
+        left = itertools.count(1)
+
+        def guard(left: Iterator[int] = left, number: int = number) -> None:
+            if next(left) == number:
+                raise Interrupted
+
+        before = calls(simulator)
+        try:
+            await run.deploy(dokploy.for_run(guard, lambda exchange: None))
+        except Interrupted:
+            sent = calls(simulator) - before
+            assert sum(sent[name] for name in CHANGES) == number - 1, "what was forbidden was not sent"
+        else:
+            break
+        await run.deploy(dokploy)
+        found = Found(simulator, run.spec)
+        found.is_one_of_each()
+        assert len(found.builds) == 1
+    assert number == len(MAKES) + len(SAVES) + 1
+
+
+async def test_a_worker_that_dies_while_a_call_is_under_way_and_another_end_with_exactly_one_of_each(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    for procedure in (*MAKES, *SAVES):
+        run = new_run(simulator)
+        simulator.close_gate(f"{procedure}:answer")  # done, and not answered
+        task = asyncio.ensure_future(run.deploy(dokploy))
+        assert await asyncio.to_thread(simulator.wait_at, f"{procedure}:answer") == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        simulator.open_gate(f"{procedure}:answer")
+        await run.deploy(dokploy)
+        found = Found(simulator, run.spec)
+        found.is_one_of_each()
+        assert len(found.builds) == 1
+
+
+async def test_a_run_goes_on_with_the_phase_it_was_in(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    journal = run.journal()
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "creating_domain":
+            raise Interrupted
+
+    run.watch = stop
+    with pytest.raises(Interrupted):
+        await run.deploy(dokploy, journal)
+    run.watch = lambda progress: None
+    taken = len(run.reports)
+    await run.deploy(dokploy)
+    assert run.reports[taken].phase == "creating_domain"
+
+
+async def test_an_unknown_phase_begins_at_the_first_which_is_harmless(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    again = Run(run.spec)
+    await orchestrator.deploy(dokploy, run.spec, again.journal(), begin_with="of_a_newer_version")
+    assert again.reports[0].phase == "creating_project"
+    Found(simulator, run.spec).is_one_of_each()
+
+
+# -- undo --------------------------------------------------------------------------------------------------------------
+
+
+async def test_undo_leaves_nothing(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    Found(simulator, run.spec).is_one_of_each()
+    assert await run.undo(dokploy) == []
+    Found(simulator, run.spec).is_nothing()
+    assert simulator.visit(run.spec.host).status_code == 404
+    gone = [(r.data["state"], r.data["kind"], bool(r.data.get("id"))) for r in run.reports if r.kind == "receipt"][8:]
+    assert gone == [
+        *(("removing", "domain", True), ("gone", "domain", True), ("gone", "domain", False)),
+        *(("removing", "application", True), ("gone", "application", True), ("gone", "application", False)),
+        ("gone", "deploy", False),
+        *(("removing", "project", True), ("gone", "project", True), ("gone", "project", False)),
+    ]
+
+
+async def test_undo_of_nothing_is_harmless(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    before = calls(simulator)
+    assert await run.undo(dokploy) == []
+    assert set(calls(simulator) - before) == {"project.all"}
+
+
+async def test_undo_that_is_interrupted_at_every_report_and_run_again_leaves_nothing(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    for number in itertools.count(1):
+        run = new_run(simulator)
+        await run.deploy(dokploy)
+        journal = run.journal()
+        run.refuse = number
+        try:
+            await run.undo(dokploy, journal)
+        except Interrupted:
+            assert await run.undo(dokploy) == []
+            Found(simulator, run.spec).is_nothing()
+        else:
+            break
+    assert number > 10
+
+
+@pytest.mark.parametrize("phase", [phase.name for phase in PHASES])
+async def test_undo_after_a_failure_in_any_phase_leaves_nothing(
+    simulator: Simulator, dokploy: Dokploy, phase: str
+) -> None:
+    run = new_run(simulator)
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == phase and progress.data.get("step") == "ends":
+            raise Failure("TEST", "Here it ends.")
+
+    run.watch = stop
+    await run.fails(dokploy)
+    assert await run.undo(dokploy) == []
+    Found(simulator, run.spec).is_nothing()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["error500_done", "empty200_done", "reset_after", "hang_done", "error500", "empty200", "reset_before", "too_many"],
+)
+async def test_a_bad_answer_to_every_removal_leaves_nothing(simulator: Simulator, hasty: Dokploy, fault: str) -> None:
+    run = new_run(simulator)
+    await run.deploy(hasty)
+    for procedure in REMOVES:
+        simulator.fault(procedure, fault)
+    assert await run.undo(hasty) == []
+    assert simulator.state()["faults"] == []
+    Found(simulator, run.spec).is_nothing()
+
+
+async def test_what_cannot_be_removed_is_named_and_the_rest_goes(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    simulator.fault("application.delete", "error500", times=None)
+    left = await run.undo(dokploy)
+    assert [line.partition(" (")[0] for line in left] == ["the application", "the project"]
+    assert "did not make" not in str(left), "the application in it is ours"
+    found = Found(simulator, run.spec)
+    assert (len(found.projects), len(found.applications), found.domains, found.routes) == (1, 1, [], [])
+    states = [(r.data["state"], r.data["kind"]) for r in run.reports if r.kind == "receipt"]
+    assert ("left", "application") in states
+    assert ("left", "project") in states
+    simulator.switches.delete("faults")
+    assert await run.undo(dokploy) == []
+    Found(simulator, run.spec).is_nothing()
+
+
+async def test_undo_with_dokploy_away_names_everything_and_ends_in_time(simulator: Simulator, nobody: Dokploy) -> None:
+    run = new_run(simulator)
+    began = time.monotonic()
+    left = await run.undo(nobody, patience=0.1)
+    assert time.monotonic() - began < 3
+    assert [line.partition(" (")[0] for line in left] == ["the domain", "the application", "the project"]
+
+
+async def test_undo_waits_for_a_running_deploy_and_drops_a_waiting_one(simulator: Simulator, dokploy: Dokploy) -> None:
+    """Deleting under a running deploy would leave its container."""
+    run = new_run(simulator)
+    simulator.close_gate("job")
+    task = asyncio.ensure_future(run.deploy(dokploy))
+    await soon(lambda: "Dokploy pulls the image and starts the container" in run.said())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    application = Found(simulator, run.spec).applications[0]["applicationId"]
+    simulator.do("application.deploy", applicationId=application, title=run.spec.deploy_title(9))
+    undoing = asyncio.ensure_future(run.undo(dokploy))
+    await soon(lambda: "Waiting for Dokploy to end the running deployment" in run.said())
+    found = Found(simulator, run.spec)
+    assert (len(found.applications), len(found.queue)) == (1, 1), "the waiting one is gone, the running one is not"
+    simulator.open_gate("job")
+    assert await undoing == []
+    Found(simulator, run.spec).is_nothing()
+
+
+async def test_a_deploy_that_never_ends_keeps_the_application_and_says_so(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "SETTLE_SECONDS", 0.1)
+    run = new_run(simulator)
+    simulator.close_gate("job")
+    task = asyncio.ensure_future(run.deploy(dokploy))
+    await soon(lambda: "Dokploy pulls the image and starts the container" in run.said())
+    task.cancel()
+    await asyncio.wait({task})
+    left = await run.undo(dokploy)
+    assert left[0].startswith("the application (A deployment of it still runs at Dokploy")
+    assert len(Found(simulator, run.spec).applications) == 1
+    simulator.open_gate("job")
+    await soon(lambda: not Found(simulator, run.spec).queue)
+    assert await run.undo(dokploy) == []
+    Found(simulator, run.spec).is_nothing()
+
+
+# -- what is not ours --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "description",
+    [None, "", "deployportal", "deployportal/inst", "deployportal/another/stk", "deployportal/inst/stk_x"],
+)
+async def test_a_project_of_the_same_name_that_is_not_ours_is_refused_and_never_touched(
+    simulator: Simulator, dokploy: Dokploy, description: str | None
+) -> None:
+    run = new_run(simulator)
+    project = simulator.do("project.create", name=run.spec.name, description=description)
+    simulator.application(project["environment"]["environmentId"], description=description)
+    before, had = calls(simulator), vars(Found(simulator, run.spec))
+    failure = await run.fails(dokploy)
+    assert (failure.code, failure.phase) == ("NAME_IN_USE_AT_DOKPLOY", "creating_project")
+    assert not failure.retryable
+    assert not [report for report in run.reports if report.kind == "receipt"]
+    assert await run.undo(dokploy) == []
+    assert not CHANGES & set(calls(simulator) - before)
+    assert vars(Found(simulator, run.spec)) == had
+
+
+async def test_undo_spares_what_somebody_put_into_our_project(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    theirs = simulator.application(str(have.environment_id), description="ours too")
+    left = await run.undo(dokploy)
+    assert left == ["the project (It holds a service that this portal did not make.)"]
+    found = Found(simulator, run.spec)
+    assert [row["applicationId"] for row in found.applications] == [theirs["applicationId"]]
+    assert (found.domains, found.services) == ([], [])
+
+
+async def test_a_host_of_a_foreign_application_is_refused(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    theirs = simulator.application(simulator.project(f"foreign-{run.spec.name}")[1])["applicationId"]
+    simulator.do("domain.create", applicationId=theirs, host=run.spec.host.upper(), port=80, domainType="application")
+    failure = await run.fails(dokploy)
+    assert (failure.code, failure.phase) == ("HOST_IN_USE_AT_DOKPLOY", "creating_domain")
+    assert not failure.retryable
+    assert await run.undo(dokploy) == []
+    Found(simulator, replace(run.spec, host="other.test")).is_nothing()
+    assert len(simulator.ask("domain.byApplicationId", applicationId=theirs)) == 1
+
+
+async def test_two_installations_with_one_dokploy_never_claim_each_others_objects(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    twin = Run(replace(run.spec, installation="copy"))
+    assert (await twin.fails(dokploy)).code == "NAME_IN_USE_AT_DOKPLOY"
+    assert await twin.undo(dokploy) == []
+    Found(simulator, run.spec).is_one_of_each()
+
+
+async def test_somebody_elses_deploy_of_our_application_is_not_taken_for_ours(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    simulator.close_gate("job")
+
+    def deploy_too(progress: Progress) -> None:
+        if progress.phase == "deploying" and progress.data.get("step") == "begins":
+            application = Found(simulator, run.spec).applications[0]
+            simulator.do("application.deploy", applicationId=application["applicationId"], title="by hand")
+
+    run.watch = deploy_too
+    task = asyncio.ensure_future(run.deploy(dokploy))
+    await soon(lambda: "Waiting in Dokploy's queue, 1 ahead" in run.said())
+    assert "by hand" not in str(run.reports), "the titles of others are theirs"
+    simulator.open_gate("job")
+    have = await task
+    rows = simulator.ask("deployment.all", applicationId=have.application_id)
+    assert [(row["title"], row["status"]) for row in rows] == [(run.spec.deploy_title(1), "done"), ("by hand", "done")]
+    assert have.dokploy_deployment_id == rows[0]["deploymentId"]
+
+
+# -- following the deploy ----------------------------------------------------------------------------------------------
+
+
+async def test_a_deploy_that_waits_and_is_lost_by_a_restart_is_sent_again(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    other = simulator.application(simulator.project("busy")[1])
+    simulator.close_gate("job")
+    simulator.do("application.deploy", applicationId=other["applicationId"], title="theirs")
+    task = asyncio.ensure_future(run.deploy(dokploy))
+    await soon(lambda: "Waiting in Dokploy's queue, 1 ahead" in run.said())
+    simulator.switches.post("restart", json={}).raise_for_status()
+    simulator.open_gate("job")
+    await task
+    assert "Dokploy lost the deployment (it was restarted): sending it again" in run.said("note")
+    builds = [(build["title"], build["status"]) for build in Found(simulator, run.spec).builds]
+    assert builds == [(run.spec.deploy_title(2), "done")]
+    Found(simulator, run.spec).is_one_of_each()
+
+
+async def test_a_deploy_that_runs_and_is_lost_by_a_restart_is_sent_again(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    simulator.close_gate("job")
+    task = asyncio.ensure_future(run.deploy(dokploy))
+    await soon(lambda: "Dokploy pulls the image and starts the container" in run.said())
+    simulator.switches.post("restart", json={}).raise_for_status()
+    simulator.open_gate("job")
+    await task
+    builds = [(build["title"], build["status"]) for build in Found(simulator, run.spec).builds]
+    assert builds == [(run.spec.deploy_title(1), "cancelled"), (run.spec.deploy_title(2), "done")]
+    Found(simulator, run.spec).is_one_of_each()
+
+
+async def test_a_deploy_that_is_lost_again_and_again_is_given_up_on(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    simulator.fault("application.deploy", "empty200", times=None)  # accepted, and never there
+    failure = await run.fails(dokploy)
+    assert (failure.code, failure.phase) == ("DEPLOY_LOST", "deploying")
+    assert [r.data["mark"] for r in run.reports if r.data.get("kind") == "deploy"] == [
+        run.spec.deploy_title(attempt) for attempt in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Error response from daemon: manifest for shop/web:1 not found: manifest unknown", "IMAGE_NOT_FOUND"),
+        (
+            "Error response from daemon: pull access denied for shop/web, repository does not exist or may require "
+            "'docker login': denied: requested access to the resource is denied",
+            "IMAGE_NOT_FOUND",
+        ),
+        ("Error response from daemon: unauthorized: authentication required", "REGISTRY_LOGIN_FAILED"),
+        ("toomanyrequests: You have reached your unauthenticated pull rate limit.", "REGISTRY_LIMIT"),
+        ("no matching manifest for linux/arm64/v8 in the manifest list entries", "IMAGE_WRONG_PLATFORM"),
+        ("failed to register layer: write /usr/lib/x: no space left on device", "SERVER_DISK_FULL"),
+        ('Get "https://registry.test/v2/": dial tcp: lookup registry.test: no such host', "REGISTRY_UNREACHABLE"),
+        ('Get "https://registry.test/v2/": x509: certificate has expired', "REGISTRY_UNREACHABLE"),
+        ("something that nobody has seen before", "IMAGE_PULL_FAILED"),
+    ],
+)
+async def test_a_pull_that_fails_is_named_after_dockers_words(
+    simulator: Simulator, dokploy: Dokploy, text: str, code: str
+) -> None:
+    run = new_run(simulator)
+    simulator.turn(pull_error=text)
+    failure = await run.fails(dokploy)
+    assert (failure.code, failure.phase) == (code, "deploying")
+    assert failure.evidence == (text if code != "IMAGE_PULL_FAILED" else "❌ Pulling image failed")
+    row = Found(simulator, run.spec).builds[0]
+    assert logged(run) == {row["deploymentId"]: simulator.log(row).splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("(HTTP code 500) server error - rpc error: code = InvalidArgument", "ENGINE_REFUSED"),
+        ("connect ENOENT /var/run/docker.sock", "ENGINE_UNAVAILABLE"),
+    ],
+)
+async def test_an_engine_that_refuses_is_named(simulator: Simulator, dokploy: Dokploy, text: str, code: str) -> None:
+    run = new_run(simulator)
+    simulator.turn(engine_error=text)
+    failure = await run.fails(dokploy)
+    assert (failure.code, failure.evidence) == (code, text)
+
+
+def logged(run: Run) -> dict[str, list[str]]:
+    """The reported lines of each deploy, checked to be without gap and double."""
+    lines: dict[str, list[str]] = {}
+    for report in run.reports:
+        if report.kind == "log":
+            so_far = lines.setdefault(report.data["source"], [])
+            assert report.data["first"] == len(so_far) + 1
+            so_far += report.data["lines"]
+    return lines
+
+
+async def test_the_log_is_reported_line_for_line_also_by_the_next_worker(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    simulator.close_gate("job")
+
+    def stop(progress: Progress) -> None:
+        if progress.kind == "log":
+            raise Interrupted
+
+    run.watch = stop
+    with pytest.raises(Interrupted):
+        await run.deploy(dokploy)
+    assert list(logged(run).values()) == [["Initializing deployment"]]
+    run.watch = lambda progress: None
+    simulator.open_gate("job")
+    await run.deploy(dokploy)
+    row = Found(simulator, run.spec).builds[0]
+    assert logged(run) == {row["deploymentId"]: simulator.log(row).splitlines()}
+    assert len(simulator.log(row).splitlines()) > 10
+
+
+async def test_the_log_is_reported_while_it_is_written(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    simulator.turn(pull=0.3)
+    await run.deploy(dokploy)
+    row = Found(simulator, run.spec).builds[0]
+    assert logged(run) == {row["deploymentId"]: simulator.log(row).splitlines()}
+    assert len([report for report in run.reports if report.kind == "log"]) > 3
+
+
+# -- health ------------------------------------------------------------------------------------------------------------
+
+
+def attempts(run: Run) -> list[int]:
+    return [report.data["attempt"] for report in run.reports if report.kind == "rung"]
+
+
+async def test_a_stack_that_starts_late_is_waited_for_with_rising_attempts(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    simulator.close_gate("container")
+
+    def start(progress: Progress) -> None:
+        if progress.kind == "rung" and progress.data["attempt"] == 4:
+            simulator.open_gate("container")
+
+    run.watch = start
+    await run.deploy(dokploy)
+    assert attempts(run) == list(range(1, len(attempts(run)) + 1))
+    assert len(attempts(run)) >= 5
+    assert "Attempt 2: the router answers 502, the container is starting" in run.said()
+    assert f"Attempt {attempts(run)[-1]}: the stack answers 200" in run.said()
+
+
+async def test_a_stack_that_never_answers_ends_within_its_limit(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator, health_timeout=0.3)
+    simulator.turn(container_status="Restarting (1) 2 seconds ago")
+    failure = await run.fails(dokploy)
+    assert (failure.code, failure.phase, failure.retryable) == ("HEALTH_NO_ANSWER", "verifying_health", True)
+    assert "Restarting (1) 2 seconds ago" in failure.evidence
+    assert attempts(run) == list(range(1, len(attempts(run)) + 1))
+    assert 3 <= len(attempts(run)) <= 17
+    assert f"Attempt {len(attempts(run))}, the last: the router answers 502" in failure.message
+    checking = [at for at, report in zip(run.times, run.reports, strict=True) if report.phase == "verifying_health"]
+    assert checking[-1] - checking[0] < 0.6
+
+
+async def test_done_does_not_count_as_an_answer(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator, health_timeout=0.1)
+    simulator.turn(container_status="Exited (1) 1 second ago")
+    await run.fails(dokploy)
+    assert Found(simulator, run.spec).builds[0]["status"] == "done"
+    assert "ends" not in [r.data.get("step") for r in run.reports if r.phase == "verifying_health"]
+
+
+@pytest.mark.parametrize("fault", ["error500", "error400", "unauthorized", "garbage200"])
+async def test_a_verdict_on_health_does_not_depend_on_what_dokploy_says_meanwhile(
+    simulator: Simulator, dokploy: Dokploy, fault: str
+) -> None:
+    run = new_run(simulator, health_timeout=0.2)
+    simulator.turn(container_status="Exited (1) 1 second ago")
+
+    def spoil(progress: Progress) -> None:
+        if progress.phase == "verifying_health" and progress.data.get("step") == "begins":
+            simulator.fault("*", fault, times=None)
+
+    run.watch = spoil
+    failure = await run.fails(dokploy)
+    assert failure.code == "HEALTH_NO_ANSWER"
+    assert attempts(run) == list(range(1, len(attempts(run)) + 1))
+
+
+async def test_a_stack_that_answers_is_live_though_the_closing_look_cannot_be_had(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+
+    def spoil(progress: Progress) -> None:
+        if progress.phase == "verifying_health" and progress.data.get("step") == "ends":
+            simulator.fault("*", "error500", times=None)
+
+    run.watch = spoil
+    have = await run.deploy(dokploy, patience=0.1)
+    simulator.switches.delete("faults")
+    assert have.domain_id is not None
+    Found(simulator, run.spec).is_one_of_each()
+
+
+# -- signs of life -----------------------------------------------------------------------------------------------------
+
+
+def gaps(run: Run) -> float:
+    """The longest silence between two reports."""
+    return max(later - earlier for earlier, later in itertools.pairwise(run.times))
+
+
+def alive(run: Run) -> int:
+    return sum(bool(report.data.get("alive")) for report in run.reports)
+
+
+@pytest.mark.parametrize("gate", ["project.create", "domain.create:answer", "job", "deployment.readLogs"])
+async def test_signs_of_life_are_reported_while_a_call_hangs_or_a_pull_lasts(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, gate: str
+) -> None:
+    monkeypatch.setattr(orchestrator, "SIGN_OF_LIFE_SECONDS", 0.05)
+    run = new_run(simulator)
+    simulator.close_gate(gate)
+    task = asyncio.ensure_future(run.deploy(dokploy))
+    await soon(lambda: alive(run) >= 5)
+    simulator.open_gate(gate)
+    await task
+    assert gaps(run) < 0.25
+    kept = [(report.phase, report.message) for report in run.reports if report.kind == "phase"]
+    for (_, before), (_, now), report in zip(
+        kept, kept[1:], [r for r in run.reports if r.kind == "phase"][1:], strict=False
+    ):
+        if report.data.get("alive"):
+            assert now == before, "a sign of life says what was said last"
+
+
+async def test_a_sign_of_life_that_is_refused_stops_the_call_in_hand(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrator, "SIGN_OF_LIFE_SECONDS", 0.05)
+    run = new_run(simulator)
+    simulator.close_gate("application.create")
+
+    def stop(progress: Progress) -> None:
+        if progress.data.get("alive"):
+            raise Interrupted
+
+    run.watch = stop
+    with pytest.raises(Interrupted):
+        await run.deploy(dokploy)
+    taken = len(run.reports)
+    simulator.open_gate("application.create")
+    run.watch = lambda progress: None
+    await dokploy.version()
+    assert len(run.reports) == taken
+    await run.deploy(dokploy)
+    Found(simulator, run.spec).is_one_of_each()
+
+
+async def test_a_phase_that_outlasts_its_limit_fails(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(simulator)
+    simulator.close_gate("job")
+    phases = [replace(phase, timeout=0.2) if phase.name == "deploying" else phase for phase in PHASES]
+    failure = await run.fails(dokploy, phases=phases)
+    assert (failure.code, failure.phase) == ("TIMEOUT", "deploying")
+
+
+# -- bringing the former version back ----------------------------------------------------------------------------------
+
+
+async def fail_redeploy(simulator: Simulator, dokploy: Dokploy, spec: StackSpec, number: int) -> Run:
+    newer = Run(
+        replace(spec, run=f"dep_{number}", image=f"{IMAGE}.{number}", env=(("GREETING", "new"),), health_timeout=0.1)
+    )
+
+    def spoil(progress: Progress) -> None:
+        if progress.phase == "verifying_health":
+            simulator.turn(container_status="Exited (1) 1 second ago")
+
+    newer.watch = spoil
+    assert (await newer.fails(dokploy)).code == "HEALTH_NO_ANSWER"
+    assert Found(simulator, spec).services[0]["image"] == f"{IMAGE}.{number}"
+    simulator.turn(container_status=None)
+    newer.watch = lambda progress: None
+    return newer
+
+
+async def restore(dokploy: Dokploy, former: StackSpec, run: Run, journal: Journal | None = None) -> list[str]:
+    journal = journal or run.journal()
+    async with asyncio.timeout(20):
+        await journal.begin("rolling_back", 95, "Undoing")
+        return await orchestrator.restore(dokploy, replace(former, run=f"{run.spec.run}.restore"), journal)
+
+
+async def test_every_failed_redeploy_brings_the_former_version_back_and_deletes_nothing(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    for number in (2, 3):
+        newer = await fail_redeploy(simulator, dokploy, run.spec, number)
+        before, taken = calls(simulator), len(newer.reports)
+        assert await restore(dokploy, run.spec, newer) == []
+        assert not set(REMOVES) & set(calls(simulator) - before)
+        found = Found(simulator, run.spec)
+        found.is_one_of_each()
+        assert len(found.builds) == 1 + 2 * (number - 1)
+        assert {report.phase for report in newer.reports[taken:]} == {"rolling_back"}
+
+
+async def test_a_restore_that_is_interrupted_at_every_report_and_run_again_sends_one_deploy(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    for number in itertools.count(1):
+        newer = Run(replace(run.spec, run=f"dep_{number}", image=f"{IMAGE}.{number}"))
+        await newer.deploy(dokploy)
+        journal = newer.journal()
+        newer.refuse = number
+        try:
+            await restore(dokploy, run.spec, newer, journal)
+        except Interrupted:
+            assert await restore(dokploy, run.spec, newer) == []
+            found = Found(simulator, run.spec)
+            found.is_one_of_each()
+            assert sum(f"/{newer.spec.run}.restore/" in build["title"] for build in found.builds) == 1
+        else:
+            break
+    assert number > 8
+
+
+async def test_a_redeploy_that_failed_before_it_touched_anything_has_nothing_to_bring_back(
+    simulator: Simulator, dokploy: Dokploy, nobody: Dokploy
+) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    newer = Run(replace(run.spec, run="dep_2"))
+    assert (await newer.fails(nobody, patience=0.05)).phase == "creating_project"
+    before = calls(simulator)
+    assert await restore(dokploy, run.spec, newer) == []
+    assert not calls(simulator) - before
+
+
+async def test_a_former_version_that_cannot_be_brought_back_is_named(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    simulator.turn(pull_error="manifest unknown")
+    newer = Run(replace(run.spec, run="dep_2"))
+    assert (await newer.fails(dokploy)).code == "IMAGE_NOT_FOUND"
+    left = await restore(dokploy, run.spec, newer)
+    assert len(left) == 1
+    assert left[0].startswith("the former version (The registry does not have this image")
