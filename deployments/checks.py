@@ -165,7 +165,7 @@ def check_doors(**kwargs: Any) -> Iterator[CheckMessage]:
             hint="Set REDIS_URL, or run a single process.",
             id="deployportal.W007",
         )
-    if settings.DATABASE_URL and "postgresql" not in settings.DATABASES["default"]["ENGINE"]:
+    if settings.DATABASE_URL and urlsplit(settings.DATABASE_URL).scheme not in ("postgres", "postgresql"):
         yield Warning(
             "DATABASE_URL names a database that the portal was never tried on.",
             hint="Use postgres://…, or leave it out for SQLite in the data directory.",

@@ -6,6 +6,7 @@ RESYNC_SECONDS one query per process compares versions.
 """
 
 import asyncio
+import copy
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +26,11 @@ from .people import Pass, still_valid
 FRAME_SECONDS = 0.1
 RESYNC_SECONDS = 3.0
 PASS_SECONDS = 30.0
+# What a run's later reports change. The log of requests is not among them: it is filled in at the end, for the API.
+CHANGING = [
+    *("phase", "status", "progress", "message", "error", "resources", "version"),
+    *("lease_until", "started_at", "updated_at", "completed_at"),
+]
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +90,8 @@ class Topic:
             self.frames = {}
             self.version = version
         for audience in audiences - self.frames.keys():
-            self.frames[audience] = self.render(audience)
+            # As ASCII, once: the server encodes a text for every socket, and any other costs it forty times as much.
+            self.frames[audience] = self.render(audience).encode("ascii", "xmlcharrefreplace").decode("ascii")
             self.renders += 1
 
     async def look(self) -> Any:
@@ -135,7 +142,11 @@ class RunTopic(Topic):
         self.events: list[Event] = []
 
     def read(self) -> int:
-        run = Deployment.objects.select_related("stack__owner", "template", "requested_by").get(pk=self.run_id)
+        if self.run is None:
+            run = Deployment.objects.select_related("stack__owner", "template", "requested_by").get(pk=self.run_id)
+        else:
+            run = copy.copy(self.run)  # whoever holds the former one sees nothing change under their eyes
+            run.refresh_from_db(fields=CHANGING)
         last = self.events[-1].seq if self.events else 0
         if run.version > last:
             new = list(run.events.filter(seq__gt=last, seq__lte=run.version))
@@ -242,7 +253,8 @@ class Hub:
                 await watch.push(topic.frames[watch.audience])
             if topic.handed is None:
                 topic.handed = version
-            topic.dirty.set()  # this look may have taken a change away from those who joined before
+            if version != topic.handed:  # this look may have taken a change away from those who joined before
+                topic.dirty.set()
             yield watch, topic
         finally:
             self._viewers[viewer] -= 1

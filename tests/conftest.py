@@ -1,3 +1,4 @@
+import asyncio
 import os
 import secrets
 import shutil
@@ -7,6 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from asgiref.sync import sync_to_async
+from django.db import connections
 
 from . import environment
 from .processes import Portal
@@ -24,6 +27,13 @@ def need(what: Any, why: str) -> None:
         if REQUIRED:
             pytest.fail(f"{why}, but CI must have it")
         pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """Before the test database goes, the thread that async tests ask it through lets go of its connection."""
+    yield
+    asyncio.run(sync_to_async(connections.close_all)())
 
 
 @pytest.fixture

@@ -233,7 +233,7 @@ KEYS = st.sampled_from(["A", "B", "_c", "D1", "export", "PATH"])
 PAIRS = st.dictionaries(KEYS, st.one_of(TRICKY, st.text(max_size=20)), max_size=4)
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(PAIRS)
 @example({"A": "ends in a backslash\\", "B": "# is no comment"})
 @example({"A": "ends in a backslash\\", "B": "\nbegins with a line break"})

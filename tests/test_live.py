@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_all_clients_tell_the_same_story(portal: Portal) -> None:
     assert [event["seq"] for event in events] == list(range(1, state["version"] + 1))
     assert streamed[-1]["event"] == "complete"
     assert {**state, "logs": None} == {**streamed[-1]["data"], "logs": None}
-    assert frame == portal.http.get(f"/deployments/{id}/live").text
+    assert unescape(frame) == unescape(portal.http.get(f"/deployments/{id}/live").text)
     phases = [event["seq"] for event in events if event["kind"] == "phase"]
     ids = [int(event["id"]) for event in streamed]
     assert ids[1:] == [seq for seq in phases if seq > ids[0]]

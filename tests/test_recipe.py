@@ -1,6 +1,7 @@
 """The recipe and its undo against the real simulator: what is there afterwards, and what was said meanwhile."""
 
 import asyncio
+import functools
 import itertools
 import time
 from collections import Counter
@@ -73,13 +74,13 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "SETTLE_SECONDS", 5.0)
     monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.01)
     monkeypatch.setattr(orchestrator, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(orchestrator, "LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(orchestrator, "LONGEST_PAUSE_SECONDS", 0.02)
 
 
 class Run:
     """What a run's rows would hold: every report that was taken, and what the next worker learns from them.
 
-    refuse: number of the report that is not taken (the lease is lost); stop_after: number of the last one that is.
+    refuse: number of the report that is not taken (the lease is lost).
     """
 
     def __init__(self, spec: StackSpec, earlier: "list[Progress] | None" = None) -> None:
@@ -87,7 +88,6 @@ class Run:
         self.reports: list[Progress] = list(earlier or [])
         self.times: list[float] = []
         self.refuse: int | None = None
-        self.stop_after: int | None = None
         self.watch: Callable[[Progress], None] = lambda progress: None
         self._asked = 0
 
@@ -98,13 +98,11 @@ class Run:
         self.reports.append(progress)
         self.times.append(time.monotonic())
         self.watch(progress)
-        if self._asked == self.stop_after:
-            raise Interrupted
 
     def journal(self) -> Journal:
         """Of the next worker."""
         self._asked = 0
-        self.refuse = self.stop_after = None
+        self.refuse = None
         known = [report.resources for report in self.reports if report.kind == "phase" and report.resources]
         intended: set[tuple[str, str]] = set()
         logged: dict[str, int] = {}
@@ -413,19 +411,8 @@ async def test_no_secret_is_in_any_report_or_request_of_a_run(simulator: Simulat
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 # What may happen to an answer, with the work done and without.
-DONE = ["error500_done", "error400_done", "html502_done", "too_many_done", "empty200_done", "garbage200_done"]
-DONE += ["wrong_types", "reset_after", "hang_done"]
-NOT_DONE = [
-    "error500",
-    "error400",
-    "html502",
-    "empty200",
-    "garbage200",
-    "reset_before",
-    "unauthorized",
-    "too_many",
-    "hang",
-]
+DONE = "error500_done error400_done html502_done empty200_done wrong_types reset_after hang_done".split()
+NOT_DONE = "error500 empty200 reset_before unauthorized too_many hang".split()
 
 
 @pytest.fixture
@@ -454,7 +441,7 @@ async def test_a_bad_answer_to_every_creation_ends_with_exactly_one_of_each(
     assert {name: made[name] for name in MAKES} == dict.fromkeys(MAKES, again), "what was done is not repeated"
 
 
-@pytest.mark.parametrize("fault", ["error500", "reset_after", "empty200", "unauthorized"])
+@pytest.mark.parametrize("fault", ["error500", "empty200"])
 @pytest.mark.parametrize("procedure", SAVES)
 async def test_a_bad_answer_to_a_save_ends_with_everything_saved(
     simulator: Simulator, dokploy: Dokploy, procedure: str, fault: str
@@ -477,7 +464,7 @@ async def test_two_bad_answers_in_a_row_to_every_creation_end_with_exactly_one_o
     Found(simulator, run.spec).is_one_of_each()
 
 
-@pytest.mark.parametrize("fault", ["error500", "garbage200", "wrong_types", "reset_before", "html502", "empty200"])
+@pytest.mark.parametrize("fault", ["garbage200", "wrong_types", "reset_before"])
 async def test_bad_answers_to_questions_are_asked_again(simulator: Simulator, dokploy: Dokploy, fault: str) -> None:
     run = new_run(simulator)
     asked = ["project.all", "environment.byProjectId", "domain.byApplicationId", "deployment.all"]
@@ -511,7 +498,9 @@ async def test_a_create_that_is_done_late_is_found_by_the_closing_look(simulator
     Found(simulator, run.spec).is_one_of_each()
 
 
-@pytest.mark.parametrize("phase", [phase.name for phase in PHASES])
+@pytest.mark.parametrize(
+    "phase", ["creating_project", "configuring_application", "creating_domain", "deploying", "verifying_health"]
+)
 async def test_a_restart_of_dokploy_in_any_phase_is_waited_for(
     simulator: Simulator, dokploy: Dokploy, phase: str
 ) -> None:
@@ -521,7 +510,7 @@ async def test_a_restart_of_dokploy_in_any_phase_is_waited_for(
 
     def restart(progress: Progress) -> None:
         if progress.phase == phase and progress.data.get("step") == "begins":
-            simulator.switches.post("restart", json={"seconds": 0.25})
+            simulator.switches.post("restart", json={"seconds": 0.15})
         if progress.phase == "verifying_health" and progress.kind == "rung":
             simulator.open_gate("container")
 
@@ -530,7 +519,7 @@ async def test_a_restart_of_dokploy_in_any_phase_is_waited_for(
     Found(simulator, run.spec).is_one_of_each()
 
 
-@pytest.mark.parametrize("phase", [phase.name for phase in PHASES[:6]])
+@pytest.mark.parametrize("phase", ["creating_project", "configuring_application", "deploying"])
 async def test_a_database_that_is_down_is_waited_for(simulator: Simulator, dokploy: Dokploy, phase: str) -> None:
     run = new_run(simulator)
 
@@ -601,21 +590,29 @@ async def test_signs_of_life_go_on_while_dokploy_is_away(
     assert gaps(run) < 0.25
 
 
+def was_said(run: Run, beginning: str, since: int) -> bool:
+    return any(said.startswith(beginning) for said in run.said()[since:])
+
+
+def is_past(moment: float) -> bool:
+    return time.monotonic() > moment
+
+
 async def test_two_short_outages_far_apart_are_not_one_long_one(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(orchestrator, "CALL_SECONDS", 0.01)
     run = new_run(simulator)
     simulator.close_gate("job")
-    patience = 0.4
+    patience = 0.3
     task = asyncio.ensure_future(run.deploy(dokploy, patience=patience))
     await soon(lambda: "Dokploy pulls the image and starts the container" in run.said())
     for _ in range(3):
         heard = len(run.said())
         simulator.fault("deployment.all", "error500")
-        await soon(lambda heard=heard: any("Waiting for Dokploy" in said for said in run.said()[heard:]))
-        later = time.monotonic() + patience * 1.2
-        await soon(lambda later=later: time.monotonic() > later)
+        await soon(functools.partial(was_said, run, "Waiting for Dokploy", heard))
+        later = time.monotonic() + patience
+        await soon(functools.partial(is_past, later))
         assert not task.done()
     simulator.open_gate("job")
     await task
@@ -624,19 +621,17 @@ async def test_two_short_outages_far_apart_are_not_one_long_one(
 # -- interruption ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["refuse", "stop_after"])
 async def test_an_interruption_at_every_report_and_another_worker_end_with_exactly_one_of_each(
-    simulator: Simulator, dokploy: Dokploy, how: str
+    simulator: Simulator, dokploy: Dokploy
 ) -> None:
     for number in itertools.count(1):
         run = new_run(simulator)
         journal = run.journal()
-        setattr(run, how, number)
+        run.refuse = number
         try:
             await run.deploy(dokploy, journal)
         except Interrupted:
-            taken = len(run.reports)
-            assert taken == (number if how == "stop_after" else number - 1), "nothing is written after an interruption"
+            assert len(run.reports) == number - 1, "nothing is written after an interruption"
         else:
             break
         await run.deploy(dokploy)
@@ -645,6 +640,7 @@ async def test_an_interruption_at_every_report_and_another_worker_end_with_exact
         assert len(found.builds) == 1, f"interrupted at report {number}"
         assert run.reports[-1].phase == "verifying_health"
         assert run.reports[-1].data == {"step": "ends"}
+        clear(simulator)
     assert number > 25
 
 
@@ -653,10 +649,10 @@ async def test_an_interruption_before_every_change_and_another_worker_end_with_e
 ) -> None:
     for number in itertools.count(1):
         run = new_run(simulator)
-        left = itertools.count(1)
+        asked = itertools.count(1)
 
-        def guard(left: Iterator[int] = left, number: int = number) -> None:
-            if next(left) == number:
+        def guard(asked: Iterator[int] = asked, number: int = number) -> None:
+            if next(asked) == number:
                 raise Interrupted
 
         before = calls(simulator)
@@ -762,7 +758,7 @@ async def test_undo_that_is_interrupted_at_every_report_and_run_again_leaves_not
     assert number > 10
 
 
-@pytest.mark.parametrize("phase", [phase.name for phase in PHASES])
+@pytest.mark.parametrize("phase", ["creating_project", "creating_application", "creating_domain", "deploying"])
 async def test_undo_after_a_failure_in_any_phase_leaves_nothing(
     simulator: Simulator, dokploy: Dokploy, phase: str
 ) -> None:
@@ -778,10 +774,7 @@ async def test_undo_after_a_failure_in_any_phase_leaves_nothing(
     Found(simulator, run.spec).is_nothing()
 
 
-@pytest.mark.parametrize(
-    "fault",
-    ["error500_done", "empty200_done", "reset_after", "hang_done", "error500", "empty200", "reset_before", "too_many"],
-)
+@pytest.mark.parametrize("fault", ["error500_done", "hang_done", "empty200", "reset_before", "too_many"])
 async def test_a_bad_answer_to_every_removal_leaves_nothing(simulator: Simulator, hasty: Dokploy, fault: str) -> None:
     run = new_run(simulator)
     await run.deploy(hasty)
@@ -832,6 +825,25 @@ async def test_undo_waits_for_a_running_deploy_and_drops_a_waiting_one(simulator
     await soon(lambda: "Waiting for Dokploy to end the running deployment" in run.said())
     found = Found(simulator, run.spec)
     assert (len(found.applications), len(found.queue)) == (1, 1), "the waiting one is gone, the running one is not"
+    simulator.open_gate("job")
+    assert await undoing == []
+    Found(simulator, run.spec).is_nothing()
+
+
+async def test_undo_does_not_delete_under_a_deploy_that_still_waits(simulator: Simulator, dokploy: Dokploy) -> None:
+    """What was to drop it was answered well and not done."""
+    run = new_run(simulator)
+    other = simulator.application(simulator.project("busy")[1])
+    simulator.close_gate("job")
+    simulator.do("application.deploy", applicationId=other["applicationId"], title="theirs")
+    task = asyncio.ensure_future(run.deploy(dokploy))
+    await soon(lambda: "Waiting in Dokploy's queue, 1 ahead" in run.said())
+    task.cancel()
+    await asyncio.wait({task})
+    simulator.fault("application.cleanQueues", "empty200")
+    undoing = asyncio.ensure_future(run.undo(dokploy))
+    await soon(lambda: "Waiting for Dokploy to end the running deployment" in run.said())
+    assert len(Found(simulator, run.spec).applications) == 1
     simulator.open_gate("job")
     assert await undoing == []
     Found(simulator, run.spec).is_nothing()
@@ -1067,6 +1079,49 @@ async def test_the_log_is_reported_while_it_is_written(simulator: Simulator, dok
     assert len([report for report in run.reports if report.kind == "log"]) > 3
 
 
+async def journal_of(*secrets: str) -> tuple[Run, Journal]:
+    run = Run(StackSpec("inst", "stk", "dep", "shop", IMAGE, 80, "shop.test", "http://shop.test"))
+    journal = run.journal()
+    journal.secrets = secrets
+    await journal.begin("deploying", 85, "Deploying")
+    return run, journal
+
+
+async def test_a_log_is_reported_without_what_does_not_print_and_without_secrets() -> None:
+    run, journal = await journal_of("tok", "token-1", "token-1-longer", "first line\nsecond line")
+    colours = "\x1b[31mred\x1b[0m\ttab\x07\n\x1b]0;title\x07plain"
+    await journal.log("build", f"{colours}\nTOKEN=token-1-longer token-1 tok\na first line\nsecond line")
+    assert run.reports[-1].data["lines"] == ["red\ttab", "plain", "TOKEN=*** *** tok", "a ***", "***"]
+    assert "second line" not in str(run.reports)
+
+
+async def test_a_secret_that_control_characters_tear_apart_is_masked_all_the_same() -> None:
+    run, journal = await journal_of("canary-4711")
+    await journal.log("build", "can\x1b[1mary-47\x0011")
+    assert run.reports[-1].data["lines"] == ["***"]
+
+
+async def test_a_log_without_end_is_cut_once_and_its_long_lines_too() -> None:
+    run, journal = await journal_of()
+    lines = [f"{number} " + "x" * 1000 for number in range(3000)]
+    await journal.log("build", "\n".join(lines[:1500]))
+    await journal.log("build", "\n".join(lines[:2500]))
+    await journal.log("build", "\n".join(lines))
+    told = [line for report in run.reports if report.kind == "log" for line in report.data["lines"]]
+    assert told == [line[:500] for line in lines[:2000]] + ["… the log goes on at Dokploy"]
+
+
+async def test_after_a_refused_report_nothing_is_reported_any_more() -> None:
+    run, journal = await journal_of()
+    run.refuse = 2
+    with pytest.raises(Interrupted):
+        await journal.say("refused")
+    for report in (journal.say("later"), journal.still(), journal.note("later"), journal.gone("project")):
+        with pytest.raises(Interrupted):
+            await report
+    assert run.said() == ["Deploying"]
+
+
 # -- health ------------------------------------------------------------------------------------------------------------
 
 
@@ -1113,7 +1168,7 @@ async def test_done_does_not_count_as_an_answer(simulator: Simulator, dokploy: D
     assert "ends" not in [r.data.get("step") for r in run.reports if r.phase == "verifying_health"]
 
 
-@pytest.mark.parametrize("fault", ["error500", "error400", "unauthorized", "garbage200"])
+@pytest.mark.parametrize("fault", ["error500", "unauthorized"])
 async def test_a_verdict_on_health_does_not_depend_on_what_dokploy_says_meanwhile(
     simulator: Simulator, dokploy: Dokploy, fault: str
 ) -> None:
@@ -1158,7 +1213,7 @@ def alive(run: Run) -> int:
     return sum(bool(report.data.get("alive")) for report in run.reports)
 
 
-@pytest.mark.parametrize("gate", ["project.create", "domain.create:answer", "job", "deployment.readLogs"])
+@pytest.mark.parametrize("gate", ["project.create", "domain.create:answer", "job"])
 async def test_signs_of_life_are_reported_while_a_call_hangs_or_a_pull_lasts(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, gate: str
 ) -> None:

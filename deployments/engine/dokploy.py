@@ -122,6 +122,9 @@ class Dokploy:
             trust_env=False,
         )
         self._key = key
+        # Waiting for a turn here, and not for a connection in the pool: a call's time begins when it can be sent, and
+        # the pool's work grows with the square of what waits in it.
+        self._turns = asyncio.Semaphore(connections)
         self._guard: Callable[[], None] = lambda: None
         self._record: Callable[[Exchange], None] = lambda exchange: None
 
@@ -309,6 +312,10 @@ class Dokploy:
 
     async def _exchange(self, method: str, procedure: str, fields: dict[str, Any]) -> tuple[int, bytes]:
         """One request and its whole answer. Raises Unavailable when it was not sent, Unclear when it may have been."""
+        async with self._turns:
+            return await self._send(method, procedure, fields)
+
+    async def _send(self, method: str, procedure: str, fields: dict[str, Any]) -> tuple[int, bytes]:
         change = method == "POST"
         if change:
             self._guard()

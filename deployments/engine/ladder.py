@@ -19,11 +19,8 @@ from .errors import Failure
 from .spec import StackSpec
 
 CONNECT_SECONDS = 5.0
-# Not public, though Python 3.11 says so: special-purpose registries of IANA (RFC 6890 and its successors).
-NOT_PUBLIC = tuple(
-    ipaddress.ip_network(network)
-    for network in ("192.0.0.0/24 192.88.99.0/24 64:ff9b:1::/48 2001:db8::/32 3fff::/20 5f00::/16 fec0::/10".split())
-)
+# Not public by IANA's registries of special addresses, though Python 3.11 says so.
+NOT_PUBLIC = tuple(ipaddress.ip_network(net) for net in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "fec0::/10"))
 Address = tuple[str, int]
 
 

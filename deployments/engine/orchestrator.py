@@ -129,7 +129,7 @@ async def _with_signs_of_life(act: Callable[[], Awaitable[T]], timeout: float, j
     try:
         while not task.done():
             quiet = loop.time() - journal.last_report
-            done, _ = await asyncio.wait({task}, timeout=max(SIGN_OF_LIFE_SECONDS - quiet, 0.05))
+            done, _ = await asyncio.wait({task}, timeout=max(SIGN_OF_LIFE_SECONDS - quiet, 0))
             if not done and loop.time() - journal.last_report >= SIGN_OF_LIFE_SECONDS:
                 await journal.still()
         return task.result()

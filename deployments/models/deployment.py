@@ -312,7 +312,7 @@ class Deployment(models.Model):
         """
         final = progress.status != "in_progress"
         self.updated_at = timezone.now()
-        changes: dict[str, Any] = {"version": F("version") + 1, "updated_at": self.updated_at}
+        changes: dict[str, Any] = {"updated_at": self.updated_at}
         if progress.kind == "phase":
             self.phase, self.message, self.status = progress.phase, progress.message[:500], progress.status
             self.progress = max(self.progress, progress.progress or 0)
@@ -332,9 +332,14 @@ class Deployment(models.Model):
             changes.update(completed_at=self.updated_at, lease_until=None, lease_owner="", requests=requests or [])
         with transaction.atomic():
             held = Deployment.objects.filter(pk=self.pk, lease_token=self.lease_token, status="in_progress")
-            if not held.update(**changes):
-                raise LeaseLost
-            self.version = Deployment.objects.values_list("version", flat=True).get(pk=self.pk)
+            if not held.filter(version=self.version).update(version=self.version + 1, **changes):
+                # the lease is lost, or somebody else wrote an event of this run in between: its number is taken
+                version = held.select_for_update().values_list("version", flat=True).first()
+                if version is None:
+                    raise LeaseLost
+                self.version = version
+                held.update(version=self.version + 1, **changes)
+            self.version += 1
             data = dict(progress.data)
             if progress.kind == "phase":
                 data["resources"] = self.wire_resources()
@@ -370,22 +375,17 @@ class Deployment(models.Model):
         id = progress.data.get("id") or ""
         receipts = Receipt.objects.filter(stack=self.stack_id, kind=kind).exclude(state=Receipt.State.GONE)
         if state in (Receipt.State.INTENDED, Receipt.State.MADE):
-            Receipt.objects.update_or_create(
-                stack_id=self.stack_id,
-                kind=kind,
-                mark=progress.data["mark"],
-                state__in=[s for s in Receipt.State if s != Receipt.State.GONE],
-                defaults={"state": state, "external_id": id},
-                create_defaults={
-                    "state": state,
-                    "external_id": id,
-                    "deployment": self,
-                    "phase": progress.phase,
-                    "stack_id": self.stack_id,
-                    "kind": kind,
-                    "mark": progress.data["mark"],
-                },
-            )
+            mark, now = progress.data["mark"], timezone.now()
+            if not receipts.filter(mark=mark).update(state=state, external_id=id, updated_at=now):
+                Receipt.objects.create(
+                    stack_id=self.stack_id,
+                    deployment=self,
+                    kind=kind,
+                    mark=mark,
+                    phase=progress.phase,
+                    external_id=id,
+                    state=state,
+                )
             return
         if id:
             receipts = receipts.filter(external_id__in=[id, ""])  # "": intended, and found only now
