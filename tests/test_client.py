@@ -79,7 +79,7 @@ class Server:
         self._tasks.add(task)
         try:
             await self._serve(reader, writer)
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)
@@ -270,6 +270,17 @@ async def test_a_question_that_was_not_answered_cleanly_may_be_asked_again(
 
 
 @pytest.mark.parametrize(
+    "row", ['{"redis": 7}', '{"applications": {"0": {}}}', '{"applications": [7]}', '{"mysql": [7]}']
+)
+async def test_an_environment_whose_services_cannot_be_counted_is_no_empty_one(
+    server: Server, client: Dokploy, row: str
+) -> None:
+    """A project is only removed when it is seen to be empty."""
+    server.does = says(200, b"[" + row.replace("{", '{"environmentId": "e", "isDefault": true, ', 1).encode() + b"]")
+    assert kind_of(await error_of(client.environments("p"))) is Unavailable
+
+
+@pytest.mark.parametrize(
     "save",
     [
         lambda client: client.save_image("app", "web:1"),
@@ -344,17 +355,17 @@ async def test_a_host_that_swallows_connections_is_unavailable_for_changes_too(m
             one.close()
 
 
-async def test_a_change_that_finds_no_free_connection_is_unavailable(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dokploy, "CALL_SECONDS", LIMIT)
-    server.does = says_nothing
+async def test_a_call_that_waits_for_its_turn_is_guarded_and_timed_from_when_it_is_sent(server: Server) -> None:
+    server.does = in_turn(says_nothing, says(200, b"true"))
     client = Dokploy(server.url, KEY, connections=1)
-    first = asyncio.ensure_future(error_of(creation(client)))
+    guarded: list[int] = []
+    view = client.for_run(lambda: guarded.append(len(server.requests)), lambda exchange: None)
+    first = asyncio.ensure_future(error_of(creation(view)))
     await asyncio.wait_for(server.arrived.wait(), 5)
-    assert kind_of(await error_of(creation(client))) is Unavailable
+    await view.save_limits("app", 1, 1.0)  # after all the time that the first call had
     assert kind_of(await first) is Unclear
-    assert server.asked == ["project.create"]
+    assert guarded == [0, 1]
+    assert server.asked == ["project.create", "application.update"]
     await client.aclose()
 
 

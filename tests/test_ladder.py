@@ -103,7 +103,7 @@ class Server:
             self.heard += await reader.readuntil(b"\r\n\r\n")
             await self.does(reader, writer)
             await writer.drain()
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)

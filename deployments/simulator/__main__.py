@@ -9,10 +9,11 @@ import sys
 import threading
 from pathlib import Path
 
-from .api import Api, Key
+from .api import Api
 from .dokploy import PROCEDURES, Dokploy, state
 from .engine import Engine
 from .http import Server
+from .keys import Keys
 from .router import Router
 from .store import Store
 from .switches import Settings, Switchboard
@@ -62,8 +63,8 @@ async def run(options: argparse.Namespace) -> None:
     settings = Settings(pull=options.pull, start=options.start, latency=options.latency)
     switches = Switchboard(os.environ.get("SIMULATOR_SWITCH_KEY", ""), PROCEDURES, settings)
     engine = Engine(store, settings, switches.gates)
-    owner = Key(key, settings)
-    api = Api(Dokploy(store, engine, settings), owner, switches)
+    keys = Keys(key, settings)
+    api = Api(Dokploy(store, engine, settings), keys, switches)
     servers = Server(api.answer), Server(Router(store, engine).answer)
 
     async def restart(seconds: float) -> None:
@@ -73,7 +74,8 @@ async def run(options: argparse.Namespace) -> None:
 
     switches.look = lambda: state(store, engine)
     switches.restart = restart
-    switches.settings_turned = owner.reset
+    switches.settings_turned = keys.owner.reset
+    switches.add_key, switches.clear_keys = keys.add, keys.clear
     ends = end_of_run(options.until_stdin_closes)
     engine.wake()
     engine.start()

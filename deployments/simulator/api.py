@@ -1,7 +1,6 @@
 """The HTTP face of the pretend Dokploy: transport rules, keys, errors, then the table of procedures."""
 
 import asyncio
-import hmac
 import json
 import time
 from typing import Any
@@ -9,51 +8,29 @@ from urllib.parse import urlsplit
 
 from .dokploy import CODES, NOTHING, PROCEDURES, Dokploy, Procedure, Refusal
 from .http import Request, Response, json_response, sized_response, text_response
+from .keys import Key, Keys
+from .members import CREATES, check_access, made, visible
 from .schema import check, flattened
-from .switches import NOT_FOUND, Settings, Switchboard, unauthorized
+from .switches import NOT_FOUND, Switchboard, unauthorized
+from .websocket import WebSocket
 
 BODY_LIMIT = 1024 * 1024
+LOGS = "/etc/dokploy/logs/"
 NAMES = {name.lower(): name for name in PROCEDURES}
 
 
-class Key:
-    """The owner's API key and its rate limit. A REST call verifies it twice, so it costs two."""
-
-    def __init__(self, key: str, settings: Settings) -> None:
-        self._key = key.encode()
-        self._settings = settings
-        self._used = 0
-        self._last = 0.0
-
-    def matches(self, given: str) -> bool:
-        return self._settings.database == "up" and hmac.compare_digest(given.encode("latin-1"), self._key)
-
-    def verify(self) -> bool:
-        """Refused calls do not lengthen the window."""
-        limit = self._settings.rate_limit
-        if limit is None:
-            return True
-        if time.monotonic() - self._last > self._settings.rate_window:
-            self._used = 0
-        if self._used >= limit:
-            return False
-        self._used += 1
-        self._last = time.monotonic()
-        return True
-
-    def reset(self) -> None:
-        self._used = 0
-
-
 class Api:
-    def __init__(self, dokploy: Dokploy, key: Key, switches: Switchboard) -> None:
+    def __init__(self, dokploy: Dokploy, keys: Keys, switches: Switchboard) -> None:
         self._dokploy = dokploy
-        self._key = key
+        self._keys = keys
         self._switches = switches
         self._down_until = 0.0
+        self._followers: set[asyncio.Task[None]] = set()
 
     def go_down(self, seconds: float) -> None:
         self._down_until = time.monotonic() + seconds
+        for follower in self._followers:
+            follower.cancel()
 
     async def answer(self, request: Request) -> Response:
         path = request.path
@@ -64,6 +41,8 @@ class Api:
         if path != "/" and path.endswith("/"):
             location = urlsplit(request.target).path.rstrip("/") or "/"
             return Response(308, {"Location": location}, location.encode())
+        if path == "/listen-deployment" and request.headers.get("upgrade", "").lower() == "websocket":
+            return Response(101, talk=lambda socket: self._listen(request, socket))
         if path == "/api/health":
             return sized_response("application/json", '{"ok":true}')
         if path == "/api/trpc/settings.health":
@@ -87,9 +66,46 @@ class Api:
 
     def _trpc(self, request: Request, path: str) -> Response:
         """Only the health check is offered in this shape."""
-        if self._key.matches(request.headers.get("x-api-key", "")) and self._key.verify():
+        if self._verified(request):
             return trpc_error(404, -32004, "NOT_FOUND", path, f'No procedure found on path "{path}"')
         return trpc_error(401, -32001, "UNAUTHORIZED", path)
+
+    def _verified(self, request: Request) -> Key | None:
+        key = self._keys.find(request.headers.get("x-api-key", ""))
+        return key if key is not None and key.verify() else None
+
+    async def _listen(self, request: Request, socket: WebSocket) -> None:
+        """The log of a deployment over a WebSocket, from its start and on. Errors come after the upgrade."""
+        path = request.query.get("logPath", "")
+        if not self._verified(request):
+            await socket.close()
+        elif not path:
+            await socket.close(4000, "logPath no provided")
+        elif not path.startswith(LOGS) or ".." in path:
+            await socket.close(4000, "Invalid log path")
+        elif (deployment_id := self._dokploy.log_of(path)) is None:
+            reason = f"cannot open '{path}' for reading: No such file or directory"
+            await socket.send(f"tail error: tail: {reason}\ntail: no files remaining\n")
+            await socket.close()
+        else:
+            await self._send_log(deployment_id, socket)
+
+    async def _send_log(self, deployment_id: str, socket: WebSocket) -> None:
+        """Until the client goes or this server is restarted."""
+
+        async def send() -> None:
+            async for text in self._dokploy.follow(deployment_id):
+                await socket.send(text)
+
+        tasks = {asyncio.create_task(send()), asyncio.create_task(socket.until_closed())}
+        self._followers |= tasks
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._followers -= tasks
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _rest(self, request: Request, path: str) -> Response:
         is_json = request.headers.get("content-type", "").startswith("application/json")
@@ -99,7 +115,8 @@ class Api:
             body = json.loads(request.body) if is_json and request.body else {}
         except ValueError:
             return Response(400, {}, b"Invalid JSON")
-        if not self._key.matches(request.headers.get("x-api-key", "")) or not self._key.verify():
+        key = self._verified(request)
+        if key is None:
             return unauthorized()
         if request.method == "HEAD":
             return Response(204, {"Content-Type": "application/json"})
@@ -115,16 +132,17 @@ class Api:
             return error(415, message, name)
         if request.method == "GET":
             body = {field: value for field, value in request.query.items() if value}
-        return await self._call(name, procedure, body if isinstance(body, dict) else {})
+        return await self._call(key, name, procedure, body if isinstance(body, dict) else {})
 
-    async def _call(self, name: str, procedure: Procedure, given: dict[str, Any]) -> Response:
+    async def _call(self, key: Key, name: str, procedure: Procedure, given: dict[str, Any]) -> Response:
         """Carry it out, between the gates and with whatever fault is due."""
+        reach = key.reach
         gates, faults = self._switches.gates, self._switches.faults
         await gates.pass_through(name)
         fault = faults.take(name)
         answer = Response()
         if fault is None or fault.done:
-            answer = self._carry_out(name, procedure, given)
+            answer = self._carry_out(key, name, procedure, given, reach)
         await gates.pass_through(f"{name}:answer")
         if fault is None:
             return answer
@@ -132,17 +150,25 @@ class Api:
             await asyncio.sleep(fault.seconds)
         return fault.twist(name, answer)
 
-    def _carry_out(self, name: str, procedure: Procedure, given: dict[str, Any]) -> Response:
-        if not self._key.verify():
+    def _carry_out(
+        self, key: Key, name: str, procedure: Procedure, given: dict[str, Any], reach: frozenset[str]
+    ) -> Response:
+        if not key.verify():
             return error(401, "UNAUTHORIZED", name)
         values, issues = check(procedure.fields, given)
         if issues:
             answer = failure(400, "Input validation failed", name, flattened(issues))
             return json_response({**answer, "issues": issues}, 400)
         try:
+            if key.is_member:
+                check_access(self._dokploy, key, name, values)
             result = procedure.run(self._dokploy, values)
         except Refusal as refusal:
             return error(refusal.status, str(refusal), name)
+        if key.is_member:
+            if name in CREATES:
+                key.reach = reach.union(made(result))
+            result = visible(key, name, result)
         return Response(200, {"Content-Type": "application/json"}) if result is NOTHING else json_response(result)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -401,6 +401,31 @@ class Dokploy:
         return {"status": "ok"}
 
     # Shared by the procedures above.
+
+    def parent(self, field: str, given: Row) -> str | None:
+        """The application, environment or project that a call is about, if it names it or something of it."""
+        if field == "applicationId" and "deploymentId" in given:
+            given = self._store.deployments.get(given["deploymentId"], {})
+        elif field == "applicationId" and "domainId" in given:
+            given = self._store.domains.get(given["domainId"], {})
+        wanted: str | None = given.get(field)
+        return wanted
+
+    def log_of(self, path: str) -> str | None:
+        """The id of the deployment whose log is kept under this name; of two in one second the later one's."""
+        ids = [row["deploymentId"] for row in self._store.deployments.where(logPath=path)]
+        return ids[-1] if ids else None
+
+    async def follow(self, deployment_id: str) -> AsyncIterator[str]:
+        """A log from its start, then whatever is written. It never ends by itself, as `tail -f` does not."""
+        sent = 0
+        while True:
+            written = self._engine.written
+            text = self._store.logs.get(deployment_id, {"text": ""})["text"][sent:]
+            if text:
+                yield text
+            sent += len(text)
+            await written.wait()
 
     def _enqueue(self, given: Row, kind: str, title: str) -> object:
         application_id = self._application(given)["applicationId"]

@@ -67,6 +67,8 @@ class Engine:
         self._bell = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._starting: set[asyncio.Task[None]] = set()
+        # Set, and replaced, whenever a log has grown.
+        self.written = asyncio.Event()
 
     # The queue. It lives in memory and runs one job at a time for the whole instance.
 
@@ -138,7 +140,7 @@ class Engine:
         if job.kind == "deploy":
             if not application["dockerImage"]:
                 raise JobFailed("Docker image not found")
-            await self._pull(deployment_id, application["dockerImage"])
+            await self._pull(deployment_id, application)
         await self._gates.pass_through("stall")
         # Dokploy goes on with the row that it read at the beginning, even if that was deleted since.
         self.apply(application)
@@ -175,13 +177,18 @@ class Engine:
     def _log(self, deployment_id: str, text: str) -> None:
         if deployment_id in self._store.logs:
             self._store.logs.put(deployment_id, {"text": self._store.logs[deployment_id]["text"] + text})
+            self.written.set()
+            self.written = asyncio.Event()
 
     # Pulling.
 
-    async def _pull(self, deployment_id: str, image: str) -> None:
+    async def _pull(self, deployment_id: str, application: Row) -> None:
+        image = application["dockerImage"]
         seconds, refusal = self._settings.pull, self._settings.pull_error
         host = registry_host(image)
         self._log(deployment_id, f"Pulling {image}\n")
+        if application["username"] and application["password"] and self._settings.login == "refused":
+            raise JobFailed("❌ Login failed\n")
         if refusal is None and host.rsplit(":", 1)[0].endswith(".invalid"):
             await asyncio.sleep(seconds / 4)
             name = host.rsplit(":", 1)[0]
@@ -190,9 +197,11 @@ class Engine:
                 "❌ Pulling image failed\n"
             )
         lines = list(pull_lines(image))
-        for line in lines[:1] if refusal is not None else lines:
+        for number, line in enumerate(lines[:1] if refusal is not None else lines):
             await asyncio.sleep(seconds / len(lines))
             self._log(deployment_id, line + "\n")
+            if number == 0:
+                await self._gates.pass_through("pull")
         if refusal is not None:
             raise JobFailed(f"{refusal}\n❌ Pulling image failed\n")
         self._log(deployment_id, "✅ Pulling image completed.\n")

@@ -12,6 +12,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import h11
 
+from .websocket import WebSocket, accept
+
 logger = logging.getLogger(__name__)
 
 # Node announces `timeout=5` and closes an idle connection after 6 s.
@@ -39,13 +41,14 @@ class Request:
 
 @dataclass
 class Response:
-    """An answer and how it is given: plain, reset, hang, slow (a byte at a time) or huge."""
+    """An answer and how it is given: plain, reset, hang, slow (a byte at a time), huge, or a WebSocket's talk."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     delivery: str = "plain"
     seconds: float | None = None
+    talk: Callable[[WebSocket], Awaitable[None]] | None = None
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -152,11 +155,20 @@ class Connection:
         if response.delivery == "reset":
             self._reset()
             return
+        if response.talk is not None:
+            await self._talk(request, response.talk)
+            return
         headers = {**response.headers, "Keep-Alive": "timeout=5"}
         await self._send(h11.Response(status_code=response.status, headers=list(headers.items())))
         if request.method != "HEAD" and response.status != 204:
             await self._send_body(response)
         await self._send(h11.EndOfMessage())
+
+    async def _talk(self, request: Request, talk: Callable[[WebSocket], Awaitable[None]]) -> None:
+        token = accept(request.headers.get("sec-websocket-key", ""))
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": token}
+        await self._send(h11.InformationalResponse(status_code=101, headers=list(headers.items())))
+        await talk(WebSocket(self._reader, self._writer, self._h11.trailing_data[0]))
 
     async def _send_body(self, response: Response) -> None:
         if response.delivery == "slow":

@@ -11,6 +11,8 @@ from typing import Any
 
 from .http import Request, Response, json_response, sized_response, text_response
 
+# Where a job can be held: when its row is there, in the pull, before the engine is told; and a task before it is up.
+GATES = ("job", "pull", "stall", "container")
 NOT_FOUND = "404: This page could not be found."
 
 
@@ -25,6 +27,7 @@ class Settings:
     engine_error: str | None = None
     engine: str = "up"
     database: str = "up"
+    login: str = "accepted"
     rate_limit: int | None = None
     rate_window: float = 86400.0
     container_status: str | None = None
@@ -46,6 +49,8 @@ def fits(name: str, value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
     if name in ("engine", "database"):
         return value in ("up", "down")
+    if name == "login":
+        return value in ("accepted", "refused")
     if name == "rate_limit":
         return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
     return isinstance(value, str) or (value is None and name != "version")
@@ -232,6 +237,8 @@ class Switchboard:
         self.look: Callable[[], dict[str, Any]] = dict
         self.restart: Callable[[float], Awaitable[None]] | None = None
         self.settings_turned: Callable[[], None] = lambda: None
+        self.add_key: Callable[[dict[str, Any]], None] = lambda given: None
+        self.clear_keys: Callable[[], None] = lambda: None
 
     async def answer(self, request: Request) -> Response:
         given = request.headers.get("x-simulator-key", "").encode("latin-1")
@@ -247,6 +254,8 @@ class Switchboard:
             ("DELETE", "faults"): self._clear_faults,
             ("GET", "settings"): self._settings,
             ("POST", "settings"): self._turn_settings,
+            ("POST", "keys"): self._add_key,
+            ("DELETE", "keys"): self._clear_keys,
             ("POST", "restart"): self._restart,
             ("POST", "stall"): self._stall,
         }.get((request.method, name))
@@ -286,8 +295,8 @@ class Switchboard:
         return {"released": self.gates.open(self._gate_name(rest))}
 
     def _gate_name(self, name: str) -> str:
-        if name not in ("job", "container") and name.removesuffix(":answer") not in self.procedures:
-            raise Misuse(f"There is no gate {name!r}: a procedure, procedure:answer, job or container.")
+        if name not in GATES and name.removesuffix(":answer") not in self.procedures:
+            raise Misuse(f"There is no gate {name!r}: a procedure, procedure:answer, {', '.join(GATES)}.")
         return name
 
     async def _add_fault(self, rest: str, given: dict[str, Any], request: Request) -> Any:
@@ -306,6 +315,14 @@ class Switchboard:
         if "rate_limit" in given:
             self.settings_turned()
         return asdict(self.settings)
+
+    async def _add_key(self, rest: str, given: dict[str, Any], request: Request) -> Any:
+        self.add_key(given)
+        return {}
+
+    async def _clear_keys(self, rest: str, given: dict[str, Any], request: Request) -> Any:
+        self.clear_keys()
+        return {}
 
     async def _restart(self, rest: str, given: dict[str, Any], request: Request) -> Any:
         assert self.restart is not None
