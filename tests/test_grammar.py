@@ -196,7 +196,7 @@ def test_no_text_keeps_the_grammars_busy(part: str) -> None:
     began = time.monotonic()
     for check in (grammar.check_image, grammar.check_host, grammar.check_name):
         assert not accepts(check, text)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
 
 
 # -- hosts -------------------------------------------------------------------------------------------------------------

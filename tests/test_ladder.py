@@ -304,7 +304,7 @@ async def test_hardly_anything_of_an_endless_body_is_read(serve: Serve) -> None:
     server = await serve(floods)
     began = time.monotonic()
     assert (await climb(spec(server.port))).answered
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert sent < 16 * 1024 * 1024, "what the kernel's buffers take, and no more"
 
 
@@ -351,7 +351,7 @@ async def test_a_head_of_one_byte_at_a_time_is_given_up_on_in_time(
 
     began = time.monotonic()
     seen = await climb(spec((await serve(dribbles)).port))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert (rungs(seen)[-1], seen.rungs[-1].text) == (("HTTP", False), "no answer in time")
 
 
