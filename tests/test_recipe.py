@@ -1157,23 +1157,36 @@ async def journal_of(*secrets: str) -> tuple[Run, Journal]:
 async def test_a_log_is_reported_without_what_does_not_print_and_without_secrets() -> None:
     run, journal = await journal_of("tok", "token-1", "token-1-longer", "first line\nsecond line")
     colours = "\x1b[31mred\x1b[0m\ttab\x07\n\x1b]0;title\x07plain"
-    await journal.log("build", f"{colours}\nTOKEN=token-1-longer token-1 tok\na first line\nsecond line")
+    await journal.log("build", f"{colours}\nTOKEN=token-1-longer token-1 tok\na first line\nsecond line", whole=True)
     assert run.reports[-1].data["lines"] == ["red\ttab", "plain", "TOKEN=*** *** tok", "a ***", "***"]
     assert "second line" not in str(run.reports)
 
 
 async def test_a_secret_that_control_characters_tear_apart_is_masked_all_the_same() -> None:
     run, journal = await journal_of("canary-4711")
-    await journal.log("build", "can\x1b[1mary-47\x0011")
+    await journal.log("build", "can\x1b[1mary-47\x0011", whole=True)
     assert run.reports[-1].data["lines"] == ["***"]
+
+
+async def test_a_line_that_is_still_being_written_waits_for_its_end() -> None:
+    lines: list[str] = []
+
+    async def report(progress: Progress) -> None:
+        lines.extend(progress.data["lines"])
+
+    journal = Journal(report)
+    await journal.log("build", "whole\nhal", whole=False)
+    await journal.log("build", "whole\nhalf a line\nthe en", whole=False)
+    await journal.log("build", "whole\nhalf a line\nthe end", whole=True)
+    assert lines == ["whole", "half a line", "the end"]
 
 
 async def test_a_log_without_end_is_cut_once_and_its_long_lines_too() -> None:
     run, journal = await journal_of()
     lines = [f"{number} " + "x" * 1000 for number in range(3000)]
-    await journal.log("build", "\n".join(lines[:1500]))
-    await journal.log("build", "\n".join(lines[:2500]))
-    await journal.log("build", "\n".join(lines))
+    await journal.log("build", "\n".join(lines[:1500]), whole=True)
+    await journal.log("build", "\n".join(lines[:2500]), whole=True)
+    await journal.log("build", "\n".join(lines), whole=True)
     told = [line for report in run.reports if report.kind == "log" for line in report.data["lines"]]
     assert told == [line[:500] for line in lines[:2000]] + ["… the log goes on at Dokploy"]
 

@@ -95,9 +95,14 @@ class Journal:
             "rung", " · ".join(f"{r['name']} {r['text']}" for r in said), data={"rungs": said, "attempt": attempt}
         )
 
-    async def log(self, source: str, text: str) -> None:
-        """Reports the lines of a deploy's log that were not reported yet, many in one event."""
+    async def log(self, source: str, text: str, *, whole: bool) -> None:
+        """Reports the lines of a deploy's log that were not reported yet, many in one event.
+
+        whole: nothing comes after this text. Else a last line without its end is still being written, and waits.
+        """
         lines = text.splitlines()
+        if lines and not whole and not text.endswith("\n"):
+            lines.pop()
         seen = self._logged.get(source, 0)
         new = lines[seen:LINES_PER_RUN]
         if not new:

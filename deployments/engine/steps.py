@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from . import diagnosis
 from .dokploy import Application, Build, Dokploy, Domain, Environment, Project
-from .errors import DokployError, Failure, NotFound, Unclear
+from .errors import DokployError, Failure, NotFound, Unavailable, Unclear
 from .grammar import dotenv
 from .journal import Journal
 from .ladder import Climb, climb
@@ -132,7 +132,11 @@ async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Jo
                 await journal.note("Dokploy lost the deployment (it was restarted): sending it again")
             title = spec.deploy_title(sent + 1)
             await journal.intend("deploy", title)
-            await dokploy.deploy(application_id, title)
+            try:
+                await dokploy.deploy(application_id, title)
+            except Unavailable:  # not sent, so not lost either: the next try is this one again
+                journal.intended.discard(("deploy", title))
+                raise
         await journal.say("Deployment triggered")
         build = await _follow(dokploy, application_id, prefix, journal)
         if build is not None:
@@ -166,7 +170,7 @@ async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: J
             if found.status == "running":
                 await journal.say("Dokploy pulls the image and starts the container")
             log = await dokploy.build_log(found.id)
-            await journal.log(found.id, log)
+            await journal.log(found.id, log, whole=found.status != "running")
             if found.status == "done":
                 return found
             if found.status == "error":
