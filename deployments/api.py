@@ -84,6 +84,11 @@ def _refuse_other_sites(request: HttpRequest) -> None:
         raise Refusal("FORBIDDEN", "Requests from other web sites are not accepted.")
 
 
+@csrf_exempt
+async def nothing(request: HttpRequest, rest: str) -> JsonResponse:
+    return refused(Refusal("NOT_FOUND", "There is no such address in this API."))
+
+
 # -- start -------------------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ urlpatterns = [
     path("api/deployments/<str:id>", api.state, name="api-deployment"),
     path("api/deployments/<str:id>/events", api.events, name="api-events"),
     path("api/check/<str:name>", api.check_name, name="api-check"),
+    path("api/<path:rest>", api.nothing),
 ]
 
 websocket_urlpatterns = [

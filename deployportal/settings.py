@@ -251,6 +251,7 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["masked"]}},
     "root": {"handlers": ["stderr"], "level": text("LOG_LEVEL", "WARNING")},
     "loggers": {
+        "django.security.DisallowedHost": {"level": "CRITICAL"},  # a stranger's typing error is no incident
         "django.request": {"level": "ERROR"},  # a 404 is the visitor's business
         "httpx": {"level": "WARNING"},
         "daphne": {"level": "WARNING"},

@@ -124,3 +124,14 @@ def test_all_three_ports_move_together(own_portal: Any) -> None:
     id = portal.deploy("moved")
     state = portal.finished(id)
     assert state["url"] == f"http://moved.localhost:{portal.port + 2}"
+
+
+def test_the_command_line_without_a_portal_or_with_another_port_is_refused(own_portal: Any) -> None:
+    portal = own_portal().start()
+    other = run("deploy", "elsewhere", env={**portal.env, "PORT": str(portal.port + 500)})
+    assert other.returncode == 2
+    assert f"The portal runs on port {portal.port}" in other.stderr
+    portal.stop()
+    nobody = run("deploy", "nobody-there", env=portal.env)
+    assert nobody.returncode == 2
+    assert "make run" in nobody.stderr

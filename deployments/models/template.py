@@ -76,7 +76,16 @@ class Template(models.Model):
     description = models.CharField(max_length=200, blank=True)
     image = models.CharField(max_length=255, validators=[_check_image])
     port = models.PositiveIntegerField(default=8080, validators=[MinValueValidator(1), MaxValueValidator(65535)])
-    parameters = models.JSONField(default=list, blank=True, validators=[check_parameters])
+    parameters = models.JSONField(
+        default=list,
+        blank=True,
+        validators=[check_parameters],
+        help_text=(
+            "What a person fills in; each becomes an environment variable. A list such as "
+            '[{"key": "GREETING", "label": "Greeting", "type": "text", "default": "Hello", "required": true}]. '
+            "Types: text, integer (min, max), boolean, choice (choices), secret."
+        ),
+    )
     registry = models.CharField(max_length=255, blank=True, help_text="Address of a private registry, for its login.")
     registry_username = models.CharField(max_length=255, blank=True)
     registry_password_locked = models.TextField(blank=True, editable=False)
@@ -139,7 +148,7 @@ class Template(models.Model):
                 defaults={
                     "name": "Web page",
                     "icon": "🌐",
-                    "description": "A small web server with a greeting of yours.",
+                    "description": "A small web server, with two settings to try.",
                     "image": "docker.io/library/caddy:2",
                     "port": 80,
                     "position": 1,

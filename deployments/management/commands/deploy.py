@@ -1,4 +1,5 @@
 import asyncio
+import fcntl
 import sys
 from typing import Any
 
@@ -30,6 +31,8 @@ class Command(BaseCommand):
         sys.exit(0 if ended.status == Deployment.Status.SUCCESS else 1)
 
     def request(self, options: dict[str, Any]) -> Deployment:
+        if settings.ON_SQLITE:
+            self.look_for_the_portal()
         person = self.person(options["user"])
         offered = Template.objects.filter(active=True)
         template = offered.filter(slug=options["template"]).first() if options["template"] else offered.first()
@@ -38,6 +41,20 @@ class Command(BaseCommand):
         pairs = [pair.partition("=") for pair in options["set"]]
         values = read_parameters(template, {key: value for key, _, value in pairs})
         return Deployment.request(person, options["name"], template, values, via=Deployment.Via.COMMAND)
+
+    def look_for_the_portal(self) -> None:
+        """On one machine `serve` runs what is deployed, and its port is part of a demo stack's address."""
+        with open(settings.DATA_DIR / "serve.lock", "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                port = lock.read().strip()
+                if settings.DEMO and port != str(settings.PORT):
+                    text = f"The portal runs on port {port}. Say so: PORT={port} manage.py deploy …"
+                    raise Refusal("PAUSED", text) from None
+            else:
+                raise Refusal("PAUSED", "No portal runs here that could deploy it. Start it: make run")
 
     def person(self, username: str | None) -> Any:
         users = get_user_model().objects.filter(is_active=True)

@@ -68,6 +68,9 @@ class Command(BaseCommand):
             raise CommandError(
                 f"The portal already runs on {settings.DATA_DIR}. Stop it first.", returncode=2
             ) from None
+        handle.truncate(0)
+        handle.write(str(settings.PORT))  # for manage.py deploy, which must give its stacks the same addresses
+        handle.flush()
         return handle
 
     def ports(self) -> list[tuple[int, str]]:
@@ -173,6 +176,7 @@ class Command(BaseCommand):
                 tasks.add(loop.create_task(self.show_sample()))
 
         def drain() -> defer.Deferred[Any]:
+            self.console.print("\nStopping. What is being deployed goes on at the next start.")
             for task in tasks:
                 task.cancel()
             runner = Runner._of_this_process
