@@ -10,7 +10,7 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
 from asgiref.sync import sync_to_async
@@ -244,7 +244,9 @@ class Hub:
             if topic is None:
                 topic = self._topics[name] = make(name)
                 async with topic.lock:  # whoever comes second waits for the subscription too
-                    await self._opened.wait()
+                    with suppress(TimeoutError):  # a layer that is away costs a second, and pages lag until it is back
+                        async with asyncio.timeout(live.SEND_SECONDS):
+                            await self._opened.wait()
                     await self._ear.join(name)
                 topic.task = asyncio.create_task(topic.follow())
             topic.watches.add(watch)
@@ -284,7 +286,8 @@ class Hub:
             topics = list(self._topics.values())
             try:
                 stale = await sync_to_async(_stale)(topics)
-            except (OperationalError, InterfaceError):
+            except Exception as error:
+                log.warning("Comparing versions waits: %s", str(error).strip())
                 await sync_to_async(close_old_connections)()
                 continue
             for topic in stale:
@@ -296,7 +299,8 @@ class Hub:
             watches = [watch for topic in self._topics.values() for watch in topic.watches]
             try:
                 valid = await sync_to_async(still_valid)({watch.holder for watch in watches})
-            except (OperationalError, InterfaceError):
+            except Exception as error:
+                log.warning("Looking at who watches waits: %s", str(error).strip())
                 continue
             for watch in watches:
                 if watch.holder not in valid:

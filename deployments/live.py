@@ -44,15 +44,28 @@ class Ear:
     def __init__(self) -> None:
         self._layer = get_channel_layer()
         self._channel: str | None = None
+        self._joined: set[str] = set()
 
     async def open(self) -> None:
-        self._channel = await self._layer.new_channel()
+        """Subscribes, however long the layer stays away, and then to all that was joined meanwhile."""
+        while self._channel is None:
+            try:
+                self._channel = await self._layer.new_channel()
+            except Exception as error:
+                log.warning("The channel layer does not answer: %s", type(error).__name__)
+                await asyncio.sleep(SEND_SECONDS)
+        for topic in list(self._joined):
+            await _quietly(self._layer.group_add(topic, self._channel))
 
     async def join(self, topic: str) -> None:
-        await _quietly(self._layer.group_add(topic, self._channel))
+        self._joined.add(topic)
+        if self._channel is not None:
+            await _quietly(self._layer.group_add(topic, self._channel))
 
     async def leave(self, topic: str) -> None:
-        await _quietly(self._layer.group_discard(topic, self._channel))
+        self._joined.discard(topic)
+        if self._channel is not None:
+            await _quietly(self._layer.group_discard(topic, self._channel))
 
     async def topics(self) -> AsyncIterator[str]:
         """Each topic of which somebody said that it changed. What a message holds besides is not looked at."""

@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from .engine import diagnosis
-from .engine.recipe import PHASES, TITLES
+from .engine.recipe import PHASES, TITLES, UNCHANGED
 from .models import Deployment, Event, Stack
 
 LINES_SHOWN = 200
@@ -40,6 +40,7 @@ RECEIPT_WORDS = {
     "left": "still there",
 }
 HIDDEN_RECEIPTS = {"deploy"}  # vanishes with its application
+PHASE_OF = {"project": "creating_project", "application": "creating_application", "domain": "creating_domain"}
 
 
 @dataclass(slots=True)
@@ -70,6 +71,7 @@ class Row:
 def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
     """The context of _live.html."""
     rows = _rail(run, events, audience)
+    undo = _undo(run, events)
     error = run.error
     undoing = bool(error)
     step = _step(run)
@@ -111,8 +113,8 @@ def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
         "shows_bar": not undoing,
         "now": None if run.done else {"text": _now_text(run, rows), "sign": run.updated_at, "slow": slow},
         "rail": rows,
-        "undo": _undo(run, events),
-        "failure": _failure(run, audience) if error else None,
+        "undo": undo,
+        "failure": _failure(run, audience, undo) if error else None,
         "success": _success(run, rows, seconds) if run.status == Deployment.Status.SUCCESS else None,
     }
 
@@ -160,10 +162,10 @@ def _rail(run: Deployment, events: list[Event], audience: str) -> list[Row]:
     rows = {phase.name: Row(phase.name, phase.title) for phase in PHASES}
     ended: dict[str, datetime] = {}
     for event in events:
-        row = rows.get(event.phase)
+        data = event.data
+        row = rows.get(PHASE_OF.get(data["kind"], "") if event.kind == "receipt" else event.phase)
         if row is None:
             continue
-        data = event.data
         if event.kind == "phase":
             row.started = row.started or event.at
             row.message = event.message
@@ -225,22 +227,21 @@ def _undo(run: Deployment, events: list[Event]) -> dict[str, Any] | None:
             made[kind] = {"kind": kind, "label": run.stack.host if kind == "domain" else run.stack.name}
         if kind in made:
             made[kind]["state"] = data["state"]
-    rows = [
-        {**entry, "state": "removing" if entry["state"] in ("intended", "made") else entry["state"]}
-        for entry in reversed(made.values())
-    ]
-    if not rows:
+    if not made:
         return None
+    rows = list(reversed(made.values()))
     for entry in rows:
+        if (
+            entry["state"] != "gone"
+        ):  # after the end what is not gone is still there, whatever was meant to become of it
+            entry["state"] = "left" if run.done or entry["state"] == "left" else "removing"
         entry["word"] = RECEIPT_WORDS[entry["state"]]
-    if not run.done:
-        title = "Undoing"
-    else:
-        title = "Not everything could be removed" if run.error.get("left") else "Undone, nothing left behind"
-    return {"title": title, "rows": rows}
+    gone = all(entry["state"] == "gone" for entry in rows)
+    ended = "Undone, nothing left behind" if gone else "Not everything was removed"
+    return {"title": ended if run.done else "Undoing", "rows": rows, "gone": gone}
 
 
-def _failure(run: Deployment, audience: str) -> dict[str, Any]:
+def _failure(run: Deployment, audience: str, undo: dict[str, Any] | None) -> dict[str, Any]:
     error = run.error or {}
     entry = diagnosis.entry_of(error["code"])
     where = _title_of(error).lower()
@@ -253,7 +254,7 @@ def _failure(run: Deployment, audience: str) -> dict[str, Any]:
         f"Requested {run.created_at:%Y-%m-%d %H:%M:%S} UTC, template {run.template.slug}.",
     ]
     return {
-        "lost": _lost(run, error),
+        "lost": _lost(run, error, undo),
         "title": entry.title,
         "what": error["message"],
         "cause": entry.causes[0] if entry.causes else "",
@@ -266,20 +267,20 @@ def _failure(run: Deployment, audience: str) -> dict[str, Any]:
     }
 
 
-def _lost(run: Deployment, error: dict[str, Any]) -> str:
+def _lost(run: Deployment, error: dict[str, Any], undo: dict[str, Any] | None) -> str:
     """Is anything of mine lost?"""
     if run.kind == Deployment.Kind.REDEPLOY:
         if not run.done:
             return "Your stack is being brought back to its former settings."
-        if error.get("left"):
-            return "Your stack could not be brought back to its former version."
+        if error["phase"] in UNCHANGED and not error.get("left"):
+            return "Nothing of yours is lost: your stack was not changed."
+        if error.get("left") or run.phase != "rolling_back":
+            return "Your stack could not be brought back to its former version. Deploy it again when the cause is gone."
         return "Nothing of yours is lost: your stack has its former settings again."
     if not run.done:
         return "Nothing of yours is lost. What was made is being removed again."
-    if error.get("left") or (run.phase == "failed" and run.resources):
-        return (
-            "Nothing of yours is lost, but something was left at Dokploy. Deploy the same name again to go on with it."
-        )
+    if error.get("left") or (undo is not None and not undo["gone"]):
+        return "Nothing of yours is lost, but something was left at Dokploy. The name stays yours until it is gone."
     return f"Nothing of yours is lost, and the name “{run.stack.name}” is free again."
 
 

@@ -135,6 +135,9 @@ class Runner:
             except DATABASE_AWAY as error:
                 log.warning("Looking for work waits for the database: %s", str(error).strip())
                 await _reconnect()
+            except Exception:  # whatever it was: a runner that looks for nothing any more helps nobody
+                log.exception("Looking for work failed")
+                await asyncio.sleep(1)
             try:
                 await asyncio.wait_for(self._bell.wait(), self.sweep or None)
             except TimeoutError:
@@ -181,6 +184,10 @@ class Runner:
             journal.secrets = (settings.DOKPLOY_API_KEY, *spec.secrets, *(former.secrets if former else ()))
             if deployment.error:  # taken up again while undoing
                 failure = _failure_of(deployment.error)
+                if deployment.crashes >= 2 * CRASHES:
+                    left = ["what this deployment made (the portal was stopped again and again while removing it)"]
+                    await journal.over("failed", "failure", "The undo was given up", error=failure, left=left)
+                    return
             elif deployment.crashes >= CRASHES:
                 failure = _own_failure("TOO_MANY_CRASHES", deployment.phase)
             else:
@@ -239,10 +246,13 @@ class Runner:
                 continue
             asked = time.monotonic()
             try:
-                held = await sync_to_async(Deployment.beat)(self.name)
+                held = await sync_to_async(Deployment.beat)(self.name, list(self._runs))
             except DATABASE_AWAY as error:
                 log.warning("The heartbeat waits for the database: %s", str(error).strip())
                 await _reconnect()
+                continue
+            except Exception:
+                log.exception("The heartbeat failed")
                 continue
             for id, run in list(self._runs.items()):
                 if id in held:

@@ -146,3 +146,17 @@ async def test_a_layer_that_does_not_answer_holds_nobody_up(run: Deployment, mon
         while live._sending:
             await asyncio.wait(live._sending)
     frozen.close()
+
+
+async def test_a_layer_that_is_away_when_the_first_watcher_comes_costs_seconds_only(
+    run: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens where Redis should be: the page is right all the same."""
+    layer = RedisPubSubChannelLayer(hosts=["redis://127.0.0.1:9"])
+    monkeypatch.setattr(live, "get_channel_layer", lambda: layer)
+    monkeypatch.setattr(live, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "RESYNC_SECONDS", 0.05)
+    watcher = Watcher()
+    async with watching(run, watcher):
+        await record(run, "seen without Redis")
+        await watcher.sees("seen without Redis")

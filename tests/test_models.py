@@ -8,7 +8,7 @@ from django.contrib.auth import get_user_model
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from deployments import people
+from deployments import page, people
 from deployments.engine.spec import Progress, Resources
 from deployments.models import Deployment, Event, LeaseLost, Receipt, Refusal, Stack, Template
 
@@ -185,9 +185,53 @@ def test_a_beat_renews_only_what_is_still_held(anna: Any, ben: Any) -> None:
     mine, lost = claimed(anna, "mine"), claimed(ben, "lost")
     Deployment.objects.filter(pk=lost.pk).update(lease_owner="another")
     Deployment.objects.filter(pk=mine.pk).update(lease_until=timezone.now())
-    assert Deployment.beat("worker") == {mine.pk}
+    assert Deployment.beat("worker", [mine.pk, lost.pk]) == {mine.pk}
     mine.refresh_from_db()
     assert mine.lease_until > timezone.now() + timedelta(seconds=20)
+
+
+def test_a_beat_does_not_keep_what_its_worker_no_longer_drives(anna: Any) -> None:
+    run = claimed(anna)
+    Deployment.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    assert Deployment.beat("worker", []) == set()
+    assert [due.pk for due in Deployment.objects.due()] == [run.pk]
+
+
+def test_a_stack_that_ran_once_is_redeployed_whatever_became_of_it(anna: Any) -> None:
+    """A failed redeploy must never be answered by removing what ran."""
+    end(claimed(anna), succeeded=True)
+    Stack.objects.update(state="broken")
+    assert request(anna).kind == "redeploy"
+
+
+def test_a_crash_of_the_portal_is_no_undo(anna: Any) -> None:
+    first = claimed(anna)
+    first.record(made("p"))
+    end(first, succeeded=True)
+    again = claimed(anna)
+    error = {"phase": "deploying", "code": "DEPLOYMENT_FAILED", "message": "…", "retryable": True}
+    again.record(phase("failed", status="failure", error=error))
+    again.stack.refresh_from_db()
+    assert again.stack.state == "broken"
+    said = page.live(again, list(again.events.all()), "owner")
+    assert "could not be brought back" in said["failure"]["lost"]
+
+
+def test_the_page_of_a_crash_says_what_is_left(anna: Any) -> None:
+    run = claimed(anna)
+    run.record(phase("creating_project", progress=10))
+    run.record(made("p"))
+    error = {"phase": "creating_project", "code": "DEPLOYMENT_FAILED", "message": "…", "retryable": True}
+    run.record(phase("failed", status="failure", error=error))
+    said = page.live(run, list(run.events.all()), "owner")
+    assert said["undo"]["title"] == "Not everything was removed"
+    assert [row["word"] for row in said["undo"]["rows"]] == ["still there"]
+    assert "something was left" in said["failure"]["lost"]
+
+
+def made(id: str) -> Progress:
+    data = {"state": "made", "kind": "project", "mark": "m", "id": id}
+    return Progress("receipt", "creating_project", "", data=data)
 
 
 def test_the_oldest_run_is_claimed_first(anna: Any) -> None:

@@ -35,12 +35,12 @@ PHASES = (
     Phase("verifying_health", "Checking that it answers", 90, steps.verify_health, timeout=900.0, attempts=1),
 )
 
+RESTORING = ("configuring_application", "creating_domain", "deploying", "verifying_health")
 # What brings back the settings of a stack that ran before: the same steps, with the former spec. A redeploy that failed
 # before the first of them has changed nothing.
-RESTORE = tuple(phase for phase in PHASES if phase.name in ("configuring_application", "deploying", "verifying_health"))
+RESTORE = tuple(phase for phase in PHASES if phase.name in RESTORING)
 UNCHANGED = tuple(phase.name for phase in PHASES[: PHASES.index(RESTORE[0])])
 
-BY_NAME = {phase.name: phase for phase in PHASES}
 TITLES = {
     "initializing": "Waiting to begin",
     **{phase.name: phase.title for phase in PHASES},

@@ -169,8 +169,13 @@ async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: J
         else:
             if found.status == "running":
                 await journal.say("Dokploy pulls the image and starts the container")
-            log = await dokploy.build_log(found.id)
-            await journal.log(found.id, log, whole=found.status != "running")
+            try:
+                log = await dokploy.build_log(found.id)
+                await journal.log(found.id, log, whole=found.status != "running")
+            except DokployError:  # only a failure needs its log: one that cannot be read fails no deploy that goes well
+                if found.status == "error":
+                    raise
+                log = ""
             if found.status == "done":
                 return found
             if found.status == "error":

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from .. import live, vault
 from ..engine.errors import Interrupted
-from ..engine.recipe import TITLES
+from ..engine.recipe import TITLES, UNCHANGED
 from ..engine.spec import Progress, Resources, StackSpec
 from .installation import Installation
 from .refusal import Refusal
@@ -193,8 +193,8 @@ class Deployment(models.Model):
                 raise Refusal("NAME_TAKEN", f"“{name}” is taken. Choose another name.", field="name")
             if stack.deployments.running().exists():
                 raise Refusal("BUSY", f"“{name}” is being deployed right now. Wait until that is over.", field="name")
-            if stack.state == Stack.State.LIVE:
-                kind = cls.Kind.REDEPLOY
+            if stack.deployments.filter(status=cls.Status.SUCCESS).exists():
+                kind = cls.Kind.REDEPLOY  # whatever became of it since: what ran once is restored, never removed
         run = cls(stack=stack, template=template, kind=kind, requested_by=person, via=via, idempotency_key=digest)
         run._write_spec(template, parameters)
         run.message = "Waiting to begin"
@@ -288,9 +288,9 @@ class Deployment(models.Model):
         return None
 
     @classmethod
-    def beat(cls, worker: str) -> set[str]:
-        """Renews the leases of this worker's runs; returns the ids of those that it still holds."""
-        mine = cls.objects.running().filter(lease_owner=worker)
+    def beat(cls, worker: str, ids: list[str]) -> set[str]:
+        """Renews the leases of the runs that this worker works on; returns the ids of those that it still holds."""
+        mine = cls.objects.running().filter(lease_owner=worker, pk__in=ids)
         mine.update(lease_until=_lease_end())
         return set(mine.values_list("pk", flat=True))
 
@@ -353,7 +353,9 @@ class Deployment(models.Model):
             transaction.on_commit(self._announce)
 
     def _settle_stack(self) -> None:
-        restored = self.kind == self.Kind.REDEPLOY and not (self.error or {}).get("left")
+        error = self.error or {}
+        undone = self.phase == "rolling_back" or error.get("phase") in UNCHANGED
+        restored = self.kind == self.Kind.REDEPLOY and undone and not error.get("left")
         succeeded = self.status == self.Status.SUCCESS
         self.stack.settle(works=succeeded or restored, template=self.template if succeeded else None)
 
@@ -416,10 +418,6 @@ class Deployment(models.Model):
     @property
     def done(self) -> bool:
         return self.status != self.Status.IN_PROGRESS
-
-    @property
-    def address(self) -> str:
-        return self.stack.url
 
     def ahead(self) -> int:
         """How many runs wait in front of this one, which waits too."""

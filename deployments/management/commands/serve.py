@@ -65,9 +65,7 @@ class Command(BaseCommand):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CommandError(
-                f"The portal already runs on {settings.DATA_DIR}. Stop it first.", returncode=2
-            ) from None
+            raise CommandError(RUNS_ALREADY.format(settings.DATA_DIR), returncode=2) from None
         handle.truncate(0)
         handle.write(str(settings.PORT))  # for manage.py deploy, which must give its stacks the same addresses
         handle.flush()
@@ -171,7 +169,7 @@ class Command(BaseCommand):
         def begin() -> None:
             live.bind()
             tasks.add(loop.create_task(consumers.answer_the_bell(application)))
-            tasks.add(loop.create_task(self.first_bell()))
+            Runner.of_this_process().ring()  # runs that an earlier process left are due at once
             if sample:
                 tasks.add(loop.create_task(self.show_sample()))
 
@@ -195,11 +193,6 @@ class Command(BaseCommand):
         reactor.addSystemEventTrigger("before", "shutdown", drain)  # type: ignore[arg-type]
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         server.run()
-
-    async def first_bell(self) -> None:
-        """Runs that an earlier process left are due at once."""
-        await asyncio.sleep(0)
-        live.wake()
 
     async def show_sample(self) -> None:
         run = await sync_to_async(self.sample)()
