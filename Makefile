@@ -15,7 +15,7 @@ run: .venv/.installed
 	@exec $(BIN)/python manage.py serve
 
 test: .venv/.installed-dev
-	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
