@@ -169,13 +169,8 @@ async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: J
         else:
             if found.status == "running":
                 await journal.say("Dokploy pulls the image and starts the container")
-            try:
-                log = await dokploy.build_log(found.id)
-                await journal.log(found.id, log, whole=found.status != "running")
-            except DokployError:  # only a failure needs its log: one that cannot be read fails no deploy that goes well
-                if found.status == "error":
-                    raise
-                log = ""
+            log = await dokploy.build_log(found.id)
+            await journal.log(found.id, log, whole=found.status != "running")
             if found.status == "done":
                 return found
             if found.status == "error":
