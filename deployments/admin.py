@@ -87,11 +87,20 @@ class TemplateAdmin(admin.ModelAdmin):
 
 @admin.register(Stack)
 class StackAdmin(ReadOnly):
-    list_display = ["name", "state", "owner", "template", "url", "created_at", "expires_at"]
+    list_display = ["name", "state", "owner", "template", "url", "created_at", "expires_at", "what_to_do"]
+    readonly_fields = ["what_to_do"]
     list_filter = ["state", "template"]
     search_fields = ["name", "id", "owner__username"]
     inlines = [DeploymentInline, ReceiptInline]
     formfield_overrides = {models.URLField: {"assume_scheme": "https"}}
+
+    @admin.display(description="what to do")
+    def what_to_do(self, stack: Stack) -> str:
+        """The pages' own ways: a redeploy filled in with what there is, a removal that asks for the name."""
+        if stack.state == Stack.State.GONE:
+            return "–"
+        again, remove = (reverse(name, args=[stack.pk]) for name in ("redeploy", "remove"))
+        return format_html('<a href="{}">deploy again</a> · <a href="{}">remove</a>', again, remove)
 
 
 @admin.register(Deployment)

@@ -23,7 +23,7 @@ from django.views.decorators.csrf import csrf_exempt
 from . import check, people
 from .forms import read_parameters
 from .hub import Hub, RunTopic, Watch
-from .models import Deployment, Event, Refusal, Template
+from .models import Deployment, Event, Refusal, Stack, Template
 from .people import Pass
 
 KEEP_ALIVE_SECONDS = 8.0
@@ -101,13 +101,9 @@ async def deploy(request: HttpRequest) -> HttpResponse:
 def _deploy(request: HttpRequest) -> dict[str, Any]:
     name, slug, parameters = _read_body(request)
     person = request.person  # type: ignore[attr-defined]
-    offered = Template.offered_to(person)
-    if slug is not None:
-        offered = offered.filter(slug=slug) if SLUG.fullmatch(slug) else offered.none()
-    template = offered.first()
-    if template is None:
-        raise Refusal("INVALID_PARAMETER", "There is no such template.", field="template")
-    values = read_parameters(template, parameters)
+    stack = Stack.objects.visible_to(person).existing().filter(name=name, owner=_owner(request)).first()
+    template = _template(person, slug, stack)
+    values = read_parameters(template, parameters, stack.parameters(template) if stack else None)
     run = Deployment.request(
         _owner(request),
         name,
@@ -117,6 +113,23 @@ def _deploy(request: HttpRequest) -> dict[str, Any]:
         idempotency_key=_idempotency_key(request),
         address=request.address,  # type: ignore[attr-defined]
     )
+    return _started(run)
+
+
+def _template(person: Any, slug: str | None, stack: Stack | None) -> Template:
+    """The one that is named; else, of a stack that is there, its own; else the first."""
+    offered = Template.offered_to(person)
+    if slug is not None:
+        offered = offered.filter(slug=slug) if SLUG.fullmatch(slug) else offered.none()
+    elif stack is not None:
+        return stack.template
+    template = offered.first()
+    if template is None:
+        raise Refusal("INVALID_PARAMETER", "There is no such template.", field="template")
+    return template
+
+
+def _started(run: Deployment) -> dict[str, Any]:
     return {
         "success": True,
         "deploymentId": run.pk,
@@ -157,6 +170,21 @@ def _idempotency_key(request: HttpRequest) -> str | None:
     if key is not None and not (0 < len(key) <= 255 and key.isprintable()):
         raise Refusal("INVALID_PARAMETER", "An Idempotency-Key has 1 to 255 characters.", field="Idempotency-Key")
     return key
+
+
+@door("DELETE")
+async def remove(request: HttpRequest, name: str) -> HttpResponse:
+    """DELETE /api/stacks/<name>: 202 with the addresses of the run that takes it away."""
+    return JsonResponse(await sync_to_async(_remove)(request, name), status=202)
+
+
+def _remove(request: HttpRequest, name: str) -> dict[str, Any]:
+    person = request.person  # type: ignore[attr-defined]
+    stack = Stack.objects.visible_to(person).existing().filter(name=name).first()
+    if stack is None:
+        text = "You have no stack of that name. One that was started without a token only an operator can remove."
+        raise Refusal("NOT_FOUND", text)
+    return _started(Deployment.request_removal(person, stack, via=Deployment.Via.API))
 
 
 @door("GET")

@@ -15,17 +15,20 @@ LOCK_SECONDS = 15 * 60
 TRIES = 5
 
 
-def read_parameters(template: Template, given: dict[str, Any]) -> dict[str, Any]:
+def read_parameters(template: Template, given: dict[str, Any], former: dict[str, str] | None = None) -> dict[str, Any]:
     """The parameters, checked and typed, defaults filled in. Raises Refusal INVALID_PARAMETER with the field.
 
     given: values by key, as JSON has them; keys that the template does not know are refused.
+    former: what the stack has (Stack.parameters): kept where nothing is given, and where a secret is left empty.
     """
-    fields = template.form_fields()
+    fields, former, secret = template.form_fields(), former or {}, template.secret_keys()
     if unknown := sorted(given.keys() - fields.keys()):
         raise Refusal("INVALID_PARAMETER", f"The template has no parameter “{unknown[0][:60]}”.", field=unknown[0][:60])
     values = {}
     for key, field in fields.items():
-        value = given.get(key, field.initial)
+        value = given.get(key, former.get(key, field.initial))
+        if key in secret and not value:
+            value = former.get(key, value)
         if isinstance(value, dict | list):
             raise Refusal("INVALID_PARAMETER", f"{field.label}: write a single value.", field=key)
         try:
@@ -45,14 +48,23 @@ class DeployForm(forms.Form):
     def __init__(self, person: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.person = person
-        self.offered = list(Template.offered_to(person))
-        self.fields["template"].queryset = Template.offered_to(person)  # type: ignore[attr-defined]
+        self.offered = self.offer()
+        self.fields["template"].queryset = Template.objects.filter(  # type: ignore[attr-defined]
+            pk__in=[template.pk for template in self.offered]
+        )
         self.fields["template"].initial = self.offered[0].slug if self.offered else None
         self.fields["idempotency_key"].initial = secrets.token_hex(16)
         for template in self.offered:
             for key, field in template.form_fields().items():
                 field.required = False  # only the chosen template's parameters count; they are checked in clean
                 self.fields[f"{template.slug}-{key}"] = field
+
+    def offer(self) -> list[Template]:
+        return list(Template.offered_to(self.person))
+
+    def former(self, template: Template) -> dict[str, str]:
+        """What the stack has already, where there is one."""
+        return {}
 
     def cards(self) -> list[dict[str, Any]]:
         chosen = self["template"].value()
@@ -82,7 +94,7 @@ class DeployForm(forms.Form):
             prefix = f"{template.slug}-"
             given = {key: cleaned.get(prefix + key) for key in template.form_fields() if prefix + key in cleaned}
             try:
-                cleaned["parameters"] = read_parameters(template, given)
+                cleaned["parameters"] = read_parameters(template, given, self.former(template))
             except Refusal as refusal:
                 field = f"{prefix}{refusal.field}"
                 self.add_error(field if field in self.fields else None, refusal.message)
@@ -91,18 +103,67 @@ class DeployForm(forms.Form):
     def deploy(self, address: str) -> Deployment | None:
         """The run that was asked for, or None with the reason among the form's errors."""
         try:
-            return Deployment.request(
-                self.person,
-                self.cleaned_data["name"],
-                self.cleaned_data["template"],
-                self.cleaned_data["parameters"],
-                via=Deployment.Via.FORM,
-                idempotency_key=self.cleaned_data["idempotency_key"] or None,
-                address=address,
-            )
+            return self.request(address)
         except Refusal as refusal:
             self.add_error(refusal.field if refusal.field in self.fields else None, refusal.message)
             return None
+
+    def request(self, address: str) -> Deployment:
+        return Deployment.request(
+            self.person,
+            self.cleaned_data["name"],
+            self.cleaned_data["template"],
+            self.cleaned_data["parameters"],
+            via=Deployment.Via.FORM,
+            idempotency_key=self.cleaned_data["idempotency_key"] or None,
+            address=address,
+        )
+
+
+class RedeployForm(DeployForm):
+    """The same for a stack that is there: filled in with what it has. A secret that is left empty stays as it is."""
+
+    def __init__(self, person: Any, stack: Stack, *args: Any, **kwargs: Any) -> None:
+        self.stack = stack
+        super().__init__(person, *args, **kwargs)
+        del self.fields["name"]
+        self.fields["template"].initial = stack.template.slug
+        for template in self.offered:
+            secret = template.secret_keys()
+            for key, value in self.former(template).items():
+                field = self.fields[f"{template.slug}-{key}"]
+                if key not in secret:
+                    field.initial = value == "true" if isinstance(field, forms.BooleanField) else value
+                elif value:
+                    field.help_text = f"{field.help_text} Leave it empty to keep the one that is set.".strip()
+
+    def offer(self) -> list[Template]:
+        """What may be deployed, and what the stack is made of, even if that is not offered any more."""
+        offered = super().offer()
+        return offered if self.stack.template in offered else [self.stack.template, *offered]
+
+    def former(self, template: Template) -> dict[str, str]:
+        return self.stack.parameters(template)
+
+    def request(self, address: str) -> Deployment:
+        template, parameters = self.cleaned_data["template"], self.cleaned_data["parameters"]
+        return Deployment.request_again(self.person, self.stack, template, parameters, via=Deployment.Via.FORM)
+
+
+class RemoveForm(forms.Form):
+    """Removing takes typing the stack's name."""
+
+    name = forms.CharField(max_length=30, required=False)
+
+    def __init__(self, stack: Stack, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stack = stack
+
+    def clean_name(self) -> str:
+        name = str(self.cleaned_data["name"]).strip()
+        if name != self.stack.name:
+            raise ValidationError(f"To remove it, type its name: {self.stack.name}")
+        return name
 
 
 class LoginForm(AuthenticationForm):

@@ -143,16 +143,21 @@ class RunTopic(Topic):
 
     def read(self) -> int:
         if self.run is None:
-            run = Deployment.objects.select_related("stack__owner", "template", "requested_by").get(pk=self.run_id)
+            run = self._whole()
         else:
             run = copy.copy(self.run)  # whoever holds the former one sees nothing change under their eyes
             run.refresh_from_db(fields=CHANGING)
+            if run.done:  # the end changes the stack too
+                run = self._whole()
         last = self.events[-1].seq if self.events else 0
         if run.version > last:
             new = list(run.events.filter(seq__gt=last, seq__lte=run.version))
             self.events = [*self.events, *new]
         self.run = run
         return run.version
+
+    def _whole(self) -> Deployment:
+        return Deployment.objects.select_related("stack__owner", "template", "requested_by").get(pk=self.run_id)
 
     def render(self, audience: str) -> str:
         assert self.run is not None

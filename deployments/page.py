@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from .engine import diagnosis
-from .engine.recipe import PHASES, TITLES, UNCHANGED
+from .engine.recipe import RECIPES, TITLES, UNCHANGED, Phase
 from .models import Deployment, Event, Stack
 
 LINES_SHOWN = 200
@@ -40,7 +40,7 @@ RECEIPT_WORDS = {
     "left": "still there",
 }
 HIDDEN_RECEIPTS = {"deploy"}  # vanishes with its application
-PHASE_OF = {"project": "creating_project", "application": "creating_application", "domain": "creating_domain"}
+DOING = {"deploy": "Deploying", "redeploy": "Deploying", "remove": "Removing"}
 
 
 @dataclass(slots=True)
@@ -78,6 +78,7 @@ def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
     ended = run.completed_at
     seconds = (ended - run.created_at).total_seconds() if ended else None
     queued = run.phase == "initializing" and run.lease_until is None and not run.done
+    steps = len(_phases(run))
     headline, tone = _headline(run, step, queued)
     elapsed = (timezone.now() - (run.started_at or run.created_at)).total_seconds()
     slow = not ended and elapsed > _slow_after()
@@ -90,13 +91,13 @@ def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
         "name": run.stack.name,
         "kind": run.kind,
         "address": run.stack.url,
-        "url": run.stack.url if run.status == Deployment.Status.SUCCESS else None,
+        "url": run.stack.url if run.status == Deployment.Status.SUCCESS and not _removes(run) else None,
         "headline": headline,
         "tone": tone,
-        "title": f"({step}/{len(PHASES)}) Deploying · {run.stack.name}"
+        "title": f"({step}/{steps}) {DOING[run.kind]} · {run.stack.name}"
         if tone in ("running", "slow")
         else f"{headline} · {run.stack.name}",
-        "favicon": {"live": "live", "failed": "failed", "undone": "failed"}.get(tone, "running"),
+        "favicon": {"live": "live", "gone": "live", "failed": "failed"}.get(tone, "running"),
         "announce": f"{run.stack.name}: {headline}",
         "who": _who(run),
         "via": run.get_via_display(),
@@ -105,23 +106,42 @@ def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
         "started": run.started_at,
         "ended": ended,
         "seconds": max(seconds, 0.0) if seconds is not None else None,
-        "usual": usual(),
+        "usual": None if _removes(run) else usual(),
         "progress": run.progress,
         "step": step,
-        "steps": len(PHASES),
-        "valuetext": f"{step} of {len(PHASES)}, {TITLES.get(run.phase, run.phase).lower()}",
+        "steps": steps,
+        "valuetext": f"{step} of {steps}, {TITLES.get(run.phase, run.phase).lower()}",
         "shows_bar": not undoing,
         "now": None if run.done else {"text": _now_text(run, rows), "sign": run.updated_at, "slow": slow},
         "rail": rows,
         "undo": undo,
         "failure": _failure(run, audience, undo) if error else None,
         "success": _success(run, rows, seconds) if run.status == Deployment.Status.SUCCESS else None,
+        "actions": _actions(run) if run.done and audience != "link" else [],
     }
+
+
+def _removes(run: Deployment) -> bool:
+    return run.kind == Deployment.Kind.REMOVE
+
+
+def _phases(run: Deployment) -> tuple[Phase, ...]:
+    return RECIPES[run.kind]
+
+
+def _actions(run: Deployment) -> list[dict[str, str]]:
+    """What can be done to the stack now."""
+    if run.stack.state == Stack.State.GONE:
+        return []
+    return [
+        {"label": "Deploy again", "href": reverse("redeploy", args=[run.stack_id])},
+        {"label": "Remove", "href": reverse("remove", args=[run.stack_id])},
+    ]
 
 
 def _headline(run: Deployment, step: int, queued: bool) -> tuple[str, str]:
     if run.status == Deployment.Status.SUCCESS:
-        return "Live", "live"
+        return ("Removed, nothing left behind", "gone") if _removes(run) else ("Live", "live")
     if run.status == Deployment.Status.FAILURE:
         return f"Failed while {_title_of(run.error).lower()}", "failed"
     if run.error:
@@ -129,7 +149,7 @@ def _headline(run: Deployment, step: int, queued: bool) -> tuple[str, str]:
     if queued:
         ahead = run.ahead()
         return (f"Queued, {ahead} ahead" if ahead else "Queued, next"), "queued"
-    return f"Deploying, {step} of {len(PHASES)}", "running"
+    return f"{DOING[run.kind]}, {step} of {len(_phases(run))}", "running"
 
 
 def _title_of(error: dict[str, Any] | None) -> str:
@@ -138,7 +158,7 @@ def _title_of(error: dict[str, Any] | None) -> str:
 
 def _step(run: Deployment) -> int:
     """The number of the phase that runs, or, after a failure, of the one that failed."""
-    names = [phase.name for phase in PHASES]
+    names = [phase.name for phase in _phases(run)]
     name = run.error["phase"] if run.error else run.phase
     if name == "completed":
         return len(names)
@@ -159,11 +179,12 @@ def _now_text(run: Deployment, rows: list[Row]) -> str:
 
 def _rail(run: Deployment, events: list[Event], audience: str) -> list[Row]:
     """All phases from the first second; what happened in each is read off the events."""
-    rows = {phase.name: Row(phase.name, phase.title) for phase in PHASES}
+    rows = {phase.name: Row(phase.name, phase.title) for phase in _phases(run)}
+    verb = "removing" if _removes(run) else "creating"
     ended: dict[str, datetime] = {}
     for event in events:
         data = event.data
-        row = rows.get(PHASE_OF.get(data["kind"], "") if event.kind == "receipt" else event.phase)
+        row = rows.get(f"{verb}_{data['kind']}" if event.kind == "receipt" else event.phase)
         if row is None:
             continue
         if event.kind == "phase":
@@ -247,7 +268,7 @@ def _failure(run: Deployment, audience: str, undo: dict[str, Any] | None) -> dic
     where = _title_of(error).lower()
     evidence = error.get("evidence", "") if audience != "link" else ""
     report = [
-        f"Deployment {run.pk} of {run.stack.name} failed while {where}.",
+        f"{'Removal' if _removes(run) else 'Deployment'} {run.pk} of {run.stack.name} failed while {where}.",
         f"{error['code']}: {error['message']}",
         *([f"Evidence: {evidence}"] if evidence else []),
         *(f"Left: {left}" for left in error.get("left", [])),
@@ -269,6 +290,10 @@ def _failure(run: Deployment, audience: str, undo: dict[str, Any] | None) -> dic
 
 def _lost(run: Deployment, error: dict[str, Any], undo: dict[str, Any] | None) -> str:
     """Is anything of mine lost?"""
+    if _removes(run):
+        if not error.get("left"):
+            return "Nothing was removed: your stack is as it was."
+        return f"Not everything could be removed. The name “{run.stack.name}” stays yours until it is; try again."
     if run.kind == Deployment.Kind.REDEPLOY:
         if not run.done:
             return "Your stack is being brought back to its former settings."
@@ -285,6 +310,8 @@ def _lost(run: Deployment, error: dict[str, Any], undo: dict[str, Any] | None) -
 
 
 def _success(run: Deployment, rows: list[Row], seconds: float | None) -> dict[str, Any]:
+    if _removes(run):
+        return {"gone": True, "seconds": seconds}
     http = next((rung for rung in rows[-1].rungs if rung["name"] == "HTTP"), None)
     return {"url": run.stack.url, "status": http["text"] if http else "", "seconds": seconds, "usual": usual()}
 
@@ -310,8 +337,8 @@ def stacks(runs: list[Deployment]) -> list[dict[str, Any]]:
 def _stack(run: Deployment) -> dict[str, Any]:
     running = not run.done
     headline, tone = _headline(run, _step(run), running and run.phase == "initializing" and run.lease_until is None)
-    if not running and run.status == Deployment.Status.FAILURE and run.stack.state == Stack.State.GONE:
-        headline = f"{headline}, undone"
+    if run.stack.state == Stack.State.GONE:
+        headline = "Removed" if run.status == Deployment.Status.SUCCESS else f"{headline}, undone"
     is_live = run.stack.state == Stack.State.LIVE
     return {
         "name": run.stack.name,
@@ -324,6 +351,7 @@ def _stack(run: Deployment) -> dict[str, Any]:
         "page": reverse("deployment", args=[run.pk]),
         "since": run.created_at,
         "done": run.done,
+        "actions": _actions(run) if run.done else [],
     }
 
 
@@ -352,7 +380,7 @@ def _last_runs() -> list[float]:
     """How long the last runs that succeeded took, in seconds. Looked up now and then."""
     global _took
     if time.monotonic() > _took[0]:
-        done = Deployment.objects.filter(status=Deployment.Status.SUCCESS).order_by("-created_at")
+        done = Deployment.objects.that_worked().order_by("-created_at")
         times = done.values_list("started_at", "completed_at")[:RUNS_COUNTED]
         found = [(end - start).total_seconds() for start, end in times if start and end]
         _took = (time.monotonic() + USUAL_SECONDS, found)

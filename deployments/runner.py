@@ -21,7 +21,7 @@ from .engine import diagnosis, orchestrator
 from .engine.dokploy import Dokploy, Exchange
 from .engine.errors import Failure, Interrupted
 from .engine.journal import Journal
-from .engine.recipe import UNCHANGED
+from .engine.recipe import RECIPES, REMOVAL, UNCHANGED
 from .engine.spec import Progress, StackSpec
 from .models import Deployment, LeaseLost
 from .models.deployment import CRASHES
@@ -194,12 +194,16 @@ class Runner:
                 if deployment.phase != "initializing":
                     await journal.note("Taken up again after an interruption")
                 try:
-                    await orchestrator.deploy(dokploy, spec, journal, begin_with=deployment.phase, patience=patience)
-                    await journal.over("completed", "success", f"{spec.name} is live at {spec.url}", progress=100)
+                    begin, phases = deployment.phase, RECIPES[deployment.kind]
+                    await orchestrator.run(dokploy, spec, journal, phases=phases, begin_with=begin, patience=patience)
+                    await journal.over("completed", "success", deployment.last_words(), progress=100)
                     return
                 except Failure as error:
                     failure = error
-            await self._undo(dokploy, spec, former, journal, failure, patience)
+            if deployment.kind == Deployment.Kind.REMOVE:
+                await self._leave(deployment, journal, failure)
+            else:
+                await self._undo(dokploy, spec, former, journal, failure, patience)
         except (Interrupted, *DATABASE_AWAY):
             raise
         except vault.Locked as locked:
@@ -236,6 +240,19 @@ class Runner:
             left = await orchestrator.undo(dokploy, spec, journal, patience=patience)
         message = f"Left at Dokploy: {'; '.join(left)}" if left else "Rollback completed"
         await journal.over("rolling_back", "failure", message, error=failure, left=left)
+
+    async def _leave(self, deployment: Deployment, journal: Journal, failure: Failure) -> None:
+        """After a removal that failed: there is nothing to undo, what it did not come to is named."""
+        if not await sync_to_async(deployment.done_something)():
+            await journal.over("failed", "failure", "Nothing was removed, so nothing has changed", error=failure)
+            return
+        names = [phase.name for phase in REMOVAL]
+        first = names.index(failure.phase) if failure.phase in names else 0
+        kinds = [name.removeprefix("removing_") for name in names[first:]]
+        for kind in kinds:
+            await journal.left(kind, None, failure.message)
+        message = f"Left at Dokploy: the {', the '.join(kinds)}"
+        await journal.over("failed", "failure", message, error=failure, left=[f"the {kind}" for kind in kinds])
 
     # -- leases --------------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,19 @@ class RunId(StringConverter):
     regex = "dep_[0-9a-f]{32}"
 
 
+class StackId(StringConverter):
+    regex = "stk_[0-9a-f]{20}"
+
+
 register_converter(RunId, "run")
+register_converter(StackId, "stack")
 
 urlpatterns = [
     path("", views.home, name="home"),
     path("check", views.check_name, name="check"),
     path("stacks", views.stacks, name="stacks"),
+    path("stacks/<stack:id>/deploy", views.redeploy, name="redeploy"),
+    path("stacks/<stack:id>/remove", views.remove, name="remove"),
     path("deployments/<run:id>", views.deployment, name="deployment"),
     path("deployments/<run:id>/live", views.deployment_live, name="deployment-live"),
     path("help/", views.help_page, name="help"),
@@ -23,6 +30,7 @@ urlpatterns = [
     path("api/status/<str:id>", api.status, name="api-status"),
     path("api/deployments/<str:id>", api.state, name="api-deployment"),
     path("api/deployments/<str:id>/events", api.events, name="api-events"),
+    path("api/stacks/<str:name>", api.remove, name="api-stack"),
     path("api/check/<str:name>", api.check_name, name="api-check"),
     path("api/<path:rest>", api.nothing),
 ]

@@ -4,6 +4,7 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
+from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
 from django.http import Http404, HttpRequest, HttpResponse
@@ -14,8 +15,8 @@ from django.views.decorators.http import require_GET, require_http_methods
 from . import check, page
 from .engine import diagnosis
 from .engine.recipe import PHASES
-from .forms import DeployForm
-from .models import ApiToken, Deployment
+from .forms import DeployForm, RedeployForm, RemoveForm
+from .models import ApiToken, Deployment, Refusal, Stack
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -42,6 +43,48 @@ def home(request: HttpRequest) -> HttpResponse:
         "stacks_socket": "/ws/stacks",
     }
     return render(request, "home.html", context, status=400 if form.errors else 200)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@login_required
+def redeploy(request: HttpRequest, id: str) -> HttpResponse:
+    """The form again, for a stack that is there."""
+    stack = get_object_or_404(Stack.objects.visible_to(request.user), pk=id)
+    if stack.state == Stack.State.GONE:
+        return _is_gone(request, stack)
+    if request.method == "POST":
+        form = RedeployForm(request.user, stack, request.POST)
+        run = form.deploy(request.address) if form.is_valid() else None  # type: ignore[attr-defined]
+        if run is not None:
+            return redirect("deployment", run.pk)
+    else:
+        form = RedeployForm(request.user, stack)
+    context = {"form": form, "cards": form.cards(), "stack": stack, "usual": _usual()}
+    return render(request, "redeploy.html", context, status=400 if form.errors else 200)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@login_required
+def remove(request: HttpRequest, id: str) -> HttpResponse:
+    """Asks for the stack's name, then takes it away."""
+    stack = get_object_or_404(Stack.objects.visible_to(request.user), pk=id)
+    if stack.state == Stack.State.GONE:
+        return _is_gone(request, stack)
+    form = RemoveForm(stack, request.POST if request.method == "POST" else None)
+    if form.is_valid():
+        try:
+            run = Deployment.request_removal(_person(request), stack, via=Deployment.Via.FORM)
+            return redirect("deployment", run.pk)
+        except Refusal as refusal:
+            form.add_error(None, refusal.message)
+    receipts = stack.receipts.exclude(state="gone").exclude(kind="deploy").order_by("-pk")
+    context = {"form": form, "stack": stack, "objects": [receipt.kind for receipt in receipts]}
+    return render(request, "remove.html", context, status=400 if form.errors else 200)
+
+
+def _is_gone(request: HttpRequest, stack: Stack) -> HttpResponse:
+    messages.info(request, f"“{stack.name}” is gone already.")
+    return redirect("home")
 
 
 def _person(request: HttpRequest) -> Any:

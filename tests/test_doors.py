@@ -83,6 +83,27 @@ def test_anothers_run_is_not_there_for_any_script(client: Client, people: People
         assert client.get(path.format(run.pk), headers={**token(person), "Accept": accept}).status_code == 200
 
 
+@pytest.mark.parametrize("verb", ["deploy", "remove"])
+def test_anothers_stack_is_not_there_to_be_changed(people: People, verb: str) -> None:
+    run = end(people.run(people.owner, "shop"))
+    page = f"/stacks/{run.stack_id}/{verb}"
+    form = {"name": "shop", "template": people.template.slug}
+    before = contents()
+    other = signed_in(people.other)
+    assert other.get(page).status_code == other.post(page, form).status_code == 404
+    assert Client().post(page, form).status_code == 302  # to the sign-in
+    assert Client().delete("/api/stacks/shop", headers=token(people.other)).status_code == 404
+    assert Client(enforce_csrf_checks=True).post(page, form).status_code == 403
+    owner = signed_in(people.owner)
+    assert owner.get(page).status_code == 200
+    after = contents()
+    assert {name: rows for name, rows in after.items() if name.startswith("deployments.D")} == {
+        name: rows for name, rows in before.items() if name.startswith("deployments.D")
+    }
+    assert owner.post(page, form).status_code == 302
+    assert Deployment.objects.filter(stack=run.stack_id).count() == 2
+
+
 @pytest.mark.parametrize("path", [*PAGES, *API])
 def test_no_other_verb_opens_anothers_run(people: People, path: str) -> None:
     run = people.run(people.owner, "canary-shop")

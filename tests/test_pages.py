@@ -114,6 +114,26 @@ def test_the_list_of_stacks_moves_by_itself(portal: Portal, tab: Any) -> None:
     expect(tab.get_by_role("link", name=f"http://in-the-list.localhost:{portal.port + 2}")).to_be_visible()
 
 
+def test_a_stack_is_removed_before_the_persons_eyes(portal: Portal, tab: Any) -> None:
+    deploy(tab, "taken-away")
+    tab.locator("#actions").get_by_role("link", name="Remove").click()
+    button = tab.get_by_role("button", name="Remove taken-away")
+    tab.get_by_label("Type taken-away to remove it").fill("taken-away")
+    gates = {"domain.delete": "domain", "application.delete": "application", "project.remove": "project"}
+    with held(portal, *gates):
+        button.click()
+        tab.wait_for_url("**/deployments/dep_*")
+        for number, (gate, kind) in enumerate(gates.items(), 1):
+            expect(tab.locator("#live")).to_contain_text(f"Removing, {number} of 3")
+            expect(tab.locator("#live .row.is-active")).to_contain_text(f"Removing the {kind}")
+            portal.open_gate(gate)
+    expect(tab.get_by_role("heading", name="It is gone")).to_be_visible()
+    expect(tab.locator("#live")).to_contain_text("Removed, nothing left behind")
+    assert tab.locator("#actions").count() == 0
+    tab.goto("/")
+    expect(tab.locator("#stack-taken-away")).to_contain_text("Removed")
+
+
 def test_without_a_socket_the_page_polls_and_says_so(portal: Portal, tab: Any) -> None:
     tab.context.route_web_socket("**/*", lambda socket: socket.close())
     with held(portal, "job"):

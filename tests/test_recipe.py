@@ -17,7 +17,7 @@ from deployments.engine import orchestrator, steps
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Failure, Interrupted
 from deployments.engine.journal import Journal
-from deployments.engine.recipe import PHASES
+from deployments.engine.recipe import PHASES, REMOVAL
 from deployments.engine.spec import Progress, Resources, StackSpec
 
 from .processes import IMAGE, KEY, Simulator, until
@@ -124,13 +124,18 @@ class Run:
     async def deploy(self, dokploy: Dokploy, journal: Journal | None = None, **more: Any) -> Resources:
         journal = journal or self.journal()
         async with asyncio.timeout(20):
-            return await orchestrator.deploy(dokploy, self.spec, journal, begin_with=self.phase, **more)
+            return await orchestrator.run(dokploy, self.spec, journal, begin_with=self.phase, **more)
 
     async def undo(self, dokploy: Dokploy, journal: Journal | None = None, **more: Any) -> list[str]:
         journal = journal or self.journal()
         async with asyncio.timeout(20):
             await journal.begin("rolling_back", 95, "Undoing")
             return await orchestrator.undo(dokploy, self.spec, journal, **more)
+
+    async def remove(self, dokploy: Dokploy, journal: Journal | None = None) -> Resources:
+        journal = journal or self.journal()
+        async with asyncio.timeout(20):
+            return await orchestrator.run(dokploy, self.spec, journal, phases=REMOVAL, begin_with=self.phase)
 
     async def fails(self, dokploy: Dokploy, **more: Any) -> Failure:
         with pytest.raises(Failure) as caught:
@@ -761,7 +766,7 @@ async def test_an_unknown_phase_begins_at_the_first_which_is_harmless(simulator:
     run = new_run(simulator)
     await run.deploy(dokploy)
     again = Run(run.spec)
-    await orchestrator.deploy(dokploy, run.spec, again.journal(), begin_with="of_a_newer_version")
+    await orchestrator.run(dokploy, run.spec, again.journal(), begin_with="of_a_newer_version")
     assert again.reports[0].phase == "creating_project"
     Found(simulator, run.spec).is_one_of_each()
 
@@ -808,6 +813,41 @@ async def test_undo_that_is_interrupted_at_every_report_and_run_again_leaves_not
         else:
             break
     assert number > 10
+
+
+async def test_a_removal_that_is_interrupted_at_every_report_and_run_again_leaves_nothing(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    for number in itertools.count(1):
+        run = new_run(simulator)
+        await run.deploy(dokploy)
+        removal = Run(run.spec)
+        journal = removal.journal()
+        removal.refuse = number
+        try:
+            await removal.remove(dokploy, journal)
+        except Interrupted:
+            await removal.remove(dokploy)
+        Found(simulator, run.spec).is_nothing()
+        if removal.refuse == number and removal._asked < number:
+            break
+    assert number > 12
+    assert [r.phase for r in removal.reports if r.data.get("step") == "ends"] == [phase.name for phase in REMOVAL]
+
+
+async def test_a_removal_waits_for_a_deploy_of_somebody_elses(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    simulator.close_gate("pull")
+    simulator.do("application.deploy", applicationId=have.application_id, title="by hand")
+    await soon(lambda: simulator.state()["deployments"][-1]["status"] == "running")
+    removal = Run(run.spec)
+    removing = asyncio.ensure_future(removal.remove(dokploy))
+    await soon(lambda: "Waiting for Dokploy to end the running deployment" in removal.said())
+    assert Found(simulator, run.spec).counts()["applications"] == 1
+    simulator.open_gate("pull")
+    await removing
+    Found(simulator, run.spec).is_nothing()
 
 
 @pytest.mark.parametrize("phase", ["creating_project", "creating_application", "creating_domain", "deploying"])

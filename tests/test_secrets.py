@@ -164,6 +164,22 @@ def test_a_secret_that_was_typed_never_comes_back_in_the_form(people: People) ->
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
+def test_a_redeploy_keeps_a_secret_that_is_left_empty_and_shows_it_nowhere(people: People) -> None:
+    first = end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
+    http = Client()
+    http.force_login(people.owner)
+    page = f"/stacks/{first.stack_id}/deploy"
+    shown = http.get(page).content.decode()
+    assert CANARY not in shown
+    assert 'value="hi"' in shown
+    slug = people.template.slug
+    http.post(page, {"template": slug, f"{slug}-API_TOKEN": "", f"{slug}-GREETING": "ho"})
+    second = end(Deployment.objects.get(kind="redeploy"))
+    assert second.environment() == {"API_TOKEN": CANARY, "GREETING": "ho"}
+    http.post(page, {"template": slug, f"{slug}-API_TOKEN": "another", f"{slug}-GREETING": ""})
+    assert Deployment.objects.first().environment() == {"API_TOKEN": "another", "GREETING": ""}
+
+
 def test_keys_can_be_rotated(settings: Any) -> None:
     old, new = (Fernet.generate_key().decode() for _ in range(2))
     settings.ENCRYPTION_KEYS = [old]

@@ -22,16 +22,16 @@ LONGEST_PAUSE_SECONDS = 4.0
 T = TypeVar("T")
 
 
-async def deploy(
+async def run(
     dokploy: Dokploy,
     spec: StackSpec,
     journal: Journal,
     *,
+    phases: Sequence[Phase] = PHASES,
     begin_with: str | None = None,
     patience: float = PATIENCE_SECONDS,
-    phases: Sequence[Phase] = PHASES,
 ) -> Resources:
-    """Brings the stack to what the spec asks for. Raises Failure, with the phase that failed.
+    """Brings the stack to what the spec asks for, or with REMOVAL takes it away. Raises Failure, with its phase.
 
     begin_with: the phase to go on with; an unknown name begins at the first, which is harmless: every step looks first.
     patience: seconds that an unreachable Dokploy is waited for, within one phase.
@@ -52,13 +52,13 @@ async def deploy(
 
 async def undo(dokploy: Dokploy, spec: StackSpec, journal: Journal, *, patience: float = PATIENCE_SECONDS) -> list[str]:
     """Removes what this stack made, last made first. Returns what is left, a sentence each; never raises Failure."""
-    left = []
+    left, have = [], journal.resources
     for phase in reversed(PHASES):
         undo_step = phase.undo
         if undo_step is None:
             continue
         try:
-            await _perform(phase, lambda: undo_step(dokploy, spec, journal), journal, patience)  # noqa: B023
+            await _perform(phase, lambda: undo_step(dokploy, spec, have, journal), journal, patience)  # noqa: B023
         except Failure as failure:
             if phase.undo is not steps.settle_deploy:  # the application's own removal says it then
                 kind = phase.name.removeprefix("creating_")

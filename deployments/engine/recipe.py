@@ -1,4 +1,4 @@
-"""A deployment, in order: a name, a sentence, the progress at its start, what does it, what undoes it."""
+"""A deployment and a removal, in order: a name, a sentence, the progress at its start, what does it, what undoes it."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from .journal import Journal
 from .spec import Resources, StackSpec
 
 Step = Callable[[Dokploy, StackSpec, Resources, Journal], Awaitable[Resources]]
-Undo = Callable[[Dokploy, StackSpec, Journal], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,7 @@ class Phase:
     title: str
     progress: int
     step: Step
-    undo: Undo | None = None
+    undo: Step | None = None
     timeout: float = 60.0
     attempts: int = 3
 
@@ -35,6 +34,13 @@ PHASES = (
     Phase("verifying_health", "Checking that it answers", 90, steps.verify_health, timeout=900.0, attempts=1),
 )
 
+REMOVAL = (
+    Phase("removing_domain", "Removing the domain", 25, steps.take_down, timeout=steps.SETTLE_SECONDS + 60),
+    Phase("removing_application", "Removing the application", 50, steps.remove_application),
+    Phase("removing_project", "Removing the project", 75, steps.remove_project),
+)
+RECIPES = {"deploy": PHASES, "redeploy": PHASES, "remove": REMOVAL}
+
 RESTORING = ("configuring_application", "creating_domain", "deploying", "verifying_health")
 # What brings back the settings of a stack that ran before: the same steps, with the former spec. A redeploy that failed
 # before the first of them has changed nothing.
@@ -43,7 +49,7 @@ UNCHANGED = tuple(phase.name for phase in PHASES[: PHASES.index(RESTORE[0])])
 
 TITLES = {
     "initializing": "Waiting to begin",
-    **{phase.name: phase.title for phase in PHASES},
+    **{phase.name: phase.title for phase in (*PHASES, *REMOVAL)},
     "completed": "Done",
     "rolling_back": "Undoing",
     "failed": "Failed",

@@ -1,4 +1,4 @@
-"""The steps of a deployment, and their undo. Every step looks before it makes, so that running it twice is harmless.
+"""The steps of a deployment and of a removal. Every step looks before it acts, so that running it twice is harmless.
 
 What is ours is known by its mark alone (StackSpec.mark, in the description of projects and applications, in the title
 of a deploy). Dokploy's creates are not idempotent, its names are not unique, and an error answer does not mean that
@@ -224,10 +224,10 @@ async def _no_answer(dokploy: Dokploy, have: Resources, seen: Climb, attempt: in
     return Failure(seen.code, f"{entry.what} Attempt {attempt}, the last: {seen.said}.", evidence=evidence[:300])
 
 
-# -- undo: for what carries our mark and only that, each removal verified by reading again -----------------------------
+# -- undo and removal: of what carries our mark and only that, each verified by reading again -------------------------
 
 
-async def settle_deploy(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
+async def settle_deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     """Nothing of ours waits or runs at Dokploy any more. Deleting under a running deploy would leave its container."""
     for _, application in await _our_applications(dokploy, spec):
         await dokploy.clean_queue(application.id)
@@ -235,6 +235,13 @@ async def settle_deploy(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> 
             while await _is_deploying(dokploy, application.id):
                 await journal.say("Waiting for Dokploy to end the running deployment")
                 await asyncio.sleep(POLL_SECONDS)
+    return have
+
+
+async def take_down(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    """The beginning of a removal: nothing of it is being deployed any more, and nobody is led to it."""
+    have = await settle_deploy(dokploy, spec, have, journal)
+    return await remove_domain(dokploy, spec, have, journal)
 
 
 async def _is_deploying(dokploy: Dokploy, application_id: str) -> bool:
@@ -244,7 +251,7 @@ async def _is_deploying(dokploy: Dokploy, application_id: str) -> bool:
     return any(build.status == "running" for build in await dokploy.builds(application_id))
 
 
-async def remove_domain(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
+async def remove_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     for _, application in await _our_applications(dokploy, spec):
         for domain in await dokploy.domains(application.id):
             await journal.removing("domain", domain.id)
@@ -253,9 +260,10 @@ async def remove_domain(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> 
                 raise Unclear("Dokploy still lists the domain.")
             await journal.gone("domain", domain.id)
     await journal.gone("domain")
+    return replace(have, domain_id=None)
 
 
-async def remove_application(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
+async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     for _, application in await _our_applications(dokploy, spec):
         if await _is_deploying(dokploy, application.id):
             raise Failure(
@@ -268,9 +276,10 @@ async def remove_application(dokploy: Dokploy, spec: StackSpec, journal: Journal
         await journal.gone("application", application.id)
     await journal.gone("application")
     await journal.gone("deploy")
+    return replace(have, application_id=None, app_name=None, dokploy_deployment_id=None)
 
 
-async def remove_project(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> None:
+async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     for project in await _our_projects(dokploy, spec):
         environments = await dokploy.environments(project.id)
         ours = sum(application.description == spec.mark for e in environments for application in e.applications)
@@ -284,6 +293,7 @@ async def remove_project(dokploy: Dokploy, spec: StackSpec, journal: Journal) ->
             raise Unclear("Dokploy still lists the project.")
         await journal.gone("project", project.id)
     await journal.gone("project")
+    return replace(have, project_id=None, environment_id=None)
 
 
 async def closing_look(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> None:

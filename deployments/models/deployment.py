@@ -1,5 +1,6 @@
 import hashlib
 import secrets
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -50,6 +51,10 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
 
     def running(self) -> "DeploymentQuerySet":
         return self.filter(status=Deployment.Status.IN_PROGRESS)
+
+    def that_worked(self) -> "DeploymentQuerySet":
+        """What left a stack running."""
+        return self.filter(status=Deployment.Status.SUCCESS).exclude(kind=Deployment.Kind.REMOVE)
 
     def due(self) -> "DeploymentQuerySet":
         """What nobody works on, by the database's clock; oldest first."""
@@ -153,13 +158,46 @@ class Deployment(models.Model):
             if earlier := cls._of_key(person, digest):
                 return earlier
         Stack.check_name(name)
+        return cls._once(
+            lambda: cls._request(person, name, template, parameters, via, digest, address),
+            lambda: cls._of_key(person, digest),
+        )
+
+    @classmethod
+    def request_again(
+        cls, person: Any, stack: Stack, template: Template, parameters: dict[str, Any], *, via: str
+    ) -> "Deployment":
+        """A redeploy of this stack, for its owner or an operator (Stack.visible_to), or a Refusal."""
+        return cls._once(lambda: cls._again(person, stack, template, parameters, via, None), lambda: None)
+
+    @classmethod
+    def request_removal(cls, person: Any, stack: Stack, *, via: str) -> "Deployment":
+        """A run that takes this stack away, for its owner or an operator. Asked for twice it is the same run."""
+
+        def under_way() -> "Deployment | None":
+            return stack.deployments.running().filter(kind=cls.Kind.REMOVE).first()
+
+        def make() -> "Deployment":
+            if earlier := under_way():
+                return earlier
+            stack.refresh_from_db()
+            stack.check_idle()
+            run = cls(stack=stack, template=stack.template, kind=cls.Kind.REMOVE, requested_by=person, via=via)
+            run.spec = {"image": stack.template.image, "port": stack.template.port}  # a removal goes by the mark alone
+            return run._enqueue()
+
+        return cls._once(make, under_way)
+
+    @staticmethod
+    def _once(make: Callable[[], "Deployment"], earlier: Callable[[], "Deployment | None"]) -> "Deployment":
+        """Makes a run in a transaction. Where somebody was faster: what they made if it serves, else once more."""
         for last in (False, True):
             try:
                 with transaction.atomic():
-                    return cls._request(person, name, template, parameters, via, digest, address)
-            except (IntegrityError, Refusal) as error:  # somebody was faster, perhaps the same caller with the same key
-                if earlier := cls._of_key(person, digest):
-                    return earlier
+                    return make()
+            except (IntegrityError, Refusal) as error:  # perhaps the same caller, with the same request
+                if found := earlier():
+                    return found
                 if last or isinstance(error, Refusal):
                     raise
         raise AssertionError("unreachable")
@@ -181,29 +219,38 @@ class Deployment(models.Model):
         address: str | None,
     ) -> "Deployment":
         stack = Stack.objects.existing().filter(name=name).first()
-        kind = cls.Kind.DEPLOY
-        if stack is None:
-            cls._check_quota(person, address)
-            url = Stack.address_of(name)
-            stack = Stack.objects.create(
-                name=name, owner=person, template=template, url=url, host=host_of(url), requested_from=address
-            )
-        else:
+        if stack is not None:
             if stack.owner_id != person.pk or person.username == settings.OPEN_USERNAME:
                 raise Refusal("NAME_TAKEN", f"“{name}” is taken. Choose another name.", field="name")
-            if stack.deployments.running().exists():
-                raise Refusal("BUSY", f"“{name}” is being deployed right now. Wait until that is over.", field="name")
-            if stack.deployments.filter(status=cls.Status.SUCCESS).exists():
-                kind = cls.Kind.REDEPLOY  # whatever became of it since: what ran once is restored, never removed
-        run = cls(stack=stack, template=template, kind=kind, requested_by=person, via=via, idempotency_key=digest)
+            return cls._again(person, stack, template, parameters, via, digest)
+        cls._check_quota(person, address)
+        url = Stack.address_of(name)
+        stack = Stack.objects.create(
+            name=name, owner=person, template=template, url=url, host=host_of(url), requested_from=address
+        )
+        run = cls(stack=stack, template=template, requested_by=person, via=via, idempotency_key=digest)
         run._write_spec(template, parameters)
-        run.message = "Waiting to begin"
-        run.version = 1
-        run.save(force_insert=True)
-        run._write_event("phase", run.message, {"step": "begins", "resources": {}})
-        transaction.on_commit(run._announce)
+        return run._enqueue()
+
+    @classmethod
+    def _again(
+        cls, person: Any, stack: Stack, template: Template, parameters: dict[str, Any], via: str, digest: str | None
+    ) -> "Deployment":
+        stack.check_idle()
+        run = cls(stack=stack, template=template, requested_by=person, via=via, idempotency_key=digest)
+        if run.former() is not None:  # whatever became of it since: what ran once is restored, never removed
+            run.kind = cls.Kind.REDEPLOY
+        run._write_spec(template, parameters)
+        return run._enqueue()
+
+    def _enqueue(self) -> "Deployment":
+        self.message = "Waiting to begin"
+        self.version = 1
+        self.save(force_insert=True)
+        self._write_event("phase", self.message, {"step": "begins", "resources": {}})
+        transaction.on_commit(self._announce)
         transaction.on_commit(live.wake)
-        return run
+        return self
 
     @classmethod
     def _check_quota(cls, person: Any, address: str | None) -> None:
@@ -261,9 +308,23 @@ class Deployment(models.Model):
             **public,
         )
 
+    def last_words(self) -> str:
+        """What a run that succeeded says at its end."""
+        if self.kind == self.Kind.REMOVE:
+            return f"{self.stack.name} is gone, and its name is free again"
+        return f"{self.stack.name} is live at {self.stack.url}"
+
     def former(self) -> "Deployment | None":
         """The last run that left the stack working: what a failed redeploy goes back to."""
-        return self.stack.deployments.filter(status=self.Status.SUCCESS).exclude(pk=self.pk).first()
+        return self.stack.deployments.that_worked().exclude(pk=self.pk).first()
+
+    def environment(self) -> dict[str, str]:
+        """The variables that this run sets, secrets in clear as far as they can be read."""
+        try:
+            locked = vault.unlock(self.spec_locked) or {}
+        except vault.Locked:
+            locked = {}
+        return {**self.spec.get("env", {}), **locked.get("env", {})}
 
     # -- worked on -----------------------------------------------------------------------------------------------------
 
@@ -353,6 +414,10 @@ class Deployment(models.Model):
             transaction.on_commit(self._announce)
 
     def _settle_stack(self) -> None:
+        if self.kind == self.Kind.REMOVE:
+            if self.done_something():  # else the stack is as it was
+                self.stack.settle(works=False, template=None)
+            return
         error = self.error or {}
         undone = self.phase == "rolling_back" or error.get("phase") in UNCHANGED
         restored = self.kind == self.Kind.REDEPLOY and undone and not error.get("left")
@@ -393,6 +458,10 @@ class Deployment(models.Model):
             receipts = receipts.filter(external_id__in=[id, ""])  # "": intended, and found only now
             receipts.update(external_id=id)
         receipts.update(state=state, why=str(progress.data.get("why", ""))[:500], updated_at=timezone.now())
+
+    def done_something(self) -> bool:
+        """Whether this run has made or removed anything, or was about to."""
+        return self.events.filter(kind="receipt").exists()
 
     def _announce(self) -> None:
         live.announce([f"run.{self.pk}", f"stacks.{self.stack.owner_id}"])

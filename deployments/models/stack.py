@@ -76,6 +76,25 @@ class Stack(models.Model):
         """The address that a stack of this name gets."""
         return str(settings.STACK_URL).replace("{name}", name)
 
+    def check_idle(self) -> None:
+        """Refusal where a run of it is under way, or it is gone."""
+        if self.state == self.State.GONE:
+            raise Refusal("NOT_FOUND", f"“{self.name}” is gone already.")
+        run = self.deployments.running().first()
+        if run is not None:
+            doing = "removed" if run.kind == run.Kind.REMOVE else "deployed"
+            raise Refusal("BUSY", f"“{self.name}” is being {doing} right now. Wait until that is over.", field="name")
+
+    def parameters(self, template: Template) -> dict[str, str]:
+        """What the stack was last given, for this template: what a redeploy keeps where nothing else is said.
+
+        Secrets in clear: not for pages.
+        """
+        runs = self.deployments.filter(template=template).exclude(kind="remove")
+        last = runs.that_worked().first() or runs.first()
+        known = template.form_fields().keys()
+        return {key: value for key, value in last.environment().items() if key in known} if last else {}
+
     def settle(self, *, works: bool, template: Template | None) -> None:
         """After a run: live, or gone with its name free again, or, while anything may be left at Dokploy, broken.
 
