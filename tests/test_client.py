@@ -6,9 +6,9 @@ import json
 import socket
 import struct
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -28,6 +28,8 @@ from deployments.engine.errors import (
     Unclear,
 )
 
+from .wire import Behaviour, Request, Server, answer, error_of, in_turn, kind_of, says, says_json
+
 KEY = "key-canary-4711"
 PASSWORD = "password-canary-4712"
 VALUE = "value-canary-4713"
@@ -35,105 +37,25 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIMIT = 0.4  # instead of the seconds that a call may take
 
 
-@dataclass
-class Request:
-    method: str
-    path: str
-    head: str
-    body: bytes
-
-
-Behaviour = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
-
-
-class Server:
-    """Remembers what it was sent; `does` answers, and `health` answers the question after Dokploy's health."""
-
-    def __init__(self) -> None:
-        self.does: Behaviour = says(200, b"[]")
-        self.health: Behaviour = says(200, b"{}")
-        self.requests: list[Request] = []
-        self.connections = 0
-        self.arrived = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self.url
-
-    async def stop(self) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    @property
-    def asked(self) -> list[str]:
-        return [request.path.partition("?")[0].removeprefix("/api/") for request in self.requests]
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            await self._serve(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.transport.abort() if task.cancelling() else writer.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = [line.partition(":")[2] for line in head.lower().split("\r\n") if "content-length:" in line]
-            method, path, _ = head.split(" ", 2)
-            request = Request(method, path, head, await reader.readexactly(int(length[0]) if length else 0))
-            self.requests.append(request)
-            self.arrived.set()
-            await (self.health if "settings.health" in path else self.does)(request, writer)
-            if writer.is_closing():
-                break
-
-
-def answer(status: int, body: bytes, **headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def says(status: int, body: bytes, **headers: str) -> Behaviour:
-    async def does(request: Request, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer(status, body, **headers))
-        await writer.drain()
-
-    return does
-
-
-def says_json(status: int, value: Any) -> Behaviour:
-    return says(status, json.dumps(value).encode(), Content_Type="application/json")
-
-
-def in_turn(*behaviours: Behaviour) -> Behaviour:
-    left = list(behaviours)
-
-    async def does(request: Request, writer: asyncio.StreamWriter) -> None:
-        await (left.pop(0) if len(left) > 1 else left[0])(request, writer)
-
-    return does
+def reset(writer: asyncio.StreamWriter) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def resets(request: Request, writer: asyncio.StreamWriter) -> None:
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
+    reset(writer)
+
+
+async def resets_in_the_head(request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+    await writer.drain()
+    reset(writer)
 
 
 async def resets_halfway(request: Request, writer: asyncio.StreamWriter) -> None:
     writer.write(answer(200, b'[{"projectId": "a"}]')[:-8])
     await writer.drain()
-    await resets(request, writer)
+    reset(writer)
 
 
 async def closes(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -150,6 +72,18 @@ async def dribbles(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(bytes([byte]))
         await writer.drain()
         await asyncio.sleep(LIMIT / 10)
+
+
+async def puts_off(request: Request, writer: asyncio.StreamWriter) -> None:
+    """Interim answers without end."""
+    while True:
+        writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+        await writer.drain()
+
+
+async def has_a_long_head(request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n" + b"X-Padding: x\r\n" * 100_000 + answer(200, b"[]"))
+    await writer.drain()
 
 
 async def is_no_http(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -200,16 +134,6 @@ def creation(client: Dokploy) -> Awaitable[Any]:
     return client.create_project("shop", "mark")
 
 
-async def error_of(call: Awaitable[Any]) -> DokployError:
-    with pytest.raises(DokployError) as caught:
-        await asyncio.wait_for(call, 5)
-    return caught.value
-
-
-def kind_of(error: DokployError) -> type[DokployError]:
-    return type(error)
-
-
 # -- what cannot be told from having been done -------------------------------------------------------------------------
 
 UNCLEAR: dict[str, Behaviour] = {
@@ -231,7 +155,10 @@ UNCLEAR: dict[str, Behaviour] = {
     "rows of wrong types": says(200, b'[{"projectId": "a", "name": "b", "environments": [{"applications": 7}]}]'),
     "gzip that nobody asked for": says(200, gzip.compress(b"[]"), Content_Encoding="gzip"),
     "something that is not HTTP": is_no_http,
+    "a head without end": has_a_long_head,
+    "interim answers without end": puts_off,
     "a body that breaks off": resets_halfway,
+    "a head that breaks off": resets_in_the_head,
     "a reset": resets,
     "a close": closes,
     "silence": says_nothing,
@@ -304,23 +231,76 @@ async def test_what_answers_with_an_empty_body_by_design_is_no_error(server: Ser
     await client.clean_queue("app")
 
 
-async def test_a_body_of_20_megabytes_is_given_up_on_long_before_its_end(server: Server, client: Dokploy) -> None:
-    size, sent = 20 * 1024 * 1024, 0
+class Flood:
+    """An answer of 50 megabytes; counts what of it could be got rid of."""
 
-    async def floods(request: Request, writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
-        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode())
-        while sent < size:
-            writer.write(b'"' + b"x" * 65535)
+    SIZE = 50 * 1024 * 1024
+    BLOCK = b"x" * 65536
+
+    def __init__(self, status: int, framing: str, start: bytes = b"", block: bytes = BLOCK) -> None:
+        self.head = f"HTTP/1.1 {status} Whatever\r\n{framing}\r\n\r\n".encode() + start
+        self.block, self.sent = block, 0
+
+    async def __call__(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(self.head)
+        self.sent = 0
+        while self.sent < self.SIZE:
+            writer.write(self.block)
             await writer.drain()
-            sent += 65536
+            self.sent += len(self.block)
 
-    server.does = floods
-    assert kind_of(await error_of(creation(client))) is Unclear
-    assert dokploy.MAX_BYTES <= sent < 16 * 1024 * 1024
-    sent = 0
-    assert kind_of(await error_of(question(client))) is Unavailable
-    assert sent < 16 * 1024 * 1024
+
+FLOODS = {
+    "of a declared length": Flood(200, f"Content-Length: {Flood.SIZE}"),
+    "in many chunks": Flood(200, "Transfer-Encoding: chunked", block=b"10000\r\n" + Flood.BLOCK + b"\r\n"),
+    "in one chunk": Flood(200, "Transfer-Encoding: chunked", f"{Flood.SIZE:x}\r\n".encode()),
+    "that only the close ends": Flood(200, "Connection: close"),
+    "that is an error": Flood(500, f"Content-Length: {Flood.SIZE}"),
+    "that is a bare 401": Flood(401, "Connection: close"),
+}
+NEAR = 3 * dokploy.MAX_BYTES  # with what is on its way between two sockets, and a growing list of bytes in two copies
+
+
+@pytest.mark.parametrize("name", FLOODS)
+async def test_a_body_of_50_megabytes_is_given_up_on_near_the_limit(
+    server: Server, client: Dokploy, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(dokploy, "CALL_SECONDS", 5.0)
+    flood = server.does = FLOODS[name]
+    tracemalloc.start()
+    try:
+        for call, kind in ((creation, Unclear), (question, Unavailable)):
+            error = await error_of(call(client))
+            assert kind_of(error) is kind
+            assert "too large" in str(error)
+            assert dokploy.MAX_BYTES <= flood.sent < NEAR
+        assert tracemalloc.get_traced_memory()[1] < NEAR
+    finally:
+        tracemalloc.stop()
+    assert server.asked == ["project.create", "project.all"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip"])
+async def test_a_gzip_bomb_is_never_unpacked(server: Server, client: Dokploy, encoding: str) -> None:
+    """A gigabyte of spaces in a megabyte: gzip's members may follow one another."""
+    bomb = gzip.compress(b" " * 16 * 1024 * 1024) * 64
+    server.does = says(200, bomb, Content_Encoding=encoding, Content_Type="application/json")
+    tracemalloc.start()
+    try:
+        assert kind_of(await error_of(creation(client))) is Unclear
+        assert kind_of(await error_of(question(client))) is Unavailable
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(bomb)
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_reset_before_the_request_was_read_may_have_come_after_it(client: Dokploy) -> None:
+    """A client cannot tell these two apart."""
+    hasty = await asyncio.start_server(lambda reader, writer: reset(writer), "127.0.0.1", 0)
+    client._http.base_url = httpx.URL(f"http://127.0.0.1:{hasty.sockets[0].getsockname()[1]}")
+    for call, kind in ((creation, Unclear), (question, Unavailable)):
+        assert kind_of(await error_of(call(client))) is kind
+    hasty.close()
 
 
 async def test_a_body_just_below_the_limit_is_read(server: Server, client: Dokploy) -> None:
