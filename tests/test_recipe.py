@@ -1208,6 +1208,19 @@ async def test_a_secret_that_control_characters_tear_apart_is_masked_all_the_sam
     assert run.reports[-1].data["lines"] == ["***"]
 
 
+async def test_half_a_character_is_left_out_of_a_log_and_of_an_errors_evidence() -> None:
+    """JSON's escapes can hold one, a database and a page cannot."""
+    run, journal = await journal_of()
+    half = "a half\ud83d smile"
+    await journal.log("build", half, whole=True)
+    await journal.begin("rolling_back", 95, half, error=Failure("CODE", half, evidence=half))
+    assert [report.message for report in run.reports[-2:]] == ["a half smile"] * 2
+    error = run.reports[-1].error
+    assert error is not None
+    assert (error["message"], error["evidence"]) == ("a half smile", "a half smile")
+    assert run.reports[-2].data["lines"] == ["a half smile"]
+
+
 async def test_a_line_that_is_still_being_written_waits_for_its_end() -> None:
     lines: list[str] = []
 

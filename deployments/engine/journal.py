@@ -11,8 +11,10 @@ from .spec import Progress, Report, Resources, Status
 LINES_PER_RUN = 2_000
 LINE_CHARACTERS = 500
 SHORTEST_SECRET = 4  # masking “1” wherever it stands would hide the log
-# ECMA-48 control sequences, and what else does not print
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# ECMA-48 control sequences, what else does not print, and halves of characters: JSON can hold them, UTF-8 cannot
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+)
 
 
 class Journal:
