@@ -83,7 +83,8 @@ async def _taken_at_dokploy(name: str) -> bool | None:
     """From a list that is at most some seconds old, however many people type."""
     global _seen
     if time.monotonic() - _seen[0] > REMEMBER_SECONDS:
-        dokploy = Dokploy(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY, connections=1)
+        budget = settings.DOKPLOY_CALLS_PER_SECOND
+        dokploy = Dokploy(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY, connections=1, calls_per_second=budget)
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 _seen = (time.monotonic(), frozenset(project.name for project in await dokploy.projects()))

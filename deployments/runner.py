@@ -85,7 +85,10 @@ class Runner:
         self.limit = settings.RUNNER_LIMIT if limit is None else limit
         self.sweep = settings.RUNNER_SWEEP_SECONDS if sweep is None else sweep
         self._dokploy = dokploy or Dokploy(
-            settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY, connections=min(self.limit, 50)
+            settings.DOKPLOY_URL,
+            settings.DOKPLOY_API_KEY,
+            connections=min(self.limit, 50),
+            calls_per_second=settings.DOKPLOY_CALLS_PER_SECOND,
         )
         self._bell = asyncio.Event()
         self._runs: dict[str, Run] = {}

@@ -78,6 +78,7 @@ if DEMO:
     DOKPLOY_API_KEY = key("SIMULATOR_API_KEY", "simulator-key", lambda: secrets.token_urlsafe(32))
 else:
     DOKPLOY_API_KEY = text("DOKPLOY_API_KEY")
+DOKPLOY_CALLS_PER_SECOND = number("DOKPLOY_CALLS_PER_SECOND", 0 if DEMO else 50)  # per key and process; 0: no limit
 DOKPLOY_PATIENCE_SECONDS = number("DOKPLOY_PATIENCE_SECONDS", 300)
 
 # The simulator's times, in seconds, and the key that turns its switches on (demo only).

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 import httpx
 
 from .errors import DokployError, KeyRefused, NotDokploy, NotFound, Refused, Unavailable, Unclear
+from .pace import Budget, Round
 
 CALL_SECONDS = 8.0  # below the lease, so that a dead worker's last request is over before its successor looks
 MAX_BYTES = 8 * 1024 * 1024
 SECOND_TRY_SECONDS = 2.0
+QUEUE_PAUSE_SECONDS = 0.5  # between two looks at the queue, however many runs wait in it
 _SECRET_FIELDS = frozenset({"env", "password", "username", "buildArgs", "buildSecrets"})
 _SERVICES = ("applications", "mariadb", "mongo", "mysql", "postgres", "redis", "compose", "libsql")
 
@@ -110,7 +112,8 @@ class Exchange:
 class Dokploy:
     """A client with one shared pool. `for_run` gives a run its own view on the same pool."""
 
-    def __init__(self, url: str, key: str, *, connections: int = 20) -> None:
+    def __init__(self, url: str, key: str, *, connections: int = 20, calls_per_second: float = 0) -> None:
+        """calls_per_second: the key's budget, which all clients of a process with this key share; 0 for none."""
         self._http = httpx.AsyncClient(
             base_url=url.rstrip("/"),
             headers={"x-api-key": key, "accept": "application/json", "accept-encoding": "identity"},
@@ -125,10 +128,17 @@ class Dokploy:
         # Waiting for a turn here, and not for a connection in the pool: a call's time begins when it can be sent, and
         # the pool's work grows with the square of what waits in it.
         self._turns = asyncio.Semaphore(connections)
+        self._budget = Budget.of_key(url, key, calls_per_second)
+        self._rounds = {
+            "project.all": Round(lambda: self._ask("project.all")),
+            "deployment.queueList": Round(lambda: self._ask("deployment.queueList"), QUEUE_PAUSE_SECONDS),
+        }
         self._guard: Callable[[], None] = lambda: None
         self._record: Callable[[Exchange], None] = lambda exchange: None
 
     async def aclose(self) -> None:
+        for round in self._rounds.values():
+            round.close()
         await self._http.aclose()
 
     def for_run(self, guard: Callable[[], None], record: Callable[[Exchange], None]) -> "Dokploy":
@@ -152,7 +162,7 @@ class Dokploy:
         return _text({"version": await self._query("settings.getDokployVersion")}, "version")
 
     async def projects(self) -> list[Project]:
-        return [_project(row) for row in _rows(await self._query("project.all"))]
+        return [_project(row) for row in _rows(await self._query_for_all("project.all"))]
 
     async def create_project(self, name: str, description: str) -> Project:
         answer = await self._change("project.create", name=name, description=description)
@@ -221,7 +231,7 @@ class Dokploy:
     async def queue(self) -> list[Job]:
         """All waiting and active jobs of the instance, other people's too: show a count, never a title."""
         jobs = []
-        for row in _rows(await self._query("deployment.queueList")):
+        for row in _rows(await self._query_for_all("deployment.queueList")):
             data = _object(row.get("data"))
             at = row.get("timestamp")
             job = Job(_maybe(data, "applicationId"), _maybe(data, "titleLog") or "", _text(row, "state"), 0)
@@ -287,6 +297,23 @@ class Dokploy:
         except Unclear as error:  # a question leaves nothing behind: ask again
             raise Unavailable(str(error), evidence=error.evidence) from None
 
+    async def _query_for_all(self, procedure: str) -> Json:
+        """A question without fields: however many runs ask it at a time, it is asked once."""
+        value, error, exchanges = await self._rounds[procedure].answer()
+        for exchange in exchanges:
+            self._record(exchange)
+        if error is not None:
+            raise copy.copy(error)
+        return value
+
+    async def _ask(self, procedure: str) -> tuple[Json, DokployError | None, list[Exchange]]:
+        exchanges: list[Exchange] = []
+        try:
+            value = await self.for_run(lambda: None, exchanges.append)._query(procedure)
+        except DokployError as error:
+            return None, error, exchanges
+        return value, None, exchanges
+
     async def _change(self, procedure: str, **fields: Any) -> Json:
         return await self._call("POST", procedure, fields)
 
@@ -313,6 +340,7 @@ class Dokploy:
     async def _exchange(self, method: str, procedure: str, fields: dict[str, Any]) -> tuple[int, bytes]:
         """One request and its whole answer. Raises Unavailable when it was not sent, Unclear when it may have been."""
         async with self._turns:
+            await self._budget.spend()
             return await self._send(method, procedure, fields)
 
     async def _send(self, method: str, procedure: str, fields: dict[str, Any]) -> tuple[int, bytes]:

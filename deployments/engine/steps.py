@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from . import diagnosis
-from .dokploy import Application, Build, Dokploy, Domain, Environment, Project
+from .dokploy import Application, Build, Dokploy, Domain, Environment, Job, Project
 from .errors import DokployError, Failure, NotFound, Unavailable, Unclear
 from .grammar import dotenv
 from .journal import Journal
@@ -147,41 +147,58 @@ async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Jo
 async def _find_deploy(dokploy: Dokploy, application_id: str, prefix: str) -> Build | str | None:
     """Our deploy: its row, or "queued". The rows are read again after the queue: a job may begin between two looks."""
     for look_at_queue in (True, False):
-        rows = [build for build in await dokploy.builds(application_id) if build.title.startswith(prefix)]
-        alive = [build for build in rows if build.status != "cancelled"]  # cancelled: Dokploy was restarted under it
-        if alive:
-            return alive[0]
+        if build := await _build(dokploy, application_id, prefix):
+            return build
         if look_at_queue and any(job.title.startswith(prefix) for job in await dokploy.queue()):
             return "queued"
     return None
 
 
 async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: Journal) -> Build | None:
-    """Follows our deploy until it is done; None when Dokploy has lost it; raises Failure when it failed."""
+    """Follows our deploy until it is done; None when Dokploy has lost it; raises Failure when it failed.
+
+    While it waits only the queue is asked, which is one question for all runs that wait; then only its own row.
+    """
+    ours: Job | None = None
+    looks_at_queue = False
     while True:
-        found = await _find_deploy(dokploy, application_id, prefix)
-        if found is None:
+        if looks_at_queue:
+            jobs = await dokploy.queue()
+            ours = next((job for job in jobs if job.title.startswith(prefix)), None)
+            if ours is not None and ours.state == "waiting":
+                await journal.say(_place(ours, jobs))
+                await asyncio.sleep(POLL_SECONDS)
+                continue
+        build = await _build(dokploy, application_id, prefix)
+        if build is None and not looks_at_queue:
+            looks_at_queue = True
+            continue
+        looks_at_queue = build is None and ours is None
+        if looks_at_queue:
             await asyncio.sleep(SECOND_LOOK_SECONDS)
             if await _find_deploy(dokploy, application_id, prefix) is None:
                 return None
-        elif isinstance(found, str):
-            await journal.say(await _place_in_queue(dokploy, prefix))
-        else:
-            if found.status == "running":
+        elif build is not None:
+            if build.status == "running":
                 await journal.say("Dokploy pulls the image and starts the container")
-            log = await dokploy.build_log(found.id)
-            await journal.log(found.id, log, whole=found.status != "running")
-            if found.status == "done":
-                return found
-            if found.status == "error":
+            log = await dokploy.build_log(build.id)
+            await journal.log(build.id, log, whole=build.status != "running")
+            if build.status == "done":
+                return build
+            if build.status == "error":
                 raise diagnosis.of_log(log)
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def _place_in_queue(dokploy: Dokploy, prefix: str) -> str:
-    jobs = await dokploy.queue()
-    ours = next((job for job in jobs if job.title.startswith(prefix)), None)
-    ahead = sum(job.timestamp < ours.timestamp for job in jobs) if ours else 0
+async def _build(dokploy: Dokploy, application_id: str, prefix: str) -> Build | None:
+    """Our deploy's newest row. One that is cancelled does not count: Dokploy was restarted under it."""
+    rows = await dokploy.builds(application_id)
+    return next((row for row in rows if row.title.startswith(prefix) and row.status != "cancelled"), None)
+
+
+def _place(ours: Job, jobs: list[Job]) -> str:
+    """How many are in front: a count, for the others' titles are not ours to show."""
+    ahead = sorted(reversed(jobs), key=lambda job: job.timestamp).index(ours)  # the list has the newest first
     return f"Waiting in Dokploy's queue, {ahead} ahead" if ahead else "Dokploy begins with it"
 
 
