@@ -62,7 +62,9 @@ def clear(simulator: Simulator) -> None:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def dokploy(running: Simulator) -> AsyncIterator[Dokploy]:
-    made = Dokploy(f"http://127.0.0.1:{running.port}", KEY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_module, "QUEUE_PAUSE_SECONDS", 0.0)
+        made = Dokploy(f"http://127.0.0.1:{running.port}", KEY)
     yield made
     await made.aclose()
 

@@ -19,7 +19,7 @@ from .pace import Budget, Round
 CALL_SECONDS = 8.0  # below the lease, so that a dead worker's last request is over before its successor looks
 MAX_BYTES = 8 * 1024 * 1024
 SECOND_TRY_SECONDS = 2.0
-QUEUE_PAUSE_SECONDS = 0.5  # between two looks at the queue, however many runs wait in it
+QUEUE_PAUSE_SECONDS = 0.25  # between two looks at the queue, however many runs wait in it
 _SECRET_FIELDS = frozenset({"env", "password", "username", "buildArgs", "buildSecrets"})
 _SERVICES = ("applications", "mariadb", "mongo", "mysql", "postgres", "redis", "compose", "libsql")
 

@@ -198,7 +198,9 @@ async def _build(dokploy: Dokploy, application_id: str, prefix: str) -> Build | 
 
 def _place(ours: Job, jobs: list[Job]) -> str:
     """How many are in front: a count, for the others' titles are not ours to show."""
-    ahead = sorted(reversed(jobs), key=lambda job: job.timestamp).index(ours)  # the list has the newest first
+    oldest_first = jobs[::-1]  # Dokploy lists the newest first; of two in one millisecond that order decides
+    oldest_first.sort(key=lambda job: job.timestamp)
+    ahead = oldest_first.index(ours)
     return f"Waiting in Dokploy's queue, {ahead} ahead" if ahead else "Dokploy begins with it"
 
 
