@@ -363,7 +363,7 @@ class Play:
         self.simulator.close_gate(step["close"])
 
     def do_wait(self, step: dict[str, Any]) -> None:
-        self.simulator.gather_at(step["wait"], 1)
+        self.simulator.gather_at(step["wait"], step.get("count", 1))
 
     def do_open(self, step: dict[str, Any]) -> None:
         self.simulator.open_gate(step["open"])

@@ -686,6 +686,56 @@ def test_containers_are_listed_as_docker_lists_them(simulator: Simulator) -> Non
     assert simulator.ask("docker.getContainersByAppNameMatch", appName=name) == []
 
 
+# The server, and who asks.
+
+
+def test_the_engine_tells_of_dokploys_own_services(simulator: Simulator) -> None:
+    assert simulator.ask("settings.checkInfrastructureHealth")["traefik"] == {"status": "healthy"}
+    simulator.turn(engine="down")
+    for part in simulator.ask("settings.checkInfrastructureHealth").values():
+        assert part == {"status": "unhealthy", "message": "connect ENOENT /var/run/docker.sock"}
+
+
+def test_how_many_deploys_run_at_a_time_is_kept_and_held_to(tmp_path: Path) -> None:
+    simulator = Simulator(tmp_path)
+    for wrong in (0, 101, "many"):
+        assert simulator.post("settings.updateBuildsConcurrency", buildsConcurrency=wrong).status_code == 400
+    simulator.do("settings.updateBuildsConcurrency", buildsConcurrency=2)
+    simulator.close()
+    simulator = Simulator(tmp_path)
+    assert simulator.ask("settings.getWebServerSettings")["buildsConcurrency"] == 2
+    applications = [simulator.application() for _ in range(3)]
+    simulator.close_gate("job")
+    for application in applications:
+        simulator.do("application.deploy", applicationId=application["applicationId"])
+    simulator.gather_at("job", 2)
+    assert [job["state"] for job in simulator.ask("deployment.queueList")] == ["waiting", "active", "active"]
+    simulator.open_gate("job")
+    until(lambda: not simulator.ask("deployment.queueList"))
+    assert [simulator.status(application) for application in applications] == ["done"] * 3
+    assert simulator.close() == 0
+
+
+def test_a_member_sees_its_own_membership_and_may_not_ask_what_is_for_admins(simulator: Simulator) -> None:
+    simulator.switches.post("keys", json={"key": "a-member's", "member": ["project"]}).raise_for_status()
+    member = {"x-api-key": "a-member's"}
+    foreign, _ = simulator.project()
+    own = simulator.bare.post("/api/project.create", json={"name": "own"}, headers=member).json()
+    [organization] = simulator.bare.get("/api/organization.all", headers=member).json()
+    [membership] = organization["members"]
+    assert (membership["role"], membership["accessedProjects"]) == ("member", [own["project"]["projectId"]])
+    assert membership["userId"] != organization["ownerId"]
+    [membership] = simulator.ask("organization.all")[0]["members"]
+    assert (membership["role"], membership["accessedProjects"][0]) == ("owner", foreign)
+    assert simulator.bare.get("/api/settings.getWebServerSettings", headers=member).status_code == 200
+    refused = simulator.bare.get("/api/settings.checkInfrastructureHealth", headers=member)
+    assert (refused.status_code, refused.json()["message"]) == (401, "UNAUTHORIZED")
+    assert refused.json()["data"]["path"] == "settings.checkInfrastructureHealth"
+    changed = {"json": {"buildsConcurrency": 2}, "headers": member}
+    assert simulator.bare.post("/api/settings.updateBuildsConcurrency", **changed).status_code == 401
+    assert simulator.ask("settings.getWebServerSettings")["buildsConcurrency"] == 1
+
+
 # Switches.
 
 
@@ -838,7 +888,7 @@ def test_a_stalled_job_runs_until_a_restart_cancels_it(simulator: Simulator) -> 
 
 
 def test_settings_that_make_no_sense_are_refused(simulator: Simulator) -> None:
-    for wrong in ({"pull": -1}, {"nope": 1}, {"database": "sideways"}, {"version": None}):
+    for wrong in ({"pull": -1}, {"nope": 1}, {"database": "sideways"}, {"infrastructure": "down"}, {"version": None}):
         assert simulator.switches.post("settings", json=wrong).status_code == 400
     assert simulator.switches.post("faults", json={"procedure": "nope", "what": "hang"}).status_code == 400
     assert simulator.switches.post("faults", json={"procedure": "*", "what": "nope"}).status_code == 400

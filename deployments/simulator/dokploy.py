@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,6 +80,47 @@ DOMAIN_DEFAULTS: Row = {
     "forwardAuthEnabled": False,
     "enabled": True,
 }
+# The user who owns the one organization, and the rights that an owner has without them.
+OWNER = "the-owner-of-the-simulated-dokpl"
+RIGHTS = (
+    "canCreateProjects canAccessToSSHKeys canCreateServices canDeleteProjects canDeleteServices canAccessToDocker "
+    "canAccessToAPI canAccessToGitProviders canAccessToTraefikFiles canDeleteEnvironments canCreateEnvironments"
+).split()
+SERVER_SETTINGS: Row = {
+    "serverIp": None,
+    "certificateType": "none",
+    "https": False,
+    "host": None,
+    "letsEncryptEmail": None,
+    "sshPrivateKey": None,
+    "enableDockerCleanup": True,
+    "logCleanupCron": "0 0 * * *",
+    "metricsConfig": {
+        "server": {
+            "port": 4500,
+            "type": "Dokploy",
+            "token": "",
+            "cronJob": "",
+            "thresholds": {"cpu": 0, "memory": 0},
+            "refreshRate": 60,
+            "urlCallback": "",
+            "retentionDays": 2,
+        },
+        "containers": {"services": {"exclude": [], "include": []}, "refreshRate": 60},
+    },
+    "whitelabelingConfig": dict.fromkeys(
+        (
+            "appName docsUrl logoUrl customCss metaTitle faviconUrl footerText supportUrl loginLogoUrl appDescription "
+            "errorPageTitle errorPageDescription"
+        ).split()
+    ),
+    "remoteServersOnly": False,
+    "buildsConcurrency": 1,
+    "enforceSSO": False,
+    "cleanupCacheApplications": False,
+    "cleanupCacheOnPreviews": False,
+    "cleanupCacheOnCompose": False,
+}
 # What else an environment may hold; always empty here.
 OTHER_SERVICES = ("mariadb", "mongo", "mysql", "postgres", "redis", "compose", "libsql")
 # Relations of an application that stay empty here.
@@ -106,6 +148,9 @@ class Dokploy:
         self._engine = engine
         self._settings = settings
         self._organization = "simulated-organizatio"
+        if "server" not in store.settings:
+            row = {"id": str(uuid.uuid4()), **SERVER_SETTINGS, "createdAt": now(), "updatedAt": now()}
+            store.settings.put("server", row)
         self._domains = max((row["uniqueConfigKey"] for row in store.domains.values()), default=0)
 
     # Projects and environments.
@@ -399,6 +444,48 @@ class Dokploy:
 
     def health(self, given: Row) -> object:
         return {"status": "ok"}
+
+    def server_settings(self, given: Row) -> object:
+        return self._store.settings["server"]
+
+    def update_concurrency(self, given: Row) -> object:
+        """Its answer was read in Dokploy's source, not recorded."""
+        self._store.settings.change("server", **given, updatedAt=now())
+        return True
+
+    def infrastructure(self, given: Row) -> object:
+        return {name: self._engine.health(f"dokploy-{name}") for name in ("postgres", "traefik")}
+
+    def organizations(self, given: Row) -> object:
+        """With the membership of the key's user alone. It is the owner's; for a member's key see members.visible."""
+        created = self._store.settings["server"]["createdAt"]
+        membership = {
+            "id": "membership-in-simulat",
+            "organizationId": self._organization,
+            "userId": OWNER,
+            "role": "owner",
+            "createdAt": created,
+            "teamId": None,
+            "isDefault": True,
+            **dict.fromkeys(RIGHTS, False),
+            "accessedProjects": list(self._store.projects),
+            "accessedEnvironments": list(self._store.environments),
+            "accessedServices": list(self._store.applications),
+            "accessedGitProviders": [],
+            "accessedServers": [],
+        }
+        organization = {
+            "id": self._organization,
+            "name": "My Organization",
+            "slug": None,
+            "logo": None,
+            "createdAt": created,
+            "metadata": None,
+            "defaultRole": None,
+            "ownerId": OWNER,
+            "members": [membership],
+        }
+        return [organization]
 
     # Shared by the procedures above.
 
@@ -738,6 +825,12 @@ PROCEDURES: dict[str, Procedure] = {
     "settings.getDokployVersion": query(Dokploy.version),
     "settings.isCloud": query(Dokploy.is_cloud),
     "settings.health": query(Dokploy.health),
+    "settings.getWebServerSettings": query(Dokploy.server_settings),
+    "settings.updateBuildsConcurrency": mutation(
+        Dokploy.update_concurrency, buildsConcurrency=Field("number", least=1, most=100)
+    ),
+    "settings.checkInfrastructureHealth": query(Dokploy.infrastructure),
+    "organization.all": query(Dokploy.organizations),
 }
 
 

@@ -70,7 +70,7 @@ class Engine:
         # Set, and replaced, whenever a log has grown.
         self.written = asyncio.Event()
 
-    # The queue. It lives in memory and runs one job at a time for the whole instance.
+    # The queue. It lives in memory and runs as many jobs at a time as the server's settings say: one, at first.
 
     def start(self) -> None:
         """What a Dokploy start does: the job that ran is `cancelled`, those that waited are gone."""
@@ -104,20 +104,33 @@ class Engine:
         self.queue = [job for job in self.queue if job.processed_on or job.application_id != application_id]
 
     async def _work(self) -> None:
-        while True:
-            waiting = next((job for job in self.queue if job.processed_on is None), None)
-            if waiting is None:
+        async with asyncio.TaskGroup() as running:
+            while True:
                 self._bell.clear()
+                for job in self._due():
+                    job.processed_on = int(time.time() * 1000)
+                    running.create_task(self._process(job))
                 await self._bell.wait()
-                continue
-            waiting.processed_on = int(time.time() * 1000)
-            try:
-                await self._run(waiting)
-            except Exception:
-                logger.exception("job %s failed", waiting.number)
-            finally:
-                if waiting in self.queue:
-                    self.queue.remove(waiting)
+
+    def _due(self) -> Iterator[Job]:
+        """The jobs to start now: the oldest first, never two of one application."""
+        busy = {job.application_id for job in self.queue if job.processed_on}
+        for job in self.queue:
+            if len(busy) >= self._store.settings["server"]["buildsConcurrency"]:
+                return
+            if job.application_id not in busy:
+                busy.add(job.application_id)
+                yield job
+
+    async def _process(self, job: Job) -> None:
+        try:
+            await self._run(job)
+        except Exception:
+            logger.exception("job %s failed", job.number)
+        finally:
+            if job in self.queue:
+                self.queue.remove(job)
+            self._bell.set()
 
     async def _run(self, job: Job) -> None:
         application = self._store.applications.get(job.application_id)
@@ -265,6 +278,15 @@ class Engine:
         for name, service in self._store.services.items():
             if service["replicas"]:
                 self._store.services.change(name, serving=service["task"])
+
+    def health(self, service: str) -> Row:
+        """What Dokploy finds out about a service of its own by asking the engine for it."""
+        if self._settings.engine == "down":
+            return {"status": "unhealthy", "message": NO_SOCKET}
+        if self._settings.infrastructure == "missing":
+            missing = f"(HTTP code 404) no such service - service {service} not found "
+            return {"status": "unhealthy", "message": missing}
+        return {"status": "healthy"}
 
     def _require_engine(self) -> None:
         if self._settings.engine == "down":

@@ -13,6 +13,9 @@ PERMISSIONS = {
     "application.delete": (401, "service", ""),
     "docker.getServiceContainersByAppName": (401, "docker", ""),
 }
+# For owners and admins only; tRPC's refusal without a word of its own (read in Dokploy's source, not recorded).
+ADMINS_ONLY = ("settings.checkInfrastructureHealth", "settings.updateBuildsConcurrency")
+MEMBER = "a-member-of-the-simulated-dokplo"
 KINDS = {"applicationId": "service", "environmentId": "environment", "projectId": "project"}
 # Which lists are cut, and by which id of their rows.
 CUT = {
@@ -28,6 +31,8 @@ def check_access(dokploy: Dokploy, key: Key, name: str, values: Row) -> None:
     status, resource, lead = PERMISSIONS.get(name, (0, "", ""))
     if resource and resource not in (key.permissions or ()):
         raise Refusal(status, f'{lead}unauthorized to access resource "{resource}"')
+    if name in ADMINS_ONLY:
+        raise Refusal(401, "UNAUTHORIZED")
     if name == "domain.create" and not values.get("domainType"):
         return  # a hole in Dokploy: it looks only if the type is given
     for field, kind in KINDS.items():
@@ -37,12 +42,20 @@ def check_access(dokploy: Dokploy, key: Key, name: str, values: Row) -> None:
 
 
 def visible(key: Key, name: str, value: Any) -> Any:
+    if name == "members":
+        return [membership(key, row) for row in value]
     if isinstance(value, dict):
         return {field: visible(key, field, part) for field, part in value.items()}
     if isinstance(value, list):
         kept = [row for row in value if name not in CUT or row[CUT[name]] in key.reach]
         return [visible(key, "", row) for row in kept]
     return value
+
+
+def membership(key: Key, owner: Row) -> Row:
+    """The member's own, in the place of the owner's."""
+    reach = {name: [id for id in ids if id in key.reach] for name, ids in owner.items() if name.startswith("accessed")}
+    return {**owner, "userId": MEMBER, "role": "member", **reach}
 
 
 def made(value: Any) -> Iterator[str]:

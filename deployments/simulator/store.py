@@ -53,6 +53,7 @@ class Store:
         self.domains = Table(connection, "domains")
         self.deployments = Table(connection, "deployments")
         self.logs = Table(connection, "logs")
+        self.settings = Table(connection, "settings")
         # Not Dokploy's rows: what the engine runs and what the edge router was told.
         self.services = Table(connection, "services")
         self.routes = Table(connection, "routes")

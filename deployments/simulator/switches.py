@@ -27,6 +27,7 @@ class Settings:
     engine_error: str | None = None
     engine: str = "up"
     database: str = "up"
+    infrastructure: str = "up"
     login: str = "accepted"
     rate_limit: int | None = None
     rate_window: float = 86400.0
@@ -49,6 +50,8 @@ def fits(name: str, value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
     if name in ("engine", "database"):
         return value in ("up", "down")
+    if name == "infrastructure":
+        return value in ("up", "missing")
     if name == "login":
         return value in ("accepted", "refused")
     if name == "rate_limit":
