@@ -12,13 +12,15 @@ from django.core.checks import CheckMessage, Error, Warning, register
 
 from .engine import grammar
 
+DOKPLOY = "dokploy"
+"""The tag of what is checked about Dokploy. The server itself is asked only by `manage.py check --tag dokploy`."""
 CERTIFICATES = ("letsencrypt", "wildcard", "none")
 SHORTEST_SECRET_KEY = 40
 PORTS = range(1, 65536)
 STACK_URL_EXAMPLE = "Write an address such as https://{name}.apps.example.org."
 
 
-@register()
+@register(DOKPLOY)
 def check_dokploy(**kwargs: Any) -> Iterator[CheckMessage]:
     """Where Dokploy is. In the demo that is our own simulator, and nothing can be wrong with it."""
     if settings.DEMO:
@@ -28,6 +30,12 @@ def check_dokploy(**kwargs: Any) -> Iterator[CheckMessage]:
             "DOKPLOY_URL is set, but DOKPLOY_API_KEY is not.",
             hint="Make a key at Dokploy and set DOKPLOY_API_KEY, or DOKPLOY_API_KEY_FILE to the file that holds it.",
             id="deployportal.E001",
+        )
+    elif not (settings.DOKPLOY_API_KEY.isascii() and settings.DOKPLOY_API_KEY.isprintable()):
+        yield Error(
+            "DOKPLOY_API_KEY holds characters that no key has.",
+            hint="Copy the key again: it is one line of plain letters, digits, hyphens and underscores.",
+            id="deployportal.E015",
         )
     url = _address(settings.DOKPLOY_URL)
     if url is None:

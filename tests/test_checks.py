@@ -57,6 +57,8 @@ def test_the_demo_is_not_complained_about() -> None:
     ("changed", "id", "says"),
     [
         ({"DOKPLOY_API_KEY": ""}, "E001", "DOKPLOY_API_KEY"),
+        ({"DOKPLOY_API_KEY": "canary-schl\u00fcssel"}, "E015", "plain letters"),
+        ({"DOKPLOY_API_KEY": "canary\ncanary"}, "E015", "one line"),
         ({"DOKPLOY_URL": "dokploy.example.org"}, "E002", "DOKPLOY_URL"),
         ({"DOKPLOY_URL": "ftp://dokploy.example.org"}, "E002", "DOKPLOY_URL"),
         ({"DOKPLOY_URL": "https://dokploy.example.org/api"}, "E002", "no path"),

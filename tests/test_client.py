@@ -21,6 +21,7 @@ from deployments.engine.errors import (
     DokployError,
     Interrupted,
     KeyRefused,
+    KeySpent,
     NotDokploy,
     NotFound,
     Refused,
@@ -375,7 +376,7 @@ async def test_a_bare_401_that_goes_away_is_forgotten(server: Server, client: Do
 @pytest.mark.parametrize(
     ("does", "kind"),
     [
-        (trpc(401, "UNAUTHORIZED"), Unavailable),
+        (trpc(401, "UNAUTHORIZED"), KeySpent),
         (trpc(401, "You don't have access to this service"), Refused),
         (trpc(403, "Forbidden"), Refused),
         (trpc(404, "Project not found"), NotFound),
@@ -421,6 +422,73 @@ async def test_the_beginning_of_an_unreadable_answer_is_not_shown(server: Server
     server.does = says(200, f'[{{"projectId": "a", "env": "TOKEN={VALUE}", "name": "b'.encode())
     error = await error_of(question(client))
     assert VALUE not in f"{error} {error.evidence}"
+
+
+# -- what is asked about the server itself -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("does", "kind"),
+    [
+        (says(200, b'{"ok": true}'), None),
+        (says(200, b'{"ok": "true"}'), NotDokploy),
+        (says(200, b"<html>hello</html>"), NotDokploy),
+        (says(204, b""), NotDokploy),
+        (says(302, b"", Location="/login"), NotDokploy),
+        (says(401, b"who are you?"), NotDokploy),
+        (says(404, b"404 page not found"), NotDokploy),
+        (says(503, b"upstream connect error"), Unclear),
+        (closes, Unclear),
+    ],
+)
+async def test_dokploy_is_known_by_its_health_and_needs_no_database_for_it(
+    server: Server, client: Dokploy, does: Behaviour, kind: type[DokployError] | None
+) -> None:
+    server.does, server.health = does, says(500, b"")
+    if kind is None:
+        await client.probe()
+    else:
+        assert kind_of(await error_of(client.probe())) is kind
+    assert server.asked == ["health"]
+
+
+async def test_what_a_user_is_in_several_organizations_is_told_once_each(server: Server, client: Dokploy) -> None:
+    server.does = says_json(200, [{"members": [{"role": role}]} for role in ("owner", "member", "owner")])
+    assert await client.roles() == {"owner", "member"}
+    server.does = says_json(200, [])
+    assert await client.roles() == frozenset()
+
+
+async def test_of_the_servers_settings_only_one_number_is_kept(server: Server, client: Dokploy) -> None:
+    exchanges: list[Exchange] = []
+    view = client.for_run(lambda: None, exchanges.append)
+    server.does = says_json(200, {"sshPrivateKey": VALUE, "buildsConcurrency": 3})
+    assert await view.builds_concurrency() == 3
+    for unknown in ({"sshPrivateKey": VALUE}, {"buildsConcurrency": VALUE}, {"buildsConcurrency": True}):
+        server.does = says_json(200, unknown)
+        assert await view.builds_concurrency() is None
+    server.does = says(200, f'{{"sshPrivateKey": "{VALUE}", '.encode())
+    error = await error_of(view.builds_concurrency())
+    assert VALUE not in f"{error!r} {error} {error.evidence} {exchanges}"
+
+
+async def test_what_the_engine_says_of_dokploys_own_parts_is_one_line_each(server: Server, client: Dokploy) -> None:
+    parts = {"postgres": {"status": "healthy"}, "traefik": {"status": "unhealthy", "message": "no\nsuch   service "}}
+    server.does = says_json(200, parts)
+    assert await client.infrastructure() == {"postgres": "", "traefik": "no such service"}
+    server.does = says_json(200, {**parts, "postgres": {"status": "unhealthy"}})
+    assert (await client.infrastructure())["postgres"] == "unhealthy"
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[7]", b'[{"members": 7}]', b'[{"members": [{"role": 7}]}]', b'{"traefik": 7}']
+)
+async def test_an_answer_about_the_server_that_cannot_be_one_is_an_outage(
+    server: Server, client: Dokploy, body: bytes
+) -> None:
+    server.does = says(200, body)
+    assert kind_of(await error_of(client.roles())) is Unavailable
+    assert kind_of(await error_of(client.infrastructure())) is Unavailable
 
 
 # -- where the key goes ------------------------------------------------------------------------------------------------
@@ -556,9 +624,14 @@ async def test_the_guard_is_asked_before_every_change_and_never_before_a_questio
         view.containers("a"),
         view.domains("a"),
         view.healthy(),
+        view.probe(),
+        view.roles(),
+        view.builds_concurrency(),
+        view.infrastructure(),
     ]
     for call in questions:
-        await call
+        with suppress(DokployError):
+            await call
     assert guarded == []
     server.does = says(200, b"true")
     changes: list[Awaitable[Any]] = [

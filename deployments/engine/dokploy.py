@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from .errors import DokployError, KeyRefused, NotDokploy, NotFound, Refused, Unavailable, Unclear
+from .errors import DokployError, KeyRefused, KeySpent, NotDokploy, NotFound, Refused, Unavailable, Unclear
 from .pace import Budget, Round
 
 CALL_SECONDS = 8.0  # below the lease, so that a dead worker's last request is over before its successor looks
@@ -289,6 +289,36 @@ class Dokploy:
         """Answers well even if the clean-up failed; never to be called while a deploy of it runs."""
         await self._change("application.delete", applicationId=application_id)
 
+    async def probe(self) -> None:
+        """Raises unless it is Dokploy that answers, with or without its database; needs no key."""
+        status, body = await self._exchange("GET", "health", {})
+        if 300 <= status < 400 or status >= 500:
+            meaning("health", status, body)
+        elif status != 200 or _error_body(body).get("ok") is not True:
+            raise NotDokploy("What answers at DOKPLOY_URL is not Dokploy.")
+
+    async def roles(self) -> frozenset[str]:
+        """What the key's user is in its organizations: owner, admin, member, or a role that somebody named. In which of
+        them the key acts is not said."""
+        organizations = _rows(await self._query("organization.all"))
+        return frozenset(_text(row, "role") for one in organizations for row in _rows(one.get("members")))
+
+    async def builds_concurrency(self) -> int | None:
+        """How many deploys run at a time; None where Dokploy does not say. The answer holds private keys besides, so
+        that nothing else of it is kept."""
+        value = _object(await self._query("settings.getWebServerSettings")).get("buildsConcurrency")
+        return value if type(value) is int else None
+
+    async def infrastructure(self) -> dict[str, str]:
+        """What is wrong with Dokploy's own postgres and traefik, as the engine tells it; "" for what is well. It is for
+        owners and admins (KeySpent), and not known to Dokploy before 0.29 (NotDokploy)."""
+        answer = _object(await self._query("settings.checkInfrastructureHealth"))
+        parts = {name: _object(answer.get(name)) for name in ("postgres", "traefik")}
+        return {
+            name: "" if _text(part, "status") == "healthy" else _line(_maybe(part, "message") or "unhealthy")
+            for name, part in parts.items()
+        }
+
     # -- the wire --------------------------------------------------------------------------------------------------
 
     async def _query(self, procedure: str, **fields: Any) -> Json:
@@ -402,7 +432,7 @@ def meaning(procedure: str, status: int, body: bytes) -> Json:
             "Dokploy refuses the portal's key, or the key is rate-limited. Make one with rateLimitEnabled:false."
         )
     if status == 401 and text == "UNAUTHORIZED":
-        raise Unavailable("The portal's key at Dokploy ran into its rate limit.")
+        raise KeySpent("The portal's key at Dokploy ran into its rate limit.")
     if status in (401, 403):
         raise Refused(f"The portal's key may not do this at Dokploy ({procedure}).", evidence=evidence)
     if status == 404 and not path:

@@ -18,6 +18,11 @@ class Unavailable(DokployError):
     code = "DOKPLOY_UNAVAILABLE"
 
 
+class KeySpent(Unavailable):
+    """The key was good, and then it was not: its rate limit ran out in the middle of a call, or what was asked is for
+    owners and admins only. Dokploy says the same to both."""
+
+
 class Unclear(DokployError):
     """It may have been done, or not. Look before anything else."""
 
