@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from deployments.engine import dokploy as client_module
+from deployments.engine import journal as journal_module
 from deployments.engine import orchestrator, steps
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Failure, Interrupted
@@ -74,6 +75,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "SECOND_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(steps, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(steps, "SETTLE_SECONDS", 5.0)
+    monkeypatch.setattr(journal_module, "LOG_SECONDS", 0.01)
     monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.01)
     monkeypatch.setattr(orchestrator, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(orchestrator, "LONGEST_PAUSE_SECONDS", 0.02)

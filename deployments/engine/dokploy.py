@@ -7,13 +7,24 @@ import asyncio
 import copy
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import httpx
 
-from .errors import DokployError, KeyRefused, KeySpent, NotDokploy, NotFound, Refused, Unavailable, Unclear
+from . import log_socket
+from .errors import (
+    DokployError,
+    KeyRefused,
+    KeySpent,
+    NotDokploy,
+    NotFound,
+    Refused,
+    TooLarge,
+    Unavailable,
+    Unclear,
+)
 from .pace import Budget, Round
 
 CALL_SECONDS = 8.0  # below the lease, so that a dead worker's last request is over before its successor looks
@@ -71,6 +82,8 @@ class Build:
     id: str
     title: str
     status: str
+    log_path: str = ""
+    """The file of its log at Dokploy. A later deploy of the same application in the same second overwrites it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +127,9 @@ class Dokploy:
 
     def __init__(self, url: str, key: str, *, connections: int = 20, calls_per_second: float = 0) -> None:
         """calls_per_second: the key's budget, which all clients of a process with this key share; 0 for none."""
+        self._tls = httpx.create_ssl_context(trust_env=False)
         self._http = httpx.AsyncClient(
+            verify=self._tls,
             base_url=url.rstrip("/"),
             headers={"x-api-key": key, "accept": "application/json", "accept-encoding": "identity"},
             # Half of it for getting a connection: that must end before the whole does, for then nothing was sent.
@@ -226,7 +241,10 @@ class Dokploy:
     async def builds(self, application_id: str) -> list[Build]:
         """The deploys that have started, newest first, at most eleven. Empty for an unknown application."""
         rows = _rows(await self._query("deployment.all", applicationId=application_id))
-        return [Build(_text(row, "deploymentId"), _text(row, "title"), _text(row, "status")) for row in rows]
+        return [
+            Build(_text(row, "deploymentId"), _text(row, "title"), _text(row, "status"), _maybe(row, "logPath") or "")
+            for row in rows
+        ]
 
     async def queue(self) -> list[Job]:
         """All waiting and active jobs of the instance, other people's too: show a count, never a title."""
@@ -239,11 +257,20 @@ class Dokploy:
         return jobs
 
     async def build_log(self, deployment_id: str, tail: int = 10_000) -> str:
-        """The last `tail` lines of a deploy's log, also while it runs."""
-        text = await self._query("deployment.readLogs", deploymentId=deployment_id, tail=tail)
+        """The last `tail` lines of a deploy's log, also while it runs. Raises TooLarge where they are."""
+        try:
+            text = await self._call("GET", "deployment.readLogs", {"deploymentId": deployment_id, "tail": tail})
+        except Unclear as error:
+            raise Unavailable(str(error), evidence=error.evidence) from None
         if not isinstance(text, str):
             raise Unavailable("Dokploy's log cannot be read: its answer is no text.")
         return text
+
+    def follow_log(self, log_path: str) -> AsyncGenerator[str, None]:
+        """The text of a log from its start on, as it is written. However that ends, it raises Unavailable."""
+        return log_socket.follow(
+            self._http.base_url, self._key, log_path, tls=self._tls, seconds=CALL_SECONDS, most=MAX_BYTES
+        )
 
     async def clean_queue(self, application_id: str) -> None:
         """Drops the waiting jobs of this application; a running one goes on."""
@@ -324,7 +351,7 @@ class Dokploy:
     async def _query(self, procedure: str, **fields: Any) -> Json:
         try:
             return await self._call("GET", procedure, fields)
-        except Unclear as error:  # a question leaves nothing behind: ask again
+        except (Unclear, TooLarge) as error:  # a question leaves nothing behind: ask again
             raise Unavailable(str(error), evidence=error.evidence) from None
 
     async def _query_for_all(self, procedure: str) -> Json:
@@ -392,7 +419,7 @@ class Dokploy:
                     async for chunk in response.aiter_raw():
                         body += chunk
                         if len(body) > MAX_BYTES:
-                            raise Unclear("Dokploy's answer is too large to be one.")
+                            raise (Unclear if change else TooLarge)("Dokploy's answer is too large to be one.")
                     status = response.status_code
                     return status, bytes(body)
                 finally:

@@ -44,6 +44,10 @@ class NotDokploy(Refused):
     code = "DOKPLOY_ADDRESS_WRONG"
 
 
+class TooLarge(Refused):
+    """The answer to a question is larger than is read. It will not be smaller the next time."""
+
+
 class NotFound(DokployError):
     """The object is not there (or not yet, right after it was made)."""
 

@@ -10,6 +10,7 @@ from .spec import Progress, Report, Resources, Status
 
 LINES_PER_RUN = 2_000
 LINE_CHARACTERS = 500
+LOG_SECONDS = 0.25  # between two events of log lines: at most four a second
 SHORTEST_SECRET = 4  # masking “1” wherever it stands would hide the log
 # ECMA-48 control sequences, what else does not print, and halves of characters: JSON can hold them, UTF-8 cannot
 _CONTROL = re.compile(
@@ -38,6 +39,7 @@ class Journal:
         self._secrets: list[str] = []
         self.intended = set(intended)
         self._logged = logged or {}
+        self._next_log = 0.0
         self.phase = "initializing"
         self.message = ""
         self.attempt = 1
@@ -100,7 +102,8 @@ class Journal:
     async def log(self, source: str, text: str, *, whole: bool) -> None:
         """Reports the lines of a deploy's log that were not reported yet, many in one event.
 
-        whole: nothing comes after this text. Else a last line without its end is still being written, and waits.
+        text: from the log's start. whole: nothing comes after it. Else a last line without its end is still being
+        written, and waits. Returns when it is reported, a moment later where the last report of lines was just now.
         """
         lines = text.splitlines()
         if lines and not whole and not text.endswith("\n"):
@@ -109,11 +112,17 @@ class Journal:
         new = lines[seen:LINES_PER_RUN]
         if not new:
             return
+        await asyncio.sleep(self._next_log - asyncio.get_running_loop().time())
         self._logged[source] = seen + len(new)
         cut = [self._clean(line)[:LINE_CHARACTERS] for line in new]
         if seen + len(new) == LINES_PER_RUN:
             cut.append("… the log goes on at Dokploy")
         await self._tell("log", cut[-1], data={"source": source, "first": seen + 1, "lines": cut})
+        self._next_log = asyncio.get_running_loop().time() + LOG_SECONDS
+
+    def is_full(self, source: str) -> bool:
+        """No more lines of this log are reported."""
+        return self._logged.get(source, 0) >= LINES_PER_RUN
 
     async def intend(self, kind: str, mark: str) -> None:
         """Before a call that makes something."""

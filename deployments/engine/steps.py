@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from . import diagnosis
+from .build_log import BuildLog
 from .dokploy import Application, Build, Dokploy, Domain, Environment, Job, Project
 from .errors import DokployError, Failure, NotFound, Unavailable, Unclear
 from .grammar import dotenv
@@ -161,33 +162,34 @@ async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: J
     """
     ours: Job | None = None
     looks_at_queue = False
-    while True:
-        if looks_at_queue:
-            jobs = await dokploy.queue()
-            ours = next((job for job in jobs if job.title.startswith(prefix)), None)
-            if ours is not None and ours.state == "waiting":
-                await journal.say(_place(ours, jobs))
-                await asyncio.sleep(POLL_SECONDS)
+    async with BuildLog(dokploy, journal) as log:
+        while True:
+            if looks_at_queue:
+                jobs = await dokploy.queue()
+                ours = next((job for job in jobs if job.title.startswith(prefix)), None)
+                if ours is not None and ours.state == "waiting":
+                    await journal.say(_place(ours, jobs))
+                    await asyncio.sleep(POLL_SECONDS)
+                    continue
+            build = await log.during(_build(dokploy, application_id, prefix))
+            if build is None and not looks_at_queue:
+                looks_at_queue = True
                 continue
-        build = await _build(dokploy, application_id, prefix)
-        if build is None and not looks_at_queue:
-            looks_at_queue = True
-            continue
-        looks_at_queue = build is None and ours is None
-        if looks_at_queue:
-            await asyncio.sleep(SECOND_LOOK_SECONDS)
-            if await _find_deploy(dokploy, application_id, prefix) is None:
-                return None
-        elif build is not None:
-            if build.status == "running":
+            looks_at_queue = build is None and ours is None
+            if looks_at_queue:
+                await asyncio.sleep(SECOND_LOOK_SECONDS)
+                if await _find_deploy(dokploy, application_id, prefix) is None:
+                    return None
+            elif build is not None and build.status == "running":
                 await journal.say("Dokploy pulls the image and starts the container")
-            log = await dokploy.build_log(build.id)
-            await journal.log(build.id, log, whole=build.status != "running")
-            if build.status == "done":
-                return build
-            if build.status == "error":
-                raise diagnosis.of_log(log)
-        await asyncio.sleep(POLL_SECONDS)
+                await log.look(build)
+            elif build is not None:
+                text = await log.whole(build)
+                if build.status == "done":
+                    return build
+                if build.status == "error":
+                    raise diagnosis.of_log(text)
+            await log.during(asyncio.sleep(POLL_SECONDS))
 
 
 async def _build(dokploy: Dokploy, application_id: str, prefix: str) -> Build | None:

@@ -1,0 +1,103 @@
+"""The log of our deploy, reported while it is written: as the socket brings it, or by asking where it brings none."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from .dokploy import Build, Dokploy
+from .errors import NotFound, Refused, Unavailable
+from .journal import Journal
+
+T = TypeVar("T")
+
+
+class BuildLog:
+    """To be entered; when it is left nothing follows the log any more.
+
+    A task of its own only reads the socket. All reports are made by who calls, one after the other: what a report
+    raises goes up there, and none is broken off by the end of the deploy.
+    """
+
+    def __init__(self, dokploy: Dokploy, journal: Journal) -> None:
+        self._dokploy = dokploy
+        self._journal = journal
+        self._build_id = ""
+        self._reader: asyncio.Task[None] | None = None
+        self._brought: list[str] = []
+        self._grown = asyncio.Event()
+        self._refused = False
+
+    async def __aenter__(self) -> "BuildLog":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stop()
+
+    async def look(self, build: Build) -> None:
+        """Once in every round while the deploy runs. The first begins to follow, once for each deploy; a later one asks
+        for the log if the socket has brought nothing or has failed."""
+        if build.id != self._build_id:
+            await self._stop()
+            self._build_id, self._brought, self._refused = build.id, [], False
+            self._reader = asyncio.create_task(self._read(build))
+        elif self._is_silent() and not self._refused and not self._journal.is_full(build.id):
+            try:
+                log = await self._dokploy.build_log(build.id)
+            except (Refused, NotFound):  # it is said at the end
+                self._refused = True
+            else:
+                await self._journal.log(build.id, log, whole=False)
+
+    async def during(self, act: Awaitable[T]) -> T:
+        """Awaits it, and reports meanwhile what the socket brings."""
+        task = asyncio.ensure_future(act)
+        grown = asyncio.ensure_future(self._grown.wait())
+        try:
+            while not task.done():
+                await asyncio.wait({task, grown}, return_when=asyncio.FIRST_COMPLETED)
+                if grown.done():
+                    self._grown.clear()
+                    grown = asyncio.ensure_future(self._grown.wait())
+                    await self._journal.log(self._build_id, self._text(), whole=False)
+            return task.result()
+        finally:
+            task.cancel()
+            grown.cancel()
+            await asyncio.gather(task, grown, return_exceptions=True)
+
+    async def whole(self, build: Build) -> str:
+        """All of the log of a deploy that has ended, with what was not reported yet reported.
+
+        Where Dokploy does not give it, that is noted, and what the socket has brought has to do.
+        """
+        await self._stop()
+        try:
+            log = await self._dokploy.build_log(build.id)
+        except (Refused, NotFound) as error:
+            await self._journal.note(f"The log cannot be read: {error}")
+            log = self._text()
+        await self._journal.log(build.id, log, whole=True)
+        return log
+
+    async def _read(self, build: Build) -> None:
+        with contextlib.suppress(Unavailable):
+            async with contextlib.aclosing(self._dokploy.follow_log(build.log_path)) as pieces:
+                async for text in pieces:
+                    self._brought.append(text)
+                    self._grown.set()
+                    if self._journal.is_full(build.id):
+                        return
+
+    def _is_silent(self) -> bool:
+        """The socket has failed, or nothing has come yet."""
+        return not self._brought or self._reader is None or self._reader.done()
+
+    def _text(self) -> str:
+        return "".join(self._brought)
+
+    async def _stop(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
+            self._reader = None
