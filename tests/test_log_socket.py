@@ -494,7 +494,7 @@ def dokploy(front: Server, pool: Dokploy, monkeypatch: pytest.MonkeyPatch) -> Do
 
 
 @pytest.fixture
-def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_look(dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is reported after the first look at the row does not come from the next."""
     monkeypatch.setattr(steps, "POLL_SECONDS", 60.0)
 
@@ -683,18 +683,23 @@ async def test_there_are_at_most_four_events_of_log_lines_in_a_second(
 async def test_a_log_of_which_enough_was_reported_is_followed_no_further(
     simulator: Simulator, front: Server, dokploy: Dokploy
 ) -> None:
+    enough = [f"line {number}" for number in range(journal_module.LINES_PER_RUN)]
+    more = asyncio.Event()
+
     async def does(peer: Peer) -> None:
         await peer.upgrade()
-        for number in range(1_000_000):
-            await peer.say(frame(f"line {number}\n"))
+        await peer.say(*[frame(f"{line}\n") for line in enough])
+        await more.wait()
+        await peer.say(frame("one more\n"))
+        await peer.until_gone()
 
     front.listens = does
     run = new_run(simulator)
     simulator.close_gate("job")
     async with deploying(run, dokploy):
+        await soon(lambda: lines(run) == [*enough, "… the log goes on at Dokploy"])
+        more.set()
         await soon(lambda: front.ended == 1)
-        told = [f"line {number}" for number in range(journal_module.LINES_PER_RUN)]
-        await soon(lambda: lines(run) == [*told, "… the log goes on at Dokploy"])
 
 
 # -- a log that cannot be read -----------------------------------------------------------------------------------------
@@ -714,15 +719,19 @@ async def test_a_log_that_cannot_be_read_fails_no_deploy_that_went_well(
     if not by_socket:
         front.listens = closes()
     run = new_run(simulator)
+    before = calls(simulator)
     simulator.close_gate("pull")
     simulator.fault("deployment.readLogs", fault, times=None)
     async with deploying(run, dokploy) as task:
         if by_socket:
             await soon(lambda: len(lines(run)) == 3)
         else:
-            await soon(lambda: front.ended == 1)
+            await soon(lambda: (calls(simulator) - before)["deployment.readLogs"] == 1)
+            rounds = calls(simulator)
+            await soon(lambda: (calls(simulator) - rounds)["deployment.all"] >= 5)
         simulator.open_gate("pull")
         await task
+    assert (calls(simulator) - before)["deployment.readLogs"] <= 2, "once while it runs, and once at the end"
     assert run.said("note") == [f"The log cannot be read: {why}"]
     Found(simulator, run.spec).is_one_of_each()
     row = Found(simulator, run.spec).builds[0]
