@@ -281,6 +281,7 @@ def _failure(run: Deployment, audience: str, undo: dict[str, Any] | None) -> dic
         "cause": entry.causes[0] if entry.causes else "",
         "evidence": evidence,
         "advice": entry.advice[0] if entry.advice else "",
+        "operator": entry.operator if audience == "operator" else "",
         "code": error["code"],
         "help": reverse("help", args=[error["code"]]),
         "report": "\n".join(report),

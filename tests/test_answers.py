@@ -149,6 +149,18 @@ TYPED: dict[str, tuple[Call, Callable[[Any], Any]]] = {
     "GET domain.byApplicationId": (lambda client: client.domains("a"), each(domain)),
     "POST domain.delete": (lambda client: client.delete_domain("a"), nothing),
     "POST application.delete": (lambda client: client.delete_application("a"), nothing),
+    "GET organization.all": (
+        lambda client: client.roles(),
+        lambda body: frozenset(member["role"] for one in body for member in one["members"]),
+    ),
+    "GET settings.getWebServerSettings": (
+        lambda client: client.builds_concurrency(),
+        lambda body: body["buildsConcurrency"],
+    ),
+    "GET settings.checkInfrastructureHealth": (
+        lambda client: client.infrastructure(),
+        lambda body: {name: " ".join(part["message"].split()) for name, part in body.items()},
+    ),
 }
 LOWER = {name.lower(): name for name in TYPED}  # Dokploy's paths are case-insensitive
 

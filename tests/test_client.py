@@ -22,11 +22,14 @@ from deployments.engine.errors import (
     Interrupted,
     KeyRefused,
     KeySpent,
+    NotAllowed,
     NotDokploy,
     NotFound,
+    PerhapsNotAllowed,
     Refused,
     Unavailable,
     Unclear,
+    UnknownProcedure,
 )
 
 from .wire import Behaviour, Request, Server, answer, error_of, in_turn, kind_of, says, says_json
@@ -170,6 +173,7 @@ UNCLEAR: dict[str, Behaviour] = {
     "a 500 with wrong types": says_json(500, {"message": 7, "data": [], "issues": 7}),
     "a 400 without issues": trpc(400, "Error creating the project: connection terminated"),
     "a 400 with a list of no issues": trpc(400, "Input validation failed", issues=[]),
+    "a 400 for want of a permission": trpc(400, "Error creating the project: unauthorized to access resource"),
     "a 409": trpc(409, "Conflict"),
     "a 418": says(418, b""),
     "a 503": says(503, b"upstream connect error"),
@@ -181,7 +185,7 @@ async def test_a_creation_that_was_not_answered_cleanly_is_unclear(server: Serve
     server.does = UNCLEAR[name]
     began = time.monotonic()
     error = await error_of(creation(client))
-    assert kind_of(error) is Unclear
+    assert kind_of(error) is (PerhapsNotAllowed if "permission" in name else Unclear)
     assert not error.permanent
     assert time.monotonic() - began < 3 * LIMIT
     assert server.asked == ["project.create"], "an unclear call is never repeated by the client"
@@ -377,9 +381,10 @@ async def test_a_bare_401_that_goes_away_is_forgotten(server: Server, client: Do
     ("does", "kind"),
     [
         (trpc(401, "UNAUTHORIZED"), KeySpent),
-        (trpc(401, "You don't have access to this service"), Refused),
-        (trpc(403, "Forbidden"), Refused),
+        (trpc(401, "You don't have access to this service"), NotAllowed),
+        (trpc(403, "Forbidden"), NotAllowed),
         (trpc(404, "Project not found"), NotFound),
+        (trpc(404, "Not found", path=None, code="NOT_FOUND"), UnknownProcedure),
         (trpc(404, "Not found", path=None), NotDokploy),
         (says(404, b"404 page not found\n"), NotDokploy),
         (says(404, b"<html>nothing here</html>"), NotDokploy),
@@ -400,7 +405,7 @@ async def test_a_clear_no_has_its_own_name(
     server.does = does
     error = await error_of(call(client))
     assert kind_of(error) is kind
-    assert error.permanent is (kind in (Refused, NotDokploy))
+    assert error.permanent is issubclass(kind, Refused)
     assert len(server.requests) == 1
 
 

@@ -11,7 +11,10 @@ from .errors import Failure
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One kind of failure. `pattern` finds it in a deploy's log; `retryable`: the same request may succeed later."""
+    """One kind of failure. `pattern` finds it in a deploy's log; `retryable`: the same request may succeed later.
+
+    `operator`: what only who runs the portal can do about it, shown to them alone.
+    """
 
     code: str
     title: str
@@ -20,6 +23,7 @@ class Entry:
     advice: tuple[str, ...]
     pattern: str = ""
     retryable: bool = True
+    operator: str = ""
 
 
 ENTRIES = (
@@ -38,6 +42,7 @@ ENTRIES = (
         ("The password or token expired.", "The account may not read this image."),
         ("Ask an operator to renew the template's registry credentials.",),
         r"❌ Login failed|unauthorized: |authentication required|denied: requested access",
+        operator="Set the registry's user and password anew in the template; the next deployment takes them along.",
     ),
     Entry(
         "REGISTRY_LIMIT",
@@ -63,6 +68,7 @@ ENTRIES = (
         ("Old images and logs fill the disk.",),
         ("Ask an operator to free space on the Dokploy server, then try again.",),
         r"no space left on device",
+        operator="Free space on the Dokploy server: docker system df shows what uses it.",
     ),
     Entry(
         "REGISTRY_UNREACHABLE",
@@ -79,6 +85,7 @@ ENTRIES = (
         ("Docker is stopped or restarting on the server.",),
         ("Ask an operator to look at Docker on the Dokploy server, then try again.",),
         r"connect (?:ENOENT|ECONNREFUSED) .*docker|Cannot connect to the Docker daemon",
+        operator="Look at Docker on the Dokploy server: systemctl status docker.",
     ),
     Entry(
         "ENGINE_REFUSED",
@@ -87,6 +94,7 @@ ENTRIES = (
         ("A limit asks for more than the server has.", "A service of that name is left over on the server."),
         ("Show the line below to an operator.",),
         r"\(HTTP code \d{3}\)",
+        operator="Compare the template's limits with the server, and look for a leftover service: docker service ls.",
     ),
     Entry(
         "IMAGE_PULL_FAILED",
@@ -109,6 +117,7 @@ ENTRIES = (
         "Dokploy accepted the deployment several times and forgot it each time.",
         ("Dokploy was restarted again and again.",),
         ("Ask an operator to look at the Dokploy server, then try again.",),
+        operator="Dokploy keeps its queue in memory: find out why it restarts, in docker service logs dokploy.",
     ),
     Entry(
         "HEALTH_NO_ANSWER",
@@ -127,6 +136,7 @@ ENTRIES = (
         "The stack's host name is not known in the DNS.",
         ("There is no wildcard record for the domain.", "The record is new and not yet everywhere."),
         ("Ask an operator to add a wildcard DNS record that points to the Dokploy server.",),
+        operator="Add a wildcard record for STACK_DOMAIN_SUFFIX that leads to the Dokploy server.",
     ),
     Entry(
         "HEALTH_NO_CONNECTION",
@@ -134,6 +144,7 @@ ENTRIES = (
         "The host name resolves, but nothing accepts connections there.",
         ("The DNS record points to the wrong server.", "A firewall blocks the port.", "Traefik is down."),
         ("Ask an operator to check the DNS record, the firewall and Traefik.",),
+        operator="Check the wildcard record, ports 80 and 443 of the server, and dokploy-traefik.",
     ),
     Entry(
         "HEALTH_NO_CERTIFICATE",
@@ -141,6 +152,7 @@ ENTRIES = (
         "The router answers, but without a valid certificate for this address.",
         ("Let's Encrypt could not reach the server on port 80.", "Its rate limit is reached.", "The DNS is too new."),
         ("Try again in some minutes.", "An operator finds the reason in Traefik's log."),
+        operator="Traefik's log names the reason: docker service logs dokploy-traefik.",
     ),
     Entry(
         "ADDRESS_REFUSED",
@@ -157,6 +169,7 @@ ENTRIES = (
         ("Somebody made it by hand.", "Another portal uses the same Dokploy server."),
         ("Choose another name.",),
         retryable=False,
+        operator="The project lacks this portal's mark. Rename or remove it at Dokploy to free the name.",
     ),
     Entry(
         "HOST_IN_USE_AT_DOKPLOY",
@@ -165,6 +178,7 @@ ENTRIES = (
         ("Somebody added the domain by hand.",),
         ("Choose another name.",),
         retryable=False,
+        operator="Remove the domain from the other application at Dokploy to free the address.",
     ),
     Entry(
         "DOKPLOY_UNAVAILABLE",
@@ -172,6 +186,7 @@ ENTRIES = (
         "The Dokploy server did not answer for so long that the portal gave up.",
         ("The server or its network is down.", "Dokploy or its database is restarting."),
         ("Try again in some minutes.", "Tell an operator if it stays so."),
+        operator="manage.py check --tag dokploy says what does not answer: the network, Dokploy, or its database.",
     ),
     Entry(
         "DOKPLOY_UNCLEAR",
@@ -179,6 +194,7 @@ ENTRIES = (
         "Dokploy answered, but so that the portal could not tell what it did, several times in a row.",
         ("A proxy in between answers in Dokploy's place.", "Dokploy has an error of its own."),
         ("Try again in some minutes.", "Show the line below to an operator."),
+        operator="Look for a proxy in front of Dokploy, and into its log: docker service logs dokploy.",
     ),
     Entry(
         "DOKPLOY_NOT_FOUND",
@@ -186,6 +202,7 @@ ENTRIES = (
         "An object that this deployment made is no longer there.",
         ("Somebody deleted it at Dokploy by hand.",),
         ("Start over.",),
+        operator="Somebody or something deletes at Dokploy what the portal made: its audit log or its people know.",
     ),
     Entry(
         "DOKPLOY_REFUSED",
@@ -194,6 +211,25 @@ ENTRIES = (
         ("The portal's key may not do this.", "A setting of the template does not fit this version of Dokploy."),
         ("Show the line below to an operator.",),
         retryable=False,
+        operator="The line of evidence names the setting; compare it with the template.",
+    ),
+    Entry(
+        "DOKPLOY_NOT_ALLOWED",
+        "The portal may not do that at Dokploy",
+        "Dokploy does not let the portal do this. That is not your fault, and nothing of yours is wrong.",
+        ("The portal's key at Dokploy lacks a permission.",),
+        ("Tell an operator: only they can give the portal a key that may.",),
+        retryable=False,
+        operator="Make the key as an owner or admin: a member's loses access to what it makes. Set DOKPLOY_API_KEY.",
+    ),
+    Entry(
+        "DOKPLOY_TOO_OLD",
+        "The Dokploy server has to be updated",
+        "The Dokploy server is of a version that the portal does not work with, so nothing was made on it.",
+        ("It has not been updated for a while.",),
+        ("Tell an operator, and try again once it is updated.",),
+        retryable=False,
+        operator="Update Dokploy; manage.py check --tag dokploy names the oldest version that will do, and why.",
     ),
     Entry(
         "DOKPLOY_KEY_REFUSED",
@@ -201,6 +237,7 @@ ENTRIES = (
         "The portal could not sign in to Dokploy.",
         ("The key was revoked.", "The key has a rate limit, and it is used up."),
         ("An operator makes a new key at Dokploy with rateLimitEnabled:false and sets DOKPLOY_API_KEY.",),
+        operator="Make a key as an owner or admin, with rateLimitEnabled:false, and set DOKPLOY_API_KEY.",
     ),
     Entry(
         "DOKPLOY_ADDRESS_WRONG",
@@ -209,6 +246,7 @@ ENTRIES = (
         ("DOKPLOY_URL is wrong, or leads to a redirect.",),
         ("An operator sets DOKPLOY_URL to Dokploy's own address.",),
         retryable=False,
+        operator="Set DOKPLOY_URL to Dokploy's own address; manage.py check --tag dokploy tries it.",
     ),
     Entry(
         "TIMEOUT",
@@ -230,6 +268,7 @@ ENTRIES = (
         "An error in the portal's own code ended this deployment.",
         ("This is the portal's fault, not yours.",),
         ("Try again.", "Tell an operator: the portal's log has the details."),
+        operator="The portal's log has the trace; please report it.",
     ),
     Entry(
         "SECRET_UNREADABLE",
@@ -238,6 +277,7 @@ ENTRIES = (
         ("ENCRYPTION_KEYS was changed, and the former key was left out.",),
         ("An operator adds the former key to ENCRYPTION_KEYS.", "Or start over, and type the secrets again."),
         retryable=False,
+        operator="Add the former key to ENCRYPTION_KEYS, behind the new one, then run manage.py rotate_secrets.",
     ),
     Entry(
         "TOO_MANY_CRASHES",
@@ -245,6 +285,7 @@ ENTRIES = (
         "The portal was stopped in the middle of this deployment again and again.",
         ("The machine of the portal runs out of memory or restarts often.",),
         ("Tell an operator, then try again.",),
+        operator="Look at the memory of the portal's machine, and at who restarts it; its log may say more.",
     ),
 )
 BY_CODE = {entry.code: entry for entry in ENTRIES}

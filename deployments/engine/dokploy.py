@@ -18,12 +18,15 @@ from .errors import (
     DokployError,
     KeyRefused,
     KeySpent,
+    NotAllowed,
     NotDokploy,
     NotFound,
+    PerhapsNotAllowed,
     Refused,
     TooLarge,
     Unavailable,
     Unclear,
+    UnknownProcedure,
 )
 from .pace import Budget, Round
 
@@ -145,6 +148,7 @@ class Dokploy:
         self._turns = asyncio.Semaphore(connections)
         self._budget = Budget.of_key(url, key, calls_per_second)
         self._rounds = {
+            "settings.getDokployVersion": Round(lambda: self._ask("settings.getDokployVersion")),
             "project.all": Round(lambda: self._ask("project.all")),
             "deployment.queueList": Round(lambda: self._ask("deployment.queueList"), QUEUE_PAUSE_SECONDS),
         }
@@ -174,7 +178,7 @@ class Dokploy:
         return status == 200
 
     async def version(self) -> str:
-        return _text({"version": await self._query("settings.getDokployVersion")}, "version")
+        return _text({"version": await self._query_for_all("settings.getDokployVersion")}, "version")
 
     async def projects(self) -> list[Project]:
         return [_project(row) for row in _rows(await self._query_for_all("project.all"))]
@@ -461,7 +465,9 @@ def meaning(procedure: str, status: int, body: bytes) -> Json:
     if status == 401 and text == "UNAUTHORIZED":
         raise KeySpent("The portal's key at Dokploy ran into its rate limit.")
     if status in (401, 403):
-        raise Refused(f"The portal's key may not do this at Dokploy ({procedure}).", evidence=evidence)
+        raise NotAllowed(f"The portal's key may not do this at Dokploy ({procedure}).", evidence=evidence)
+    if status == 404 and said.get("code") == "NOT_FOUND" and not path:
+        raise UnknownProcedure(f"This Dokploy does not know {procedure}, which the portal needs.", evidence=procedure)
     if status == 404 and not path:
         raise NotDokploy("What answers at DOKPLOY_URL does not know Dokploy's procedures.", evidence=procedure)
     if status == 404:
@@ -472,6 +478,8 @@ def meaning(procedure: str, status: int, body: bytes) -> Json:
         raise Refused("Dokploy does not accept the request.", evidence=evidence)
     if status == 429:
         raise Unavailable("Dokploy asks for a pause (too many requests).")
+    if status == 400 and "unauthorized" in str(text):
+        raise PerhapsNotAllowed(f"Dokploy says that the portal's key may not do this ({procedure}).", evidence=evidence)
     # Any other 4xx or 5xx may have been answered after the work was done (project.create wraps every error in a 400).
     raise Unclear(f"Dokploy answered {status} to {procedure}.", evidence=evidence)
 

@@ -29,6 +29,12 @@ class Unclear(DokployError):
     code = "DOKPLOY_UNCLEAR"
 
 
+class PerhapsNotAllowed(Unclear):
+    """Dokploy says that the key may not make this, in an error that it also gives for what it has made."""
+
+    code = "DOKPLOY_NOT_ALLOWED"
+
+
 class Refused(DokployError):
     """Dokploy said no, for good; nothing was done."""
 
@@ -40,8 +46,20 @@ class KeyRefused(Refused):
     code = "DOKPLOY_KEY_REFUSED"
 
 
+class NotAllowed(Refused):
+    """The key is good, and may not do this."""
+
+    code = "DOKPLOY_NOT_ALLOWED"
+
+
 class NotDokploy(Refused):
     code = "DOKPLOY_ADDRESS_WRONG"
+
+
+class UnknownProcedure(NotDokploy):
+    """Dokploy answers, and does not know the procedure: it is another version than the portal was made for."""
+
+    code = "DOKPLOY_TOO_OLD"
 
 
 class TooLarge(Refused):

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from . import diagnosis
+from . import diagnosis, versions
 from .build_log import BuildLog
 from .dokploy import Application, Build, Dokploy, Domain, Environment, Job, Project
 from .errors import DokployError, Failure, NotFound, Unavailable, Unclear
@@ -32,11 +32,14 @@ D = TypeVar("D", Project, Application)  # what has a date
 
 
 async def create_project(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    if versions.complaint(await dokploy.version()):  # it may be anybody's: nothing is made there
+        raise _refused("DOKPLOY_TOO_OLD")
+
     async def look() -> Project | None:
         named = [project for project in await dokploy.projects() if project.name == spec.name]
         ours = _oldest([project for project in named if project.description == spec.mark])
         if named and ours is None:
-            raise _in_use("NAME_IN_USE_AT_DOKPLOY")
+            raise _refused("NAME_IN_USE_AT_DOKPLOY")
         return ours
 
     project = await _look_or_make(
@@ -113,7 +116,7 @@ async def _refuse_foreign_host(dokploy: Dokploy, spec: StackSpec) -> None:
     foreign = [project for project in await dokploy.projects() if not project.description.startswith(own)]
     for application_id in [id for project in foreign for id in project.application_ids][:FOREIGN_APPLICATIONS]:
         if any(domain.host.lower() == spec.host for domain in await dokploy.domains(application_id)):
-            raise _in_use("HOST_IN_USE_AT_DOKPLOY")
+            raise _refused("HOST_IN_USE_AT_DOKPLOY")
 
 
 async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
@@ -393,5 +396,5 @@ def _known(id: str | None) -> str:
     return id
 
 
-def _in_use(code: str) -> Failure:
+def _refused(code: str) -> Failure:
     return Failure(code, diagnosis.BY_CODE[code].what, retryable=False)

@@ -12,6 +12,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from .. import live, vault
+from ..engine import diagnosis
 from ..engine.errors import Interrupted
 from ..engine.recipe import TITLES, UNCHANGED
 from ..engine.spec import Progress, Resources, StackSpec
@@ -583,6 +584,8 @@ def _wire_error(error: dict[str, Any] | None, audience: str) -> dict[str, Any] |
     shown["help"] = f"/help/{error['code']}"
     if audience != "link" and error.get("evidence"):
         shown["evidence"] = error["evidence"]
+    if audience == "operator" and (advice := diagnosis.entry_of(error["code"]).operator):
+        shown["operator"] = advice
     return shown
 
 
