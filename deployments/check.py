@@ -80,19 +80,28 @@ async def everywhere(person: Any, name: str) -> dict[str, Any]:
 
 
 async def _taken_at_dokploy(name: str) -> bool | None:
-    """From a list that is at most some seconds old, however many people type."""
-    global _seen
-    if time.monotonic() - _seen[0] > REMEMBER_SECONDS:
-        budget = settings.DOKPLOY_CALLS_PER_SECOND
-        dokploy = Dokploy(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY, connections=1, calls_per_second=budget)
-        try:
-            async with asyncio.timeout(ASK_SECONDS):
-                _seen = (time.monotonic(), frozenset(project.name for project in await dokploy.projects()))
-        except (DokployError, TimeoutError):
-            return None
-        finally:
-            await dokploy.aclose()
+    """From a list that is some seconds old at most, however many people type. That one is taken is looked up anew: it
+    may have been removed since."""
+    seen_at, names = _seen
+    old = time.monotonic() - seen_at > REMEMBER_SECONDS
+    if (old or name in names) and not await _look():
+        return None
     return name in _seen[1]
+
+
+async def _look() -> bool:
+    """Lists the projects' names; False where Dokploy does not answer in time."""
+    global _seen
+    budget = settings.DOKPLOY_CALLS_PER_SECOND
+    dokploy = Dokploy(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY, connections=1, calls_per_second=budget)
+    try:
+        async with asyncio.timeout(ASK_SECONDS):
+            _seen = (time.monotonic(), frozenset(project.name for project in await dokploy.projects()))
+    except (DokployError, TimeoutError):
+        return False
+    finally:
+        await dokploy.aclose()
+    return True
 
 
 def _suggestions(name: str) -> list[str]:

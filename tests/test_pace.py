@@ -55,7 +55,7 @@ async def test_two_clients_of_one_key_stay_within_its_budget_together(
     sent: list[float] = []
     began = time.time()
     views = [one.for_run(lambda: None, lambda exchange: sent.append(exchange.at)) for one in (first, second)]
-    await asyncio.gather(*(views[number % 2].version() for number in range(RATE + 20)))
+    await asyncio.gather(*(views[number % 2].builds("a") for number in range(RATE + 20)))
     sent.sort()
     for number, at in enumerate(sent[RATE:], 1):
         assert at - began >= number / RATE - 0.01
@@ -73,7 +73,7 @@ async def test_a_budget_lets_a_burst_through_at_once_and_then_goes_evenly() -> N
 async def test_without_a_budget_nobody_waits(simulator: Simulator, client: Callable[..., Dokploy]) -> None:
     unlimited = client()
     assert unlimited._budget._interval == 0
-    await asyncio.gather(*(unlimited.version() for _ in range(30)))
+    await asyncio.gather(*(unlimited.builds("a") for _ in range(30)))
 
 
 async def test_many_who_ask_at_once_ask_once_and_each_run_has_it_in_its_record(

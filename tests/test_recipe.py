@@ -574,6 +574,48 @@ async def test_a_refused_key_ends_it_at_once(simulator: Simulator, running: Simu
     await stranger.aclose()
 
 
+async def test_a_dokploy_with_known_holes_is_given_nothing(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    simulator.turn(version="v0.29.12")
+    try:
+        failure = await run.fails(dokploy)
+    finally:
+        simulator.turn(version="v0.30.2")
+    assert (failure.code, failure.phase, failure.retryable) == ("DOKPLOY_TOO_OLD", "creating_project", False)
+    assert "not" not in failure.evidence
+    assert run.journal().intended == set()
+    Found(simulator, run.spec).is_nothing()
+
+
+@pytest.mark.parametrize(
+    ("may", "phase"), [([], "creating_project"), (["project"], "deploying"), (["project", "service"], None)]
+)
+async def test_a_key_that_may_not_do_a_thing_is_named_and_leaves_what_it_can_remove(
+    simulator: Simulator, may: list[str], phase: str | None
+) -> None:
+    simulator.switches.post("keys", json={"key": "a-members-key", "member": may}).raise_for_status()
+    member = Dokploy(f"http://127.0.0.1:{simulator.port}", "a-members-key")
+    try:
+        run = new_run(simulator)
+        if phase == "deploying":
+            simulator.turn(pull_error="manifest unknown")  # what it made it may not delete: that is named
+            failure = await run.fails(member)
+            left = await run.undo(member)
+            assert [line.partition(" (")[0] for line in left] == ["the application", "the project"]
+            assert "may not do this at Dokploy (application.delete)" in left[0]
+        elif phase:
+            failure = await run.fails(member)
+            assert (failure.code, failure.phase) == ("DOKPLOY_NOT_ALLOWED", phase)
+            Found(simulator, run.spec).is_nothing()
+        else:
+            await run.deploy(member)
+            assert await run.undo(member) == []
+            Found(simulator, run.spec).is_nothing()
+    finally:
+        simulator.switches.delete("keys")
+        await member.aclose()
+
+
 # -- an outage ---------------------------------------------------------------------------------------------------------
 
 
