@@ -105,7 +105,7 @@ class StackAdmin(ReadOnly):
 
 @admin.register(Deployment)
 class DeploymentAdmin(ReadOnly):
-    list_display = ["stack", "kind", "status", "phase", "requested_by", "via", "created_at", "live_page"]
+    list_display = ["stack", "kind", "status", "phase", "requested_by", "via", "created_at", "live_page", "what_to_do"]
     list_filter = ["status", "kind", "phase", "via"]
     search_fields = ["id", "stack__name", "requested_by__username"]
     date_hierarchy = "created_at"
@@ -115,6 +115,13 @@ class DeploymentAdmin(ReadOnly):
     @admin.display(description="live page")
     def live_page(self, run: Deployment) -> str:
         return format_html('<a href="{}">open</a>', reverse("deployment", args=[run.pk]))
+
+    @admin.display(description="what to do")
+    def what_to_do(self, run: Deployment) -> str:
+        verb = "retry" if run.done else "cancel"
+        if run.status == Deployment.Status.SUCCESS or (not run.done and run.kind == Deployment.Kind.REMOVE):
+            return "–"
+        return format_html('<a href="{}">{}</a>', reverse(verb, args=[run.pk]), verb)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("stack", "requested_by")

@@ -172,6 +172,37 @@ def _idempotency_key(request: HttpRequest) -> str | None:
     return key
 
 
+@door("POST")
+async def cancel(request: HttpRequest, id: str) -> HttpResponse:
+    """POST /api/deployments/dep_…/cancel: 202, also when it was asked for before; it is done when the run has ended."""
+    return JsonResponse(await sync_to_async(_cancel)(request, id), status=202)
+
+
+def _cancel(request: HttpRequest, id: str) -> dict[str, Any]:
+    run = _changeable(request, id)
+    run.cancel(request.person)  # type: ignore[attr-defined]
+    return _started(run)
+
+
+@door("POST")
+async def retry(request: HttpRequest, id: str) -> HttpResponse:
+    """POST /api/deployments/dep_…/retry: 202 with the addresses of the new run."""
+    return JsonResponse(await sync_to_async(_retry)(request, id), status=202)
+
+
+def _retry(request: HttpRequest, id: str) -> dict[str, Any]:
+    return _started(_changeable(request, id).retry(request.person, via=Deployment.Via.API))  # type: ignore[attr-defined]
+
+
+def _changeable(request: HttpRequest, id: str) -> Deployment:
+    """The run, for its owner or an operator. Who may only see it is told so."""
+    person = request.person  # type: ignore[attr-defined]
+    run, _ = _find(person, id)
+    if not Deployment.objects.changeable_by(person).filter(pk=run.pk).exists():
+        raise Refusal("FORBIDDEN", "Only its owner and operators may do that. Send the owner's token.")
+    return run
+
+
 @door("DELETE")
 async def remove(request: HttpRequest, name: str) -> HttpResponse:
     """DELETE /api/stacks/<name>: 202 with the addresses of the run that takes it away."""

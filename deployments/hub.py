@@ -29,7 +29,7 @@ PASS_SECONDS = 30.0
 # What a run's later reports change. The log of requests is not among them: it is filled in at the end, for the API.
 CHANGING = [
     *("phase", "status", "progress", "message", "error", "resources", "version"),
-    *("lease_until", "started_at", "updated_at", "completed_at"),
+    *("lease_until", "started_at", "updated_at", "completed_at", "cancel_requested_at"),
 ]
 
 log = logging.getLogger(__name__)

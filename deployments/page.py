@@ -97,7 +97,7 @@ def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
         "title": f"({step}/{steps}) {DOING[run.kind]} · {run.stack.name}"
         if tone in ("running", "slow")
         else f"{headline} · {run.stack.name}",
-        "favicon": {"live": "live", "gone": "live", "failed": "failed"}.get(tone, "running"),
+        "favicon": {"live": "live", "gone": "live", "failed": "failed", "cancelled": "failed"}.get(tone, "running"),
         "announce": f"{run.stack.name}: {headline}",
         "who": _who(run),
         "via": run.get_via_display(),
@@ -117,7 +117,7 @@ def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
         "undo": undo,
         "failure": _failure(run, audience, undo) if error else None,
         "success": _success(run, rows, seconds) if run.status == Deployment.Status.SUCCESS else None,
-        "actions": _actions(run) if run.done and audience != "link" else [],
+        "actions": _actions(run) if audience != "link" else [],
     }
 
 
@@ -130,22 +130,37 @@ def _phases(run: Deployment) -> tuple[Phase, ...]:
 
 
 def _actions(run: Deployment) -> list[dict[str, str]]:
-    """What can be done to the stack now."""
-    if run.stack.state == Stack.State.GONE:
-        return []
-    return [
-        {"label": "Deploy again", "href": reverse("redeploy", args=[run.stack_id])},
-        {"label": "Remove", "href": reverse("remove", args=[run.stack_id])},
-    ]
+    """What can be done now, by state: links, which htmx sends as what `post` names."""
+    cancel, retry = (reverse(verb, args=[run.pk]) for verb in ("cancel", "retry"))
+    if not run.done:
+        if run.error or run.cancel_requested_at or _removes(run):
+            return []
+        return [{"label": "Cancel", "href": cancel, "ask": "Cancel it? What was made is undone."}]
+    actions = []
+    if run.status == Deployment.Status.FAILURE and not run.retried:
+        again = "Try again to remove it" if _removes(run) else "Retry with the same answers"
+        actions.append({"label": again, "href": retry, "ask": ""})
+    if run.stack.state != Stack.State.GONE:
+        leftover = run.stack.state == Stack.State.BROKEN
+        actions += [
+            {"label": "Deploy again", "href": reverse("redeploy", args=[run.stack_id])},
+            {"label": "Remove what is left" if leftover else "Remove", "href": reverse("remove", args=[run.stack_id])},
+        ]
+    elif run.status == Deployment.Status.FAILURE:
+        actions.append({"label": "Start over", "href": f"{reverse('home')}?name={run.stack.name}"})
+    return actions
 
 
 def _headline(run: Deployment, step: int, queued: bool) -> tuple[str, str]:
     if run.status == Deployment.Status.SUCCESS:
         return ("Removed, nothing left behind", "gone") if _removes(run) else ("Live", "live")
+    cancelled = (run.error or {}).get("code") == "CANCELLED"
     if run.status == Deployment.Status.FAILURE:
-        return f"Failed while {_title_of(run.error).lower()}", "failed"
+        return ("Cancelled", "cancelled") if cancelled else (f"Failed while {_title_of(run.error).lower()}", "failed")
     if run.error:
-        return "Undoing", "undoing"
+        return ("Cancelling, undoing" if cancelled else "Undoing"), "undoing"
+    if run.cancel_requested_at:
+        return "Cancel requested", "undoing"
     if queued:
         ahead = run.ahead()
         return (f"Queued, {ahead} ahead" if ahead else "Queued, next"), "queued"
@@ -276,6 +291,7 @@ def _failure(run: Deployment, audience: str, undo: dict[str, Any] | None) -> dic
     ]
     return {
         "lost": _lost(run, error, undo),
+        "cancelled": error["code"] == "CANCELLED",
         "title": entry.title,
         "what": error["message"],
         "cause": entry.causes[0] if entry.causes else "",
@@ -345,14 +361,14 @@ def _stack(run: Deployment) -> dict[str, Any]:
         "name": run.stack.name,
         "address": run.stack.url,
         "url": run.stack.url if is_live and not running else None,
-        "tone": {"queued": "running", "undoing": "running"}.get(tone, tone),
+        "tone": {"queued": "running", "undoing": "running", "cancelled": "idle"}.get(tone, tone),
         "word": headline,
         "progress": run.progress if running and not run.error else None,
         "template": run.template.name,
         "page": reverse("deployment", args=[run.pk]),
         "since": run.created_at,
         "done": run.done,
-        "actions": _actions(run) if run.done else [],
+        "actions": [] if run.done and run.stack.state == Stack.State.GONE else _actions(run),
     }
 
 

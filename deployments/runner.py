@@ -19,7 +19,7 @@ from django.db import InterfaceError, OperationalError, close_old_connections
 from . import live, vault
 from .engine import diagnosis, orchestrator
 from .engine.dokploy import Dokploy, Exchange
-from .engine.errors import Failure, Interrupted
+from .engine.errors import Cancelled, Failure, Interrupted
 from .engine.journal import Journal
 from .engine.recipe import RECIPES, REMOVAL, UNCHANGED
 from .engine.spec import Progress, StackSpec
@@ -45,6 +45,7 @@ class Run:
         self.requests: list[str] = []
         self.task: asyncio.Task[None] | None = None
         self.draining = False
+        self.undoing = bool(deployment.error)
 
     def guard(self) -> None:
         """Right before each call that changes something: is the lease surely still ours, and are we to go on?"""
@@ -60,7 +61,7 @@ class Run:
         """THE progress callback: when it returns, the report is committed. One transaction, one thread hop.
 
         Raises Interrupted when the run is to stop: with nothing written where the lease is lost, after the commit
-        where this worker is being drained.
+        where this worker is being drained or the run was cancelled.
         """
         while True:
             if time.monotonic() - self.renewed > SELF_STOP_SECONDS:
@@ -73,6 +74,8 @@ class Run:
                 await _reconnect()
         if self.draining:
             raise Interrupted
+        if self.deployment.cancel_requested_at and not self.undoing:
+            raise Cancelled
 
 
 class Runner:
@@ -193,6 +196,8 @@ class Runner:
                     return
             elif deployment.crashes >= CRASHES:
                 failure = _own_failure("TOO_MANY_CRASHES", deployment.phase)
+            elif deployment.cancel_requested_at:
+                failure = _own_failure("CANCELLED", deployment.phase)
             else:
                 if deployment.phase != "initializing":
                     await journal.note("Taken up again after an interruption")
@@ -203,6 +208,12 @@ class Runner:
                     return
                 except Failure as error:
                     failure = error
+                except Cancelled:
+                    await sync_to_async(deployment.refresh_from_db)()
+                    failure = _own_failure("CANCELLED", deployment.phase)
+                    secrets, journal = journal.secrets, await sync_to_async(_journal)(run)
+                    journal.secrets = secrets
+            run.undoing = True
             if deployment.kind == Deployment.Kind.REMOVE:
                 await self._leave(deployment, journal, failure)
             else:

@@ -11,6 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods
+from django_htmx.http import HttpResponseClientRedirect
 
 from . import check, page
 from .engine import diagnosis
@@ -80,6 +81,48 @@ def remove(request: HttpRequest, id: str) -> HttpResponse:
     receipts = stack.receipts.exclude(state="gone").exclude(kind="deploy").order_by("-pk")
     context = {"form": form, "stack": stack, "objects": [receipt.kind for receipt in receipts]}
     return render(request, "remove.html", context, status=400 if form.errors else 200)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@login_required
+def cancel(request: HttpRequest, id: str) -> HttpResponse:
+    """Asks for a run's end. Without JavaScript it asks back first."""
+    run = _changeable(request, id)
+    if request.method != "POST":
+        text = "What was made so far is undone, and the name is free again unless the stack ran before."
+        context = {"run": run, "title": f"Cancel {run.stack.name}?", "text": text, "button": "Cancel it"}
+        return render(request, "ask.html", context)
+    try:
+        run.cancel(request.user)
+    except Refusal as refusal:
+        messages.error(request, refusal.message)
+    return _go_to(request, run)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@login_required
+def retry(request: HttpRequest, id: str) -> HttpResponse:
+    """A new run with the same answers. Without JavaScript it asks back first."""
+    run = _changeable(request, id)
+    if request.method != "POST":
+        text = "A new run with the same answers. What is there already is found, and not made again."
+        context = {"run": run, "title": f"Try {run.stack.name} again?", "text": text, "button": "Try again"}
+        return render(request, "ask.html", context)
+    try:
+        return _go_to(request, run.retry(_person(request), via=Deployment.Via.FORM))
+    except Refusal as refusal:
+        messages.error(request, refusal.message)
+        return _go_to(request, run)
+
+
+def _changeable(request: HttpRequest, id: str) -> Deployment:
+    runs = Deployment.objects.changeable_by(request.user).select_related("stack__owner", "template")
+    return get_object_or_404(runs, pk=id)
+
+
+def _go_to(request: HttpRequest, run: Deployment) -> HttpResponse:
+    address = reverse("deployment", args=[run.pk])
+    return HttpResponseClientRedirect(address) if request.htmx else redirect(address)  # type: ignore[attr-defined]
 
 
 def _is_gone(request: HttpRequest, stack: Stack) -> HttpResponse:

@@ -35,6 +35,7 @@ STATE = {
     "timestamps": dict,
     "logs": list,
     "version": int,
+    "cancelRequested": bool,
 }
 EVENT = {
     "seq": int,

@@ -134,6 +134,19 @@ def test_a_stack_is_removed_before_the_persons_eyes(portal: Portal, tab: Any) ->
     expect(tab.locator("#stack-taken-away")).to_contain_text("Removed")
 
 
+def test_a_person_cancels_and_tries_again_on_the_page(portal: Portal, tab: Any) -> None:
+    with held(portal, "pull"):
+        deploy(tab, "changed-mind")
+        expect(tab.locator("#live")).to_contain_text("Deploying, 6 of 7")
+        tab.once("dialog", lambda dialog: dialog.accept())
+        tab.get_by_role("link", name="Cancel").click()
+        expect(tab.locator("#live")).to_contain_text("Cancelling, undoing")
+    expect(tab.locator("#live[data-done]")).to_contain_text("Cancelled")
+    expect(tab.locator("#failure")).to_contain_text("Nothing of yours is lost, and the name “changed-mind” is free")
+    tab.get_by_role("link", name="Retry with the same answers").click()
+    expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
+
+
 def test_without_a_socket_the_page_polls_and_says_so(portal: Portal, tab: Any) -> None:
     tab.context.route_web_socket("**/*", lambda socket: socket.close())
     with held(portal, "job"):

@@ -92,3 +92,7 @@ class Failure(Exception):
 
 class Interrupted(Exception):
     """Raised out of a report or right before a call: somebody wants this run to stop here, at once, writing nothing."""
+
+
+class Cancelled(Interrupted):
+    """The same because the person asked for it: what was made is to be undone."""

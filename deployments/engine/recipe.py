@@ -45,7 +45,7 @@ RESTORING = ("configuring_application", "creating_domain", "deploying", "verifyi
 # What brings back the settings of a stack that ran before: the same steps, with the former spec. A redeploy that failed
 # before the first of them has changed nothing.
 RESTORE = tuple(phase for phase in PHASES if phase.name in RESTORING)
-UNCHANGED = tuple(phase.name for phase in PHASES[: PHASES.index(RESTORE[0])])
+UNCHANGED = ("initializing", *(phase.name for phase in PHASES[: PHASES.index(RESTORE[0])]))
 
 TITLES = {
     "initializing": "Waiting to begin",

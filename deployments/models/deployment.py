@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from .. import live, vault
 from ..engine import diagnosis
-from ..engine.errors import Interrupted
+from ..engine.errors import Cancelled, Interrupted
 from ..engine.recipe import TITLES, UNCHANGED
 from ..engine.spec import Progress, Resources, StackSpec
 from .installation import Installation
@@ -50,6 +50,12 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
             return self.filter(mine | is_open) if mine else self.filter(is_open)
         return self.filter(mine) if mine else self.none()
 
+    def changeable_by(self, user: Any) -> "DeploymentQuerySet":
+        """What this person may cancel and retry: their own, an operator all. Who only holds an id may not."""
+        if not user.is_authenticated:
+            return self.none()
+        return self if user.is_staff else self.filter(stack__owner=user)
+
     def running(self) -> "DeploymentQuerySet":
         return self.filter(status=Deployment.Status.IN_PROGRESS)
 
@@ -79,6 +85,7 @@ class Deployment(models.Model):
         FORM = "form", "form"
         API = "api", "API"
         COMMAND = "command", "command line"
+        SWEEPER = "sweeper", "sweeper"
 
     id = models.CharField(primary_key=True, max_length=40, default=new_deployment_id, editable=False)
     stack = models.ForeignKey(Stack, on_delete=models.PROTECT, related_name="deployments")
@@ -160,7 +167,7 @@ class Deployment(models.Model):
                 return earlier
         Stack.check_name(name)
         return cls._once(
-            lambda: cls._request(person, name, template, parameters, via, digest, address),
+            lambda: cls._request(person, person, name, template, parameters, via, digest, address),
             lambda: cls._of_key(person, digest),
         )
 
@@ -189,6 +196,68 @@ class Deployment(models.Model):
 
         return cls._once(make, under_way)
 
+    def retry(self, person: Any, *, via: str) -> "Deployment":
+        """A new run for one that failed, with the same answers; what is there already is found, and not made again.
+
+        For its owner or an operator (changeable_by). Asked for twice it is the same run. Refusal CONFLICT where there
+        is nothing to retry.
+        """
+        if self.status != self.Status.FAILURE:
+            what = "is still going on" if self.status == self.Status.IN_PROGRESS else "went well"
+            raise Refusal("CONFLICT", f"This run {what}, so there is nothing to retry.")
+
+        def under_way() -> "Deployment | None":
+            return self.retries.running().first()
+
+        def make() -> "Deployment":
+            if earlier := under_way():
+                return earlier
+            if self.retried:
+                raise Refusal("CONFLICT", "The stack has gone on since then. Look at its newest run.")
+            run = self._repeat(person, via)
+            run.retry_of = self
+            run.save(update_fields=["retry_of"])
+            return run
+
+        return self._once(make, under_way)
+
+    def _repeat(self, person: Any, via: str) -> "Deployment":
+        stack = self.stack
+        stack.refresh_from_db()
+        if self.kind == self.Kind.REMOVE:
+            return Deployment.request_removal(person, stack, via=via)
+        answers = self.environment()
+        fields = self.template.form_fields()
+        parameters = {key: answers.get(key, field.initial) for key, field in fields.items()}
+        if stack.state != Stack.State.GONE:
+            return Deployment._again(person, stack, self.template, parameters, via, None)
+        if Stack.objects.existing().filter(name=stack.name).exists():
+            raise Refusal("NAME_TAKEN", f"“{stack.name}” was taken meanwhile. Choose another name.", field="name")
+        address = stack.requested_from
+        return Deployment._request(person, stack.owner, stack.name, self.template, parameters, via, None, address)
+
+    def cancel(self, person: Any) -> None:
+        """Asks for the end of this run: who works on it stops at its next report, and undoes what was made.
+
+        Asked for twice it is one request. Refusal CONFLICT where there is nothing to cancel.
+        """
+        with transaction.atomic():
+            run = Deployment.objects.select_for_update().select_related("stack").get(pk=self.pk)
+            if run.done:
+                raise Refusal("CONFLICT", "It is over already, so there is nothing to cancel.")
+            if run.kind == self.Kind.REMOVE:
+                raise Refusal("CONFLICT", "A removal cannot be cancelled: part of the stack may be gone already.")
+            if run.error:
+                raise Refusal("CONFLICT", "It has failed and is being undone already.")
+            if run.cancel_requested_at is None:
+                run.cancel_requested_at = run.updated_at = timezone.now()
+                run.version += 1
+                run.save(update_fields=["cancel_requested_at", "updated_at", "version"])
+                run._write_event("note", f"Cancel requested by {person.get_username()}", {})
+                transaction.on_commit(run._announce)
+                transaction.on_commit(live.wake)
+        self.refresh_from_db()
+
     @staticmethod
     def _once(make: Callable[[], "Deployment"], earlier: Callable[[], "Deployment | None"]) -> "Deployment":
         """Makes a run in a transaction. Where somebody was faster: what they made if it serves, else once more."""
@@ -212,6 +281,7 @@ class Deployment(models.Model):
     def _request(
         cls,
         person: Any,
+        owner: Any,
         name: str,
         template: Template,
         parameters: dict[str, Any],
@@ -221,13 +291,13 @@ class Deployment(models.Model):
     ) -> "Deployment":
         stack = Stack.objects.existing().filter(name=name).first()
         if stack is not None:
-            if stack.owner_id != person.pk or person.username == settings.OPEN_USERNAME:
+            if stack.owner_id != owner.pk or owner.username == settings.OPEN_USERNAME:
                 raise Refusal("NAME_TAKEN", f"“{name}” is taken. Choose another name.", field="name")
             return cls._again(person, stack, template, parameters, via, digest)
-        cls._check_quota(person, address)
+        cls._check_quota(owner, address)
         url = Stack.address_of(name)
         stack = Stack.objects.create(
-            name=name, owner=person, template=template, url=url, host=host_of(url), requested_from=address
+            name=name, owner=owner, template=template, url=url, host=host_of(url), requested_from=address
         )
         run = cls(stack=stack, template=template, requested_by=person, via=via, idempotency_key=digest)
         run._write_spec(template, parameters)
@@ -370,7 +440,8 @@ class Deployment(models.Model):
     def record(self, progress: Progress, requests: list[str] | None = None) -> None:
         """Writes down one report: row, event and receipt in one transaction, announced on commit.
 
-        Raises LeaseLost, having written nothing, when the run is another worker's by now or is over.
+        Raises LeaseLost, having written nothing, when the run is another worker's by now or is over; Cancelled, having
+        written nothing, when it would have succeeded and was cancelled before.
         """
         final = progress.status != "in_progress"
         self.updated_at = timezone.now()
@@ -396,10 +467,12 @@ class Deployment(models.Model):
             held = Deployment.objects.filter(pk=self.pk, lease_token=self.lease_token, status="in_progress")
             if not held.filter(version=self.version).update(version=self.version + 1, **changes):
                 # the lease is lost, or somebody else wrote an event of this run in between: its number is taken
-                version = held.select_for_update().values_list("version", flat=True).first()
-                if version is None:
+                found = held.select_for_update().values_list("version", "cancel_requested_at").first()
+                if found is None:
                     raise LeaseLost
-                self.version = version
+                self.version, self.cancel_requested_at = found
+                if self.cancel_requested_at and progress.status == "success":  # who cancelled was told that it is
+                    raise Cancelled
                 held.update(version=self.version + 1, **changes)
             self.version += 1
             data = dict(progress.data)
@@ -486,6 +559,12 @@ class Deployment(models.Model):
     # -- read ----------------------------------------------------------------------------------------------------------
 
     @property
+    def retried(self) -> bool:
+        """Whether there is a retry of it, or its stack has gone on since."""
+        newer = Q(retry_of=self) | Q(stack=self.stack_id, created_at__gt=self.created_at)
+        return Deployment.objects.filter(newer).exists()
+
+    @property
     def done(self) -> bool:
         return self.status != self.Status.IN_PROGRESS
 
@@ -527,6 +606,7 @@ class Deployment(models.Model):
             },
             **({} if event else {"logs": self.requests if audience != "link" else []}),
             "version": event.seq if event else self.version,
+            "cancelRequested": self.cancel_requested_at is not None,
         }
 
 

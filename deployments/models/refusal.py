@@ -13,6 +13,7 @@ class Refusal(Exception):
         "NOT_FOUND": 404,
         "NAME_TAKEN": 409,
         "BUSY": 409,
+        "CONFLICT": 409,
         "TOO_LARGE": 413,
         "UNSUPPORTED": 415,
         "QUOTA": 429,

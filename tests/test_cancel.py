@@ -1,0 +1,224 @@
+"""A run is cancelled in two steps, requested and done, and one that failed is tried again with the same answers."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.engine.errors import Cancelled
+from deployments.engine.spec import Progress
+from deployments.models import Deployment, Refusal
+
+from .people import People, browser, end, new_token, submit
+from .processes import Portal, until
+from .test_live import GATES, held
+from .test_removal import NONE, ONE, deployed, ended, there
+from .test_resume import no_event_is_missing
+
+
+@pytest.fixture
+def person(portal: Portal) -> Iterator[httpx.Client]:
+    """The demo's visitor at a browser."""
+    with closing(browser(portal)) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        yield http
+
+
+@pytest.fixture
+def token(portal: Portal, person: httpx.Client) -> Iterator[dict[str, str]]:
+    header = {**new_token(person), "Accept": "application/json"}
+    portal.http.headers.update(header)
+    yield header
+    for name in header:
+        del portal.http.headers[name]
+
+
+def start(portal: Portal, name: str, **more: Any) -> httpx.Response:
+    answer = portal.http.post("/api/deploy", json={"name": name, **more})
+    assert answer.status_code == 202, answer.text
+    return answer
+
+
+def ask(portal: Portal, id: str, verb: str) -> httpx.Response:
+    return portal.http.post(f"/api/deployments/{id}/{verb}")
+
+
+@pytest.mark.parametrize("phase", GATES)
+def test_a_cancel_in_any_phase_is_requested_and_then_done_and_leaves_nothing(
+    portal: Portal, token: dict[str, str], phase: str
+) -> None:
+    name = f"cancel-{phase.replace('_', '-')}"[:30].rstrip("-")
+    with held(portal, GATES[phase]):
+        answer = start(portal, name)
+        id = answer.json()["deploymentId"]
+        until(lambda: portal.status(id)["phase"] == phase)
+        if phase == "verifying_health":
+            portal.wait_at("container")
+        requested = ask(portal, id, "cancel")
+        assert requested.status_code == 202, requested.text
+        assert ask(portal, id, "cancel").status_code == 202, "asked for twice it is one request"
+        state = portal.status(id)
+        assert (state["status"], state["cancelRequested"]) == ("in_progress", True)
+    state = ended(portal, token, answer)
+    assert (state["status"], state["error"]["code"], state["error"]["phase"]) == ("failure", "CANCELLED", phase)
+    assert state["progress"] <= 95
+    assert there(portal, name) == NONE
+    events = no_event_is_missing(portal, id)
+    assert [event["message"] for event in events if event["kind"] == "note"] == ["Cancel requested by visitor"]
+    assert portal.http.get(f"/api/check/{name}").json()["available"] is True
+    over = ask(portal, id, "cancel")
+    assert (over.status_code, over.json()["error"]["code"]) == (409, "CONFLICT")
+
+
+def test_a_page_says_that_a_cancel_is_requested_and_that_it_is_done(
+    portal: Portal, person: httpx.Client, token: dict[str, str]
+) -> None:
+    with held(portal, "job"):
+        answer = start(portal, "cancel-page")
+        page = answer.json()["pageUrl"]
+        until(lambda: "of 7" in person.get(page).text)
+        assert "Cancel cancel-page?" in person.get(f"{page}/cancel").text
+        assert portal.status(answer.json()["deploymentId"])["cancelRequested"] is False, "GET changes nothing"
+        assert submit(person, f"{page}/cancel", {}).headers["Location"] == page
+        assert "Cancel requested" in person.get(page).text
+    ended(portal, token, answer)
+    html = person.get(page).text
+    assert "Cancelled" in html
+    assert "Undone, nothing left behind" in html
+    stale = submit(person, "/tokens", {}, action=f"{page}/cancel")
+    assert stale.headers["Location"] == page
+    assert "It is over already, so there is nothing to cancel." in person.get(page).text
+
+
+def test_a_cancelled_redeploy_gives_the_former_version_back(portal: Portal, token: dict[str, str]) -> None:
+    deployed(portal, token, "cancel-again", template="web-page", parameters={"GREETING": "one"})
+    with held(portal, "pull"):
+        answer = start(portal, "cancel-again", template="web-page", parameters={"GREETING": "two"})
+        id = answer.json()["deploymentId"]
+        until(lambda: portal.status(id)["message"] == "Dokploy pulls the image and starts the container")
+        assert ask(portal, id, "cancel").status_code == 202
+        until(lambda: portal.status(id)["phase"] == "rolling_back")
+    state = ended(portal, token, answer)
+    assert (state["error"]["code"], state["message"]) == ("CANCELLED", "Rollback completed")
+    assert there(portal, "cancel-again") == ONE
+    service = next(row for row in portal.dokploy()["services"] if row["name"].startswith("cancel-again-"))
+    assert "GREETING=one" in service["env"]
+
+
+def test_what_cannot_be_cancelled_is_a_sentence(portal: Portal, token: dict[str, str]) -> None:
+    deployed(portal, token, "not-cancelled")
+    with held(portal, "domain.delete"):
+        removal = portal.http.delete("/api/stacks/not-cancelled")
+        refused = ask(portal, removal.json()["deploymentId"], "cancel")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "CONFLICT")
+        assert "A removal cannot be cancelled" in refused.json()["error"]["message"]
+    assert ended(portal, token, removal)["status"] == "success"
+    with held(portal, "project.remove"):
+        failing = start(portal, "not-cancelled", template="broken")
+        portal.wait_at("project.remove")
+        refused = ask(portal, failing.json()["deploymentId"], "cancel")
+        assert "is being undone already" in refused.json()["error"]["message"]
+    assert ended(portal, token, failing)["error"]["code"] == "REGISTRY_UNREACHABLE"
+
+
+def test_who_only_holds_the_link_may_neither_cancel_nor_retry(portal: Portal) -> None:
+    with held(portal, "job"):
+        id = portal.deploy("link-only")
+        for verb in ("cancel", "retry"):
+            answer = ask(portal, id, verb)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "FORBIDDEN")
+    assert portal.finished(id)["status"] == "success"
+
+
+def test_a_retry_has_the_same_answers_and_makes_nothing_twice(portal: Portal, token: dict[str, str]) -> None:
+    portal.turn(pull_error="no space left on device")
+    given = {"template": "web-page", "parameters": {"GREETING": "kept"}}
+    answer = start(portal, "tried-again", **given)
+    failed = ended(portal, token, answer)
+    assert failed["error"]["code"] == "SERVER_DISK_FULL"
+    portal.turn(pull_error=None)
+    id = failed["deploymentId"]
+    with held(portal, "job"):
+        first, second = ask(portal, id, "retry"), ask(portal, id, "retry")
+        assert first.status_code == 202, first.text
+        assert first.json() == second.json(), "asked for twice it is one run"
+    assert ended(portal, token, first)["status"] == "success"
+    assert there(portal, "tried-again") == ONE
+    application = next(row for row in portal.dokploy()["applications"] if row["name"] == "tried-again")
+    assert "GREETING='kept'" in application["env"]
+    for run, says in ((id, "gone on since"), (first.json()["deploymentId"], "went well")):
+        refused = ask(portal, run, "retry")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "CONFLICT")
+        assert says in refused.json()["error"]["message"]
+
+
+def test_a_retry_on_the_page_leads_to_the_new_run_and_takes_up_what_is_left(
+    portal: Portal, person: httpx.Client, token: dict[str, str]
+) -> None:
+    portal.turn(pull_error="no space left on device")
+    portal.fault("application.delete", "error500", times=None)
+    answer = start(portal, "left-and-retried")
+    state = ended(portal, token, answer)
+    assert "Left at Dokploy: the application" in state["message"]
+    portal.turn(pull_error=None)
+    portal.switches.delete("faults")
+    page = answer.json()["pageUrl"]
+    html = person.get(page).text
+    assert "Retry with the same answers" in html
+    assert "Remove what is left" in html
+    sent = person.post(f"{page}/retry", headers={**csrf(person), "HX-Request": "true"})
+    assert sent.headers["HX-Redirect"].startswith("/deployments/dep_")
+    until(lambda: "It is live" in person.get(sent.headers["HX-Redirect"]).text, 30)
+    assert there(portal, "left-and-retried") == ONE
+
+
+def csrf(person: httpx.Client) -> dict[str, str]:
+    """The header that every page gives htmx."""
+    html = person.get("/").text
+    return {"X-CSRFToken": html.split('"X-CSRFToken": "')[1].split('"')[0]}
+
+
+# -- in the model: the race with the end, and names that are taken meanwhile -------------------------------------------
+
+
+@pytest.fixture(name="people")
+def three_people(db: None) -> People:
+    return People()
+
+
+def test_a_cancel_that_was_accepted_before_the_end_wins_over_it(people: People) -> None:
+    waiting = people.run(people.owner, "shop")
+    working = Deployment.claim("worker", excluding=[])
+    assert working is not None
+    waiting.cancel(people.owner)
+    with pytest.raises(Cancelled):
+        working.record(Progress("phase", "completed", "It is live", "success", progress=100))
+    waiting.refresh_from_db()
+    assert (waiting.status, waiting.phase, waiting.progress, waiting.version) == ("in_progress", "initializing", 0, 2)
+    assert list(waiting.events.values_list("seq", flat=True)) == [1, 2]
+
+
+def test_an_end_that_came_before_the_cancel_wins_over_it(people: People) -> None:
+    run = end(people.run(people.owner, "shop"))
+    with pytest.raises(Refusal) as refused:
+        run.cancel(people.owner)
+    assert refused.value.code == "CONFLICT"
+    run.refresh_from_db()
+    assert (run.status, run.cancel_requested_at) == ("success", None)
+
+
+def test_a_retry_of_a_name_that_somebody_else_has_by_now_is_refused(people: People) -> None:
+    failed = end(people.run(people.owner, "shop"), "failure")
+    assert failed.stack.state == "gone"
+    people.run(people.other, "shop")
+    with pytest.raises(Refusal) as refused:
+        failed.retry(people.owner, via="form")
+    assert (refused.value.code, refused.value.field) == ("NAME_TAKEN", "name")
+
+
+def test_an_operators_retry_stays_its_owners(people: People) -> None:
+    failed = end(people.run(people.owner, "shop"), "failure")
+    again = failed.retry(people.operator, via="form")
+    assert (again.stack.owner, again.requested_by, again.retry_of) == (people.owner, people.operator, failed)
