@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 
-from .models import ApiToken, Deployment, Event, Receipt, Stack, Template
+from .models import ApiToken, Deployment, Event, Orphan, Receipt, Stack, Template
 
 
 class ReadOnly(admin.ModelAdmin):
@@ -132,6 +132,18 @@ class ReceiptAdmin(ReadOnly):
     list_display = ["stack", "kind", "state", "external_id", "why", "updated_at"]
     list_filter = ["state", "kind"]
     search_fields = ["stack__name", "external_id", "mark"]
+
+
+@admin.register(Orphan)
+class OrphanAdmin(ReadOnly):
+    """What is at Dokploy with our mark and in no book."""
+
+    list_display = ["kind", "name", "external_id", "mark", "seen_at", "what_to_do"]
+    search_fields = ["name", "external_id", "mark"]
+
+    @admin.display(description="what to do")
+    def what_to_do(self, orphan: Orphan) -> str:
+        return format_html('<a href="{}">remove at Dokploy</a>', reverse("orphan", args=[orphan.pk]))
 
 
 @admin.register(ApiToken)

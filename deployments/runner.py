@@ -25,6 +25,7 @@ from .engine.recipe import RECIPES, REMOVAL, UNCHANGED
 from .engine.spec import Progress, StackSpec
 from .models import Deployment, LeaseLost
 from .models.deployment import CRASHES
+from .sweeper import sweep_for_ever
 
 BEAT_SECONDS = 10.0
 SELF_STOP_SECONDS = 20.0  # a worker that could not renew for so long stops itself, before others may take over
@@ -108,7 +109,8 @@ class Runner:
 
     def start(self) -> None:
         live.bind()
-        self._tasks = [asyncio.create_task(self._look_for_work()), asyncio.create_task(self._beat())]
+        tasks = (self._look_for_work(), self._beat(), sweep_for_ever(self._dokploy))
+        self._tasks = [asyncio.create_task(task) for task in tasks]
 
     def ring(self) -> None:
         """Something may be due. Returns at once."""

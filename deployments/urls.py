@@ -25,6 +25,7 @@ urlpatterns = [
     path("deployments/<run:id>/live", views.deployment_live, name="deployment-live"),
     path("deployments/<run:id>/cancel", views.cancel, name="cancel"),
     path("deployments/<run:id>/retry", views.retry, name="retry"),
+    path("orphans/<int:id>/remove", views.orphan, name="orphan"),
     path("help/", views.help_page, name="help"),
     path("help/<str:code>", views.help_page, name="help"),
     path("tokens", views.tokens, name="tokens"),

@@ -17,7 +17,7 @@ from . import check, page
 from .engine import diagnosis
 from .engine.recipe import PHASES
 from .forms import DeployForm, RedeployForm, RemoveForm
-from .models import ApiToken, Deployment, Refusal, Stack
+from .models import ApiToken, Deployment, Orphan, Refusal, Stack
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -113,6 +113,21 @@ def retry(request: HttpRequest, id: str) -> HttpResponse:
     except Refusal as refusal:
         messages.error(request, refusal.message)
         return _go_to(request, run)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@login_required
+def orphan(request: HttpRequest, id: int) -> HttpResponse:
+    """An operator's: takes away what is at Dokploy with our mark and in no book."""
+    found = get_object_or_404(Orphan if request.user.is_staff else Orphan.objects.none(), pk=id)
+    if request.method == "POST":
+        try:
+            return _go_to(request, found.remove(request.user))
+        except Refusal as refusal:
+            messages.error(request, refusal.message)
+    text = f"It carries this portal's mark ({found.mark}), and no receipt knows it. All with this mark is deleted."
+    context = {"title": f"Remove the {found.kind} {found.name}?", "text": text, "button": "Remove it"}
+    return render(request, "ask.html", context)
 
 
 def _changeable(request: HttpRequest, id: str) -> Deployment:

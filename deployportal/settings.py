@@ -118,6 +118,8 @@ TRUSTED_PROXIES = int(number("TRUSTED_PROXIES", 0))  # how many hops in front of
 # -- the runner --------------------------------------------------------------------------------------------------------
 
 RUNNER_LIMIT = int(number("RUNNER_LIMIT", 100))  # runs at a time per worker
+SWEEPER_SECONDS = number("SWEEPER_SECONDS", 30)  # between looks for what is still to be removed; 0: never
+ORPHANS_SECONDS = number("ORPHANS_SECONDS", 600)  # between looks at Dokploy for what no receipt knows
 RUNNER_SWEEP_SECONDS = number("RUNNER_SWEEP_SECONDS", 1)  # 0: only messages start runs
 
 # -- Django ------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ FLOORS = (
     "engine.recipe",
     "engine.orchestrator",
     "models",
+    "sweeper",
     "forms admin runner page people check checks",
     "hub server_check",
     "terminal consumers views api",

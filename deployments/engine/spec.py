@@ -9,6 +9,11 @@ Status = Literal["in_progress", "success", "failure"]
 Certificate = Literal["letsencrypt", "wildcard", "none"]
 
 
+def mark_of(installation: str) -> str:
+    """How the mark of everything begins that one portal makes."""
+    return f"deployportal/{installation}/"
+
+
 @dataclass(frozen=True, slots=True)
 class StackSpec:
     """Everything that one run brings to Dokploy. Holds secrets in clear: never logged, never reported."""
@@ -38,7 +43,7 @@ class StackSpec:
     @property
     def mark(self) -> str:
         """What every object that we make carries, and what alone makes it ours. Outlives a run."""
-        return f"deployportal/{self.installation}/{self.stack}"
+        return f"{mark_of(self.installation)}{self.stack}"
 
     def deploy_title(self, attempt: int) -> str:
         return f"{self.mark}/{self.run}/{attempt}"
@@ -54,6 +59,16 @@ class Resources:
     app_name: str | None = None
     domain_id: str | None = None
     dokploy_deployment_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """One object at Dokploy that carries this installation's mark."""
+
+    kind: Literal["project", "application"]
+    id: str
+    name: str
+    mark: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from .errors import DokployError, Failure, NotFound, Unavailable, Unclear
 from .grammar import dotenv
 from .journal import Journal
 from .ladder import Climb, climb
-from .spec import Resources, StackSpec
+from .spec import Marked, Resources, StackSpec, mark_of
 
 SECOND_LOOK_SECONDS = 1.5  # a lost request may still be running: look twice before making again
 POLL_SECONDS = 1.0
@@ -112,7 +112,7 @@ async def create_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, jour
 
 async def _refuse_foreign_host(dokploy: Dokploy, spec: StackSpec) -> None:
     """Dokploy takes one host for two applications without a word. Among our own the portal sees to it itself."""
-    own = f"deployportal/{spec.installation}/"
+    own = mark_of(spec.installation)
     foreign = [project for project in await dokploy.projects() if not project.description.startswith(own)]
     for application_id in [id for project in foreign for id in project.application_ids][:FOREIGN_APPLICATIONS]:
         if any(domain.host.lower() == spec.host for domain in await dokploy.domains(application_id)):
@@ -333,6 +333,25 @@ async def closing_look(dokploy: Dokploy, spec: StackSpec, have: Resources, journ
         surplus = project.id != have.project_id
         if surplus and not any(environment.services for environment in await dokploy.environments(project.id)):
             await _delete(dokploy.remove_project, project.id)
+
+
+async def all_marked(dokploy: Dokploy, installation: str, known: set[str]) -> list[Marked]:
+    """Every project and application with this installation's mark. known: ids that need not be looked into."""
+    ours = mark_of(installation)
+    found = []
+    for project in await dokploy.projects():
+        if not project.description.startswith(ours):
+            continue
+        found.append(Marked("project", project.id, project.name, project.description))
+        if known.issuperset(project.application_ids):
+            continue
+        for environment in await dokploy.environments(project.id):
+            found += [
+                Marked("application", application.id, application.name, application.description)
+                for application in environment.applications
+                if application.description.startswith(ours)
+            ]
+    return found
 
 
 # -- shared ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from .deployment import Deployment, Event, LeaseLost
 from .installation import Installation
+from .orphan import Orphan
 from .refusal import Refusal
 from .stack import Receipt, Stack
 from .template import Template
@@ -13,6 +14,7 @@ __all__ = [
     "Event",
     "Installation",
     "LeaseLost",
+    "Orphan",
     "Receipt",
     "Refusal",
     "Stack",

@@ -1,6 +1,7 @@
 import hashlib
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -257,6 +258,15 @@ class Deployment(models.Model):
                 transaction.on_commit(run._announce)
                 transaction.on_commit(live.wake)
         self.refresh_from_db()
+
+    @classmethod
+    def request_due_removals(cls) -> list["Deployment"]:
+        """The sweeper's: removals of stacks that have expired, and of what failed runs and removals left behind."""
+        runs = []
+        for stack in Stack.objects.to_be_removed():
+            with suppress(Refusal):
+                runs.append(cls.request_removal(stack.owner, stack, via=cls.Via.SWEEPER))
+        return runs
 
     @staticmethod
     def _once(make: Callable[[], "Deployment"], earlier: Callable[[], "Deployment | None"]) -> "Deployment":

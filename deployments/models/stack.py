@@ -1,14 +1,19 @@
 import secrets
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils import timezone
 
 from ..engine import grammar
 from .refusal import Refusal
 from .template import Template
+
+FIRST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 60, 6 * 3600
 
 
 def new_stack_id() -> str:
@@ -24,6 +29,12 @@ class StackQuerySet(models.QuerySet["Stack"]):
         if not user.is_authenticated:
             return self.none()
         return self if user.is_staff else self.filter(owner=user)
+
+    def to_be_removed(self) -> list["Stack"]:
+        """What has expired, and what is left of stacks that are wanted no more: that never worked, or whose removal
+        failed. After each failed try the next is later, up to a quarter of a day."""
+        expired = self.filter(state=Stack.State.LIVE, expires_at__lt=Now())
+        return [*expired, *(stack for stack in self.filter(state=Stack.State.BROKEN) if stack.is_leftover())]
 
 
 class Stack(models.Model):
@@ -94,6 +105,17 @@ class Stack(models.Model):
         last = runs.that_worked().first() or runs.first()
         known = template.form_fields().keys()
         return {key: value for key, value in last.environment().items() if key in known} if last else {}
+
+    def is_leftover(self) -> bool:
+        """Whether what is left of it is to be removed, and the next try is due."""
+        last = self.deployments.first()
+        if last is None or last.completed_at is None:
+            return False
+        if last.kind != last.Kind.REMOVE and self.deployments.that_worked().exists():
+            return False  # it ran before: a person decides
+        tries = self.deployments.filter(via=last.Via.SWEEPER).count()
+        pause = min(FIRST_SWEEP_SECONDS * 4**tries, LONGEST_SWEEP_SECONDS)
+        return bool(last.completed_at + timedelta(seconds=pause) < timezone.now())
 
     def settle(self, *, works: bool, template: Template | None) -> None:
         """After a run: live, or gone with its name free again, or, while anything may be left at Dokploy, broken.

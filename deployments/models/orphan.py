@@ -1,0 +1,98 @@
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from ..engine.spec import Marked
+from .deployment import Deployment, host_of
+from .installation import Installation
+from .refusal import Refusal
+from .stack import Receipt, Stack
+from .template import Template
+
+
+class Orphan(models.Model):
+    """Something at Dokploy that carries our mark and that no receipt knows.
+
+    Shown to operators, and removed only on request: after a backup was restored it may be somebody's stack.
+    """
+
+    kind = models.CharField(max_length=20)
+    external_id = models.CharField(max_length=64, unique=True)
+    name = models.CharField(max_length=255)
+    mark = models.CharField(max_length=255)
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["mark", "kind"]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+    @classmethod
+    def look_is_due(cls, seconds: float) -> bool:
+        """Whether the last look is that long ago; of several workers one is told so."""
+        long_ago = Q(looked_for_orphans_at=None) | Q(
+            looked_for_orphans_at__lt=timezone.now() - timedelta(seconds=seconds)
+        )
+        Installation.current()
+        return bool(Installation.objects.filter(long_ago).update(looked_for_orphans_at=timezone.now()))
+
+    @classmethod
+    def report(cls, found: Iterable[Marked]) -> None:
+        """Writes down what of all that was found is in no book. What is being made or removed just now is in one."""
+        known = Receipt.objects.exclude(state=Receipt.State.GONE)
+        ids = set(known.values_list("external_id", flat=True))
+        nameless = set(known.filter(external_id="").values_list("kind", "mark"))
+        busy = set(Deployment.objects.running().values_list("stack_id", flat=True))
+        orphans = {
+            one.id: one
+            for one in found
+            if one.id not in ids
+            and (one.kind, one.mark) not in nameless  # made, or about to be, and its id not written down
+            and one.mark.rpartition("/")[2] not in busy
+        }
+        with transaction.atomic():
+            cls.objects.exclude(external_id__in=orphans).delete()
+            for one in orphans.values():
+                values = {"kind": one.kind, "name": one.name[:255], "mark": one.mark, "seen_at": timezone.now()}
+                cls.objects.update_or_create(external_id=one.id, defaults=values)
+
+    def remove(self, person: Any) -> Deployment:
+        """Takes it into the books again and puts its removal into the queue: a run like any other, to be watched.
+
+        It takes away all that carries the same mark. Refusal CONFLICT where that mark is a stack's that exists.
+        """
+        with transaction.atomic():
+            id = self.mark.rpartition("/")[2]
+            name = f"left-{id.removeprefix('stk_')[:12]}"
+            url = Stack.address_of(name)
+            known = {"name": name, "host": host_of(url), "url": url, "state": Stack.State.BROKEN}
+            stack = Stack.objects.filter(pk=id).first()
+            if stack is None:
+                template = Template.objects.first()
+                stack = Stack.objects.create(pk=id, owner=person, template=template, **known)  # type: ignore[misc]
+            elif stack.state == Stack.State.GONE:
+                Stack.objects.filter(pk=id).update(**known)
+                stack.refresh_from_db()
+            else:
+                text = (
+                    f"It carries the mark of “{stack.name}”, which exists. Remove it at Dokploy, or remove the stack."
+                )
+                raise Refusal("CONFLICT", text)
+            run = Deployment.request_removal(person, stack, via=Deployment.Via.FORM)
+            for one in Orphan.objects.filter(mark=self.mark):
+                Receipt.objects.create(
+                    stack=stack,
+                    deployment=run,
+                    kind=one.kind,
+                    mark=f"{one.mark}/{one.external_id}",  # of one kind there may be several
+                    phase="removing",
+                    external_id=one.external_id,
+                    state=Receipt.State.MADE,
+                )
+            Orphan.objects.filter(mark=self.mark).delete()
+            return run

@@ -1,0 +1,162 @@
+"""What was left is removed by itself, and what is in no book is shown to operators and removed on request only."""
+
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from django.utils import timezone
+
+from deployments.engine.spec import Marked, Progress
+from deployments.models import Deployment, Installation, Orphan, Refusal, Stack
+
+from .people import People, browser, end, new_token, operator, submit
+from .processes import Portal, until
+from .test_removal import NONE, ONE, deployed, there
+
+
+@pytest.fixture(name="people")
+def three_people(db: None) -> People:
+    return People()
+
+
+def left_behind(people: People, name: str = "shop") -> Deployment:
+    """A failed run that could not remove what it made."""
+    run = people.run(people.owner, name)
+    claimed = Deployment.claim("worker", excluding=[])
+    assert claimed is not None
+    mark = {"kind": "project", "mark": f"m/{name}"}
+    claimed.record(Progress("receipt", "creating_project", "", data={"state": "made", "id": name, **mark}))
+    error = {
+        "phase": "deploying",
+        "code": "TIMEOUT",
+        "message": "No.",
+        "evidence": "",
+        "retryable": True,
+        "left": ["x"],
+    }
+    claimed.record(Progress("phase", "rolling_back", "Left", "failure", progress=95, error=error))
+    run.refresh_from_db()
+    assert run.stack.state == Stack.State.BROKEN
+    return run
+
+
+def age(run: Deployment, seconds: float) -> None:
+    Deployment.objects.filter(pk=run.pk).update(completed_at=timezone.now() - timedelta(seconds=seconds))
+
+
+def test_what_a_failed_run_left_is_due_after_a_minute_and_each_failed_try_waits_longer(people: People) -> None:
+    run = left_behind(people)
+    assert Deployment.request_due_removals() == []
+    for pause in (60, 240, 960):
+        age(run, pause - 5)
+        assert Deployment.request_due_removals() == []
+        age(run, pause + 5)
+        (run,) = Deployment.request_due_removals()
+        assert (run.kind, run.via, run.requested_by) == ("remove", "sweeper", people.owner)
+        assert Deployment.request_due_removals() == [], "two sweepers are harmless"
+        working = Deployment.claim("worker", excluding=[])
+        assert working is not None
+        working.record(Progress("receipt", "removing_project", "", data={"state": "removing", "kind": "project"}))
+        error = {"phase": "removing_project", "code": "TIMEOUT", "message": "", "evidence": "", "retryable": True}
+        run = working
+        run.record(Progress("phase", "failed", "Left", "failure", error=error))
+
+
+def test_what_ran_before_is_never_swept_away(people: People) -> None:
+    end(people.run(people.owner, "shop"))
+    broken = end(people.run(people.owner, "shop"), "failure", left=["the former version"])
+    Stack.objects.update(state=Stack.State.BROKEN)
+    age(broken, 10**6)
+    assert Deployment.request_due_removals() == []
+
+
+def test_an_expired_stack_is_removed(people: People) -> None:
+    run = end(people.run(people.owner, "shop"))
+    Stack.objects.filter(pk=run.stack_id).update(expires_at=timezone.now() + timedelta(hours=1))
+    assert Deployment.request_due_removals() == []
+    Stack.objects.filter(pk=run.stack_id).update(expires_at=timezone.now() - timedelta(seconds=1))
+    (removal,) = Deployment.request_due_removals()
+    assert (removal.stack_id, removal.kind) == (run.stack_id, "remove")
+
+
+def test_what_a_receipt_knows_or_a_run_is_making_is_no_orphan(people: People) -> None:
+    broken = left_behind(people)
+    running = people.run(people.other, "busy")
+    found = [
+        Marked("project", "shop", "shop", f"i/{broken.stack_id}"),
+        Marked("project", "p2", "busy", f"i/{running.stack_id}"),
+        Marked("project", "p3", "lost", "i/stk_00000000000000000001"),
+        Marked("application", "a3", "lost", "i/stk_00000000000000000001"),
+    ]
+    Orphan.report(found)
+    Orphan.report(found)
+    assert list(Orphan.objects.order_by("external_id").values_list("external_id", flat=True)) == ["a3", "p3"]
+    Orphan.report(found[:2])
+    assert not Orphan.objects.exists(), "what is gone is not reported any more"
+
+
+def test_one_worker_of_several_looks_for_orphans(people: People) -> None:
+    assert [Orphan.look_is_due(60) for _ in range(3)] == [True, False, False]
+    Installation.objects.update(looked_for_orphans_at=timezone.now() - timedelta(seconds=61))
+    assert [Orphan.look_is_due(60) for _ in range(2)] == [True, False]
+
+
+def test_an_orphan_of_a_stack_that_exists_is_not_removed_with_it(people: People) -> None:
+    run = end(people.run(people.owner, "shop"))
+    Orphan.report([Marked("application", "a1", "shop", f"i/{run.stack_id}")])
+    with pytest.raises(Refusal) as refused:
+        Orphan.objects.get().remove(people.operator)
+    assert refused.value.code == "CONFLICT"
+    assert "“shop”, which exists" in refused.value.message
+
+
+# -- in a real portal --------------------------------------------------------------------------------------------------
+
+
+def forget(portal: Portal, *statements: str) -> None:
+    with closing(sqlite3.connect(portal.data / "portal.sqlite3", timeout=10)) as database:
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+
+
+def test_the_sweeper_removes_what_was_left_and_reports_what_is_in_no_book(own_portal: Any) -> None:
+    portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1).start()
+    with closing(browser(portal)) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        token = {**new_token(http), "Accept": "application/json"}
+    portal.turn(pull_error="no space left on device")
+    portal.fault("application.delete", "error500", times=None)
+    id = portal.deploy("left-over")
+    assert "Left at Dokploy" in portal.finished(id)["message"]
+    assert there(portal, "left-over") == {**ONE, "domains": 0, "services": 0}
+    portal.switches.delete("faults")
+    portal.turn(pull_error=None)
+    forget(portal, "UPDATE deployments_deployment SET completed_at = '2020-01-01'")
+    until(lambda: there(portal, "left-over") == NONE, 20)
+    until(lambda: portal.http.get("/api/check/left-over").json()["available"] is True)
+
+    deployed(portal, token, "forgotten")
+    deployed(portal, token, "remembered")
+    of_it = "(SELECT id FROM deployments_stack WHERE name = 'forgotten')"
+    forget(
+        portal,
+        f"DELETE FROM deployments_receipt WHERE stack_id IN {of_it}",
+        f"UPDATE deployments_stack SET state = 'gone' WHERE id IN {of_it}",
+    )
+    with closing(operator(portal)) as admin:
+        orphans = lambda: admin.get("/admin/deployments/orphan/").text  # noqa: E731
+        listed = until(lambda: (html := orphans()).count('/remove"') == 2 and html, 20)
+        assert "remembered" not in listed
+        assert there(portal, "forgotten") == ONE, "nothing is deleted on a guess"
+        page = listed.split('href="/orphans/')[1].split('"')[0]
+        with closing(browser(portal)) as visitor:
+            assert visitor.get(f"http://localhost:{portal.port}/orphans/{page}").status_code == 404
+        run = submit(admin, f"/orphans/{page}", {}).headers["Location"]
+        until(lambda: "It is gone" in admin.get(run).text, 20)
+        until(lambda: "0 orphans" in orphans(), 20)
+    assert there(portal, "forgotten") == NONE
+    assert there(portal, "remembered") == ONE
