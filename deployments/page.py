@@ -337,11 +337,11 @@ def _success(run: Deployment, rows: list[Row], seconds: float | None) -> dict[st
 
 
 def newest_runs(user_id: int) -> list[Deployment]:
-    """The newest run of each of a person's stacks, newest stack first; of stacks that are gone only the latest few."""
+    """The newest run under each of a person's names, newest first; of stacks that are gone only the latest few."""
     runs: dict[str, Deployment] = {}
     mine = Deployment.objects.filter(stack__owner_id=user_id).select_related("stack", "template")
     for run in mine.order_by("-created_at")[: STACKS_SHOWN * 3]:
-        runs.setdefault(run.stack_id, run)
+        runs.setdefault(run.stack.name, run)
     gone = [run for run in runs.values() if run.stack.state == Stack.State.GONE][3:]
     return [run for run in runs.values() if run not in gone][:STACKS_SHOWN]
 
