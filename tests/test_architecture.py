@@ -21,7 +21,7 @@ FLOORS = (
     "engine.steps",
     "engine.recipe",
     "engine.orchestrator",
-    "models",
+    "engine.conformance models",
     "sweeper",
     "forms admin runner page people check checks",
     "hub server_check",

@@ -8,7 +8,7 @@ import copy
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import httpx
@@ -57,6 +57,15 @@ class Application:
     app_name: str
     description: str
     created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What an application would be deployed from. Of its row, which holds secrets besides, nothing else is kept."""
+
+    source: str
+    image: str
+    env: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +246,10 @@ class Dokploy:
             memoryLimit=None if memory_bytes is None else str(memory_bytes),
             cpuLimit=None if cpus is None else str(int(cpus * 1_000_000_000)),
         )
+
+    async def saved(self, application_id: str) -> Saved:
+        row = _object(await self._query("application.one", applicationId=application_id))
+        return Saved(*(_maybe(row, key) or "" for key in ("sourceType", "dockerImage", "env")))
 
     async def deploy(self, application_id: str, title: str) -> None:
         """Puts a deploy into Dokploy's queue. No id comes back: the title is the only handle."""
