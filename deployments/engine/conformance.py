@@ -97,7 +97,10 @@ class Stage:
 
 
 class Stack:
-    """One throwaway stack, and what the engine reported of it."""
+    """One throwaway stack, and what the engine reported of it.
+
+    have: the ids of what was ever there; log_lines, worked_around: of the last run.
+    """
 
     def __init__(self, stage: Stage, letter: str) -> None:
         name, ground = f"{stage.name}-{letter}", stage.ground
@@ -120,6 +123,7 @@ class Stack:
         self.have = Resources()
         self.works = False
         self.log_lines = 0
+        self.worked_around: list[str] = []
         self._stage, self._dokploy = stage, stage.dokploy
         self._letter = letter
         self._intended: set[tuple[str, str]] = set()
@@ -136,7 +140,7 @@ class Stack:
     ) -> None:
         """A run of its own, unless it goes on with `begin_with`. Raises Failure, and Interrupted where `stops` says so
         of a report."""
-        self.works, self.log_lines, self._stops = False, 0, stops
+        self.log_lines, self._stops = 0, stops
         if begin_with is None:
             self._runs += 1
             value = f"it's throwaway # {secrets.token_hex(8)}"
@@ -157,11 +161,9 @@ class Stack:
         self.works = phases is PHASES
 
     async def undo(self) -> list[str]:
-        self.works = False
         return await orchestrator.undo(self._dokploy, self.spec, self._journal(self.have), patience=PATIENCE_SECONDS)
 
     async def remove(self, phases: Sequence[Phase] = REMOVAL) -> None:
-        self.works = False
         journal = self._journal(self.have)
         await orchestrator.run(self._dokploy, self.spec, journal, phases=phases, patience=PATIENCE_SECONDS)
 
@@ -169,6 +171,7 @@ class Stack:
         self._stage.expect(f"{self._letter}  {what}", expected, saw)
 
     def _journal(self, resources: Resources) -> Journal:
+        self.works, self.worked_around = False, []
         journal = Journal(self._report, resources=resources, intended=self._intended)
         journal.secrets = (self._stage.key, *self.spec.secrets)
         return journal
@@ -181,6 +184,9 @@ class Stack:
             self._intended.add((data["kind"], data["mark"]))
         if progress.kind == "log":
             self.log_lines += len(data["lines"])
+        tried_again = "attempt" in data and progress.kind == "phase" and progress.phase != PHASES[-1].name
+        if tried_again or progress.kind == "note":
+            self.worked_around.append(progress.message)
         says = progress.kind == "phase" and not data.get("alive") and data.get("step") != "ends"
         if says or progress.kind == "note" or data.get("state") == "left":
             self._stage.say(f"           {self._letter}  {progress.message}")
@@ -325,6 +331,8 @@ async def run(stage: Stage, stop: asyncio.Event, *, limit: float) -> bool:
         await asyncio.gather(rehearsing, stopping, return_exceptions=True)
         stage.say("\nwhat is left")
         await _clear(stage)
+    if not rehearsing.cancelled():
+        rehearsing.result()  # raises what nobody foresaw
     return not stage.differences and not stage.left
 
 
@@ -355,6 +363,7 @@ async def _rehearse(stage: Stage) -> None:
 async def _is_there(stage: Stage, stack: Stack) -> None:
     """Exactly one of everything, ours, and as it was asked for."""
     spec, have, dokploy = stack.spec, stack.have, stage.dokploy
+    stack.expect("what had to be tried again or was out of order", [], stack.worked_around)
     projects = await _projects(stage, stack)
     stack.expect("projects with its mark", [(have.project_id, spec.name)], [(p.id, p.name) for p in projects])
     environments = [environment for p in projects for environment in await dokploy.environments(p.id)]
@@ -390,6 +399,7 @@ async def _is_there(stage: Stage, stack: Stack) -> None:
 async def _is_gone(stage: Stage, stack: Stack) -> None:
     """Nothing of it is listed, runs, or answers any more."""
     spec, have, dokploy = stack.spec, stack.have, stage.dokploy
+    stack.expect("what had to be tried again or was out of order", [], stack.worked_around)
     stack.expect("projects with its mark", [], [project.id for project in await _projects(stage, stack)])
     if have.application_id is not None:
         listed = [id for project in await dokploy.projects() for id in project.application_ids]

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import time
 from typing import Any, cast
 
 from django.conf import settings
@@ -43,8 +44,9 @@ class Command(BaseCommand):
         self.say(f"Images: {ground.image}, then {ground.second_image}; port {ground.port}")
         if not options["yes"]:
             self.ask()
+        began = time.monotonic()
         went_well = asyncio.run(self.rehearse(stage, options["minutes"] * MINUTE))
-        self.sum_up(stage)
+        self.sum_up(stage, time.monotonic() - began)
         sys.exit(0 if went_well else 1)
 
     def ground(self, options: dict[str, Any]) -> conformance.Ground:
@@ -107,13 +109,13 @@ class Command(BaseCommand):
         finally:
             await stage.dokploy.aclose()
 
-    def sum_up(self, stage: conformance.Stage) -> None:
+    def sum_up(self, stage: conformance.Stage, seconds: float) -> None:
         for what in stage.left:
             self.say(f"     left  {what}")
         if not stage.left:
             self.say("           nothing")
         counts = f"{stage.held} expectations held, {len(stage.differences)} differ, {len(stage.not_seen)} not seen"
-        self.say(f"\n{counts}, {len(stage.left) or 'nothing'} left at Dokploy.")
+        self.say(f"\n{counts}, {len(stage.left) or 'nothing'} left at Dokploy, in {seconds:.0f} s.")
         for what in stage.differences:
             self.say(f"  differs  {what}")
         for what in stage.not_seen:
