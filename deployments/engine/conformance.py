@@ -353,7 +353,7 @@ async def _rehearse(stage: Stage) -> None:
             raise
         except Exception as error:  # its text may hold anything
             place = traceback.extract_tb(error.__traceback__)[-1]
-            stage.differ("it goes through", "no error", f"{type(error).__name__}, {place.filename}:{place.lineno}")
+            stage.differ("it goes through", "no error", f"{type(error).__name__} in {place.name}, line {place.lineno}")
         stage.say(f"           {time.monotonic() - began:.1f} s")
 
 
