@@ -29,6 +29,7 @@ WORDS = {
     "active": "running",
     "done": "done",
     "failed": "failed",
+    "cancelled": "cancelled",
     "skipped": "not reached",
     "undone": "undone",
 }
@@ -65,7 +66,7 @@ class Row:
 
     @property
     def open(self) -> bool:
-        return self.state in ("active", "failed")
+        return self.state in ("active", "failed", "cancelled")
 
 
 def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def _rail(run: Deployment, events: list[Event], audience: str) -> list[Row]:
         row.hidden_lines = max(len(row.lines) - LINES_SHOWN, 0)
         row.lines = row.lines[-LINES_SHOWN:]
         if row.name == failed:
-            row.state = "failed"
+            row.state = "cancelled" if (run.error or {}).get("code") == "CANCELLED" else "failed"
         elif row.name in ended:
             row.state = "done"
         elif row.started is not None:
@@ -294,7 +295,7 @@ def _failure(run: Deployment, audience: str, undo: dict[str, Any] | None) -> dic
         "cancelled": error["code"] == "CANCELLED",
         "title": entry.title,
         "what": error["message"],
-        "cause": entry.causes[0] if entry.causes else "",
+        "cause": entry.causes[0] if entry.causes and error["code"] != "CANCELLED" else "",
         "evidence": evidence,
         "advice": entry.advice[0] if entry.advice else "",
         "operator": entry.operator if audience == "operator" else "",

@@ -19,6 +19,7 @@ SIGNS = {
     "active": ("▸", "bold cyan"),
     "done": ("✓", "green"),
     "failed": ("✗", "bold red"),
+    "cancelled": ("–", "bold yellow"),
     "skipped": ("–", "dim"),
     "undone": ("↶", "yellow"),
 }
