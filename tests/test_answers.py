@@ -149,6 +149,10 @@ TYPED: dict[str, tuple[Call, Callable[[Any], Any]]] = {
     "GET domain.byApplicationId": (lambda client: client.domains("a"), each(domain)),
     "POST domain.delete": (lambda client: client.delete_domain("a"), nothing),
     "POST application.delete": (lambda client: client.delete_application("a"), nothing),
+    "GET application.one": (
+        lambda client: client.saved("a"),
+        lambda body: {"source": body["sourceType"], "image": body["dockerImage"] or "", "env": body["env"] or ""},
+    ),
     "GET organization.all": (
         lambda client: client.roles(),
         lambda body: frozenset(member["role"] for one in body for member in one["members"]),

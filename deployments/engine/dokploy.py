@@ -248,6 +248,7 @@ class Dokploy:
         )
 
     async def saved(self, application_id: str) -> Saved:
+        """What was saved last; what runs may be older."""
         row = _object(await self._query("application.one", applicationId=application_id))
         return Saved(*(_maybe(row, key) or "" for key in ("sourceType", "dockerImage", "env")))
 
