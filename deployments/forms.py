@@ -151,7 +151,7 @@ class RedeployForm(DeployForm):
 
 
 class RemoveForm(forms.Form):
-    """Removing takes typing the stack's name."""
+    """Removing takes typing the stack's name, unless nothing is there but what a failed run left."""
 
     name = forms.CharField(max_length=30, required=False)
 
@@ -161,7 +161,7 @@ class RemoveForm(forms.Form):
 
     def clean_name(self) -> str:
         name = str(self.cleaned_data["name"]).strip()
-        if name != self.stack.name:
+        if name != self.stack.name and not self.stack.is_unwanted():
             raise ValidationError(f"To remove it, type its name: {self.stack.name}")
         return name
 

@@ -138,15 +138,13 @@ def _actions(run: Deployment) -> list[dict[str, str]]:
             return []
         return [{"label": "Cancel", "href": cancel, "ask": "Cancel it? What was made is undone."}]
     actions = []
-    if run.status == Deployment.Status.FAILURE and not run.retried:
-        again = "Try again to remove it" if _removes(run) else "Retry with the same answers"
-        actions.append({"label": again, "href": retry, "ask": ""})
+    if run.status == Deployment.Status.FAILURE and not _removes(run) and not run.retried:
+        actions.append({"label": "Retry with the same answers", "href": retry, "ask": ""})
     if run.stack.state != Stack.State.GONE:
-        leftover = run.stack.state == Stack.State.BROKEN
-        actions += [
-            {"label": "Deploy again", "href": reverse("redeploy", args=[run.stack_id])},
-            {"label": "Remove what is left" if leftover else "Remove", "href": reverse("remove", args=[run.stack_id])},
-        ]
+        remove = {"label": "Remove", "href": reverse("remove", args=[run.stack_id])}
+        if run.stack.is_unwanted():
+            remove = {**remove, "label": "Try again to remove what is left", "ask": ""}
+        actions += [{"label": "Deploy again", "href": reverse("redeploy", args=[run.stack_id])}, remove]
     elif run.status == Deployment.Status.FAILURE:
         actions.append({"label": "Start over", "href": f"{reverse('home')}?name={run.stack.name}"})
     return actions

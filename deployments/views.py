@@ -74,8 +74,7 @@ def remove(request: HttpRequest, id: str) -> HttpResponse:
     form = RemoveForm(stack, request.POST if request.method == "POST" else None)
     if form.is_valid():
         try:
-            run = Deployment.request_removal(_person(request), stack, via=Deployment.Via.FORM)
-            return redirect("deployment", run.pk)
+            return _go_to(request, Deployment.request_removal(_person(request), stack, via=Deployment.Via.FORM))
         except Refusal as refusal:
             form.add_error(None, refusal.message)
     receipts = stack.receipts.exclude(state="gone").exclude(kind="deploy").order_by("-pk")

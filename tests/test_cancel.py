@@ -75,10 +75,10 @@ def test_a_cancel_in_any_phase_is_requested_and_then_done_and_leaves_nothing(
 def test_a_page_says_that_a_cancel_is_requested_and_that_it_is_done(
     portal: Portal, person: httpx.Client, token: dict[str, str]
 ) -> None:
-    with held(portal, "job"):
+    with held(portal, "application.create"):  # a call in hand: nothing is reported until the next sign of life
         answer = start(portal, "cancel-page")
         page = answer.json()["pageUrl"]
-        until(lambda: "of 7" in person.get(page).text)
+        until(lambda: "Deploying, 3 of 7" in person.get(page).text)
         assert "Cancel cancel-page?" in person.get(f"{page}/cancel").text
         assert portal.status(answer.json()["deploymentId"])["cancelRequested"] is False, "GET changes nothing"
         assert submit(person, f"{page}/cancel", {}).headers["Location"] == page
@@ -167,7 +167,7 @@ def test_a_retry_on_the_page_leads_to_the_new_run_and_takes_up_what_is_left(
     page = answer.json()["pageUrl"]
     html = person.get(page).text
     assert "Retry with the same answers" in html
-    assert "Remove what is left" in html
+    assert "Try again to remove what is left" in html
     sent = person.post(f"{page}/retry", headers={**csrf(person), "HX-Request": "true"})
     assert sent.headers["HX-Redirect"].startswith("/deployments/dep_")
     until(lambda: "It is live" in person.get(sent.headers["HX-Redirect"]).text, 30)

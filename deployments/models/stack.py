@@ -34,7 +34,7 @@ class StackQuerySet(models.QuerySet["Stack"]):
         """What has expired, and what is left of stacks that are wanted no more: that never worked, or whose removal
         failed. After each failed try the next is later, up to a quarter of a day."""
         expired = self.filter(state=Stack.State.LIVE, expires_at__lt=Now())
-        return [*expired, *(stack for stack in self.filter(state=Stack.State.BROKEN) if stack.is_leftover())]
+        return [*expired, *(stack for stack in self.filter(state=Stack.State.BROKEN) if stack.sweep_is_due())]
 
 
 class Stack(models.Model):
@@ -106,13 +106,18 @@ class Stack(models.Model):
         known = template.form_fields().keys()
         return {key: value for key, value in last.environment().items() if key in known} if last else {}
 
-    def is_leftover(self) -> bool:
-        """Whether what is left of it is to be removed, and the next try is due."""
+    def is_unwanted(self) -> bool:
+        """Whether nothing but leftovers is there: of a stack that never worked, or whose removal was asked for."""
         last = self.deployments.first()
-        if last is None or last.completed_at is None:
+        if self.state != self.State.BROKEN or last is None:
             return False
-        if last.kind != last.Kind.REMOVE and self.deployments.that_worked().exists():
-            return False  # it ran before: a person decides
+        return last.kind == last.Kind.REMOVE or not self.deployments.that_worked().exists()
+
+    def sweep_is_due(self) -> bool:
+        """Whether its leftovers are to be removed by the sweeper, and the next try is due."""
+        last = self.deployments.first()
+        if last is None or last.completed_at is None or not self.is_unwanted():
+            return False
         tries = self.deployments.filter(via=last.Via.SWEEPER).count()
         pause = min(FIRST_SWEEP_SECONDS * 4**tries, LONGEST_SWEEP_SECONDS)
         return bool(last.completed_at + timedelta(seconds=pause) < timezone.now())
