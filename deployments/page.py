@@ -317,6 +317,9 @@ def _lost(run: Deployment, error: dict[str, Any], undo: dict[str, Any] | None) -
             return "Nothing of yours is lost: your stack was not changed."
         if error.get("left") or run.phase != "rolling_back":
             return "Your stack could not be brought back to its former version. Deploy it again when the cause is gone."
+        former = run.former()
+        if former is not None and not former.is_pinned():
+            return "Your stack has its former settings again, but its earlier image may be gone from the registry."
         return "Nothing of yours is lost: your stack has its former settings again."
     if not run.done:
         return "Nothing of yours is lost. What was made is being removed again."

@@ -308,8 +308,11 @@ def _specs(deployment: Deployment) -> tuple[StackSpec, StackSpec | None]:
     """What is asked for, and, for a redeploy, what ran before."""
     spec = deployment.stack_spec()
     former = deployment.former() if deployment.kind == Deployment.Kind.REDEPLOY else None
+    if former is None:
+        return spec, None
     # A run of its own at Dokploy: the former run's deploy is there already, and done.
-    return spec, replace(former.stack_spec(), run=f"{spec.run}.restore") if former else None
+    again = replace(former.stack_spec(), run=f"{spec.run}.restore")
+    return spec, again.pinned(former.known_resources().image_digest)
 
 
 async def _reconnect() -> None:

@@ -250,7 +250,9 @@ async def test_a_deployment_makes_one_of_each_with_our_mark_and_answers(simulato
         app_name=found.applications[0]["appName"],
         domain_id=found.domains[0]["domainId"],
         dokploy_deployment_id=found.builds[0]["deploymentId"],
+        image_digest=have.image_digest,
     )
+    assert f"Digest: {have.image_digest}\n" in simulator.log(found.builds[0])
     assert [build["title"] for build in found.builds] == [f"deployportal/inst/{run.spec.stack}/{run.spec.run}/1"]
     assert simulator.visit(run.spec.host).status_code == 200
     made = calls(simulator) - before

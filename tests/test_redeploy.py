@@ -4,7 +4,11 @@ import re
 from typing import Any
 
 import pytest
+from django.test import Client
 
+from deployments.models import Deployment
+
+from .people import People, end
 from .processes import Portal
 
 KINDS = ("projects", "applications", "domains", "services")
@@ -64,13 +68,28 @@ def test_a_failed_redeploy_brings_the_former_version_back(portal: Portal, token:
     after = of(portal, "restored")
     assert (second["status"], second["phase"], second["message"]) == ("failure", "rolling_back", "Rollback completed")
     assert (second["error"]["phase"], second["error"]["code"]) == ("deploying", "REGISTRY_UNREACHABLE")
-    assert after["application"]["dockerImage"] == before["application"]["dockerImage"]
-    assert after["service"]["image"] == before["service"]["image"]
+    image = before["service"]["image"]
+    assert after["application"]["dockerImage"] == after["service"]["image"]
+    assert re.fullmatch(re.escape(image) + "@sha256:[0-9a-f]{64}", after["service"]["image"]), "the very image that ran"
     assert after["service"]["env"] == before["service"]["env"]
     assert second["resources"] == first["resources"]
     assert portal.router.get("/", headers={"Host": "restored.localhost"}).status_code == 200
     third = deploy(portal, token, "restored", template="web-page")
     assert third["status"] == "success"
+
+
+@pytest.mark.django_db
+def test_the_page_says_where_the_earlier_image_may_be_gone() -> None:
+    people = People()
+    first = end(people.run(people.owner, "shop"))  # as an engine runs it that says no digest
+    second = end(people.run(people.owner, "shop"), "failure")
+    http = Client()
+    http.force_login(people.owner)
+    html = http.get(f"/deployments/{second.pk}").content.decode()
+    assert "its earlier image may be gone from the registry" in html
+    Deployment.objects.filter(pk=first.pk).update(resources={"image_digest": f"sha256:{'0' * 64}"})
+    html = http.get(f"/deployments/{second.pk}").content.decode()
+    assert "Nothing of yours is lost: your stack has its former settings again." in html
 
 
 def test_a_redeploy_that_changed_nothing_undoes_nothing(portal: Portal, token: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """What is asked for (StackSpec), what is there so far (Resources), and one thing that happened (Progress)."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["phase", "rung", "log", "receipt", "note"]
@@ -45,6 +45,10 @@ class StackSpec:
         """What every object that we make carries, and what alone makes it ours. Outlives a run."""
         return f"{mark_of(self.installation)}{self.stack}"
 
+    def pinned(self, digest: str | None) -> "StackSpec":
+        """The same with the very image of this digest, whatever its tag has come to mean. As it is without one."""
+        return replace(self, image=f"{self.image}@{digest}") if digest and "@" not in self.image else self
+
     def deploy_title(self, attempt: int) -> str:
         return f"{self.mark}/{self.run}/{attempt}"
 
@@ -59,6 +63,8 @@ class Resources:
     app_name: str | None = None
     domain_id: str | None = None
     dokploy_deployment_id: str | None = None
+    image_digest: str | None = None
+    """Of the image that was pulled, “sha256:…”, where Docker said it."""
 
 
 @dataclass(frozen=True, slots=True)

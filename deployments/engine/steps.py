@@ -7,6 +7,7 @@ nothing was made: an unclear outcome is resolved by looking, never by making aga
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -26,6 +27,8 @@ SETTLE_SECONDS = 120.0
 DEPLOYS_PER_RUN = 3
 CERTIFICATE_SECONDS = 180.0
 FOREIGN_APPLICATIONS = 100  # looked through for a host in use; each is a call
+
+PULLED = re.compile(r"^Digest: (sha256:[0-9a-f]{64})$", re.MULTILINE)  # what `docker pull` says of what it got
 
 M = TypeVar("M", Project, Application, Domain)
 D = TypeVar("D", Project, Application)  # what has a date
@@ -142,10 +145,12 @@ async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Jo
                 journal.intended.discard(("deploy", title))
                 raise
         await journal.say("Deployment triggered")
-        build = await _follow(dokploy, application_id, prefix, journal)
-        if build is not None:
+        ended = await _follow(dokploy, application_id, prefix, journal)
+        if ended is not None:
+            build, log = ended
             await journal.made("deploy", build.title, build.id)
-            return replace(have, dokploy_deployment_id=build.id)
+            digest = PULLED.search(log)
+            return replace(have, dokploy_deployment_id=build.id, image_digest=digest[1] if digest else None)
 
 
 async def _find_deploy(dokploy: Dokploy, application_id: str, prefix: str) -> Build | str | None:
@@ -158,8 +163,8 @@ async def _find_deploy(dokploy: Dokploy, application_id: str, prefix: str) -> Bu
     return None
 
 
-async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: Journal) -> Build | None:
-    """Follows our deploy until it is done; None when Dokploy has lost it; raises Failure when it failed.
+async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: Journal) -> tuple[Build, str] | None:
+    """Follows our deploy until it is done: its row and its log. None when Dokploy has lost it; Failure when it failed.
 
     While it waits only the queue is asked, which is one question for all runs that wait; then only its own row.
     """
@@ -189,7 +194,7 @@ async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: J
             elif build is not None:
                 text = await log.whole(build)
                 if build.status == "done":
-                    return build
+                    return build, text
                 if build.status == "error":
                     raise diagnosis.of_log(text)
             await log.during(asyncio.sleep(POLL_SECONDS))

@@ -399,6 +399,10 @@ class Deployment(models.Model):
         """The last run that left the stack working: what a failed redeploy goes back to."""
         return self.stack.deployments.that_worked().exclude(pk=self.pk).first()
 
+    def is_pinned(self) -> bool:
+        """Whether the image that it ran can be had again, by its digest, whatever became of its tag."""
+        return "@" in self.spec.get("image", "") or bool(self.known_resources().image_digest)
+
     def environment(self) -> dict[str, str]:
         """The variables that this run sets, secrets in clear as far as they can be read."""
         try:
