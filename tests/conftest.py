@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 
 from . import environment
-from .processes import Portal
+from .processes import Portal, Simulator
 
 REQUIRED = bool(os.environ.get("CI"))  # where everything is there, a skip is a failure
 
@@ -56,6 +56,19 @@ def redis() -> str:
     url = os.environ.get("REDIS_URL", "")
     need(url, "REDIS_URL is not given")
     return url
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    simulator = Simulator(tmp_path_factory.mktemp("dokploy"))
+    yield simulator
+    assert simulator.close() == 0
+
+
+@pytest.fixture
+def simulator(running: Simulator) -> Iterator[Simulator]:
+    yield running
+    running.clear()
 
 
 @pytest.fixture(scope="session")

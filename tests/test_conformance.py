@@ -21,7 +21,6 @@ from deployments.engine import journal as journal_module
 from deployments.engine.dokploy import Dokploy
 
 from .processes import IMAGE, KEY, ROOT, Simulator, until
-from .test_recipe import clear
 
 KINDS = ("projects", "applications", "domains", "routes", "services", "queue")
 NOTHING = dict.fromkeys(KINDS, 0)
@@ -38,7 +37,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
 @pytest.fixture
 def simulator(shared: Simulator) -> Iterator[Simulator]:
     yield shared
-    clear(shared)
+    shared.clear()
     shared.turn(version="v0.30.2")
     shared.do("settings.updateBuildsConcurrency", buildsConcurrency=1)
 

@@ -6,7 +6,7 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from deployments.engine.spec import Progress
 
 from .processes import IMAGE, KEY, Simulator
 from .test_ladder import certificate
-from .test_recipe import Found, Run, calls, clear, logged, new_run, soon
+from .test_recipe import Found, Run, calls, logged, new_run, soon
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PATH = "/etc/dokploy/logs/web-a1b2c3/web-a1b2c3-2026-11-23:07:01:45.log"
@@ -460,19 +460,6 @@ async def test_neither_key_nor_log_is_written_down_at_any_level(
 
 
 # -- a run that reports it ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    simulator = Simulator(tmp_path_factory.mktemp("dokploy"))
-    yield simulator
-    assert simulator.close() == 0
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Iterator[Simulator]:
-    yield running
-    clear(running)
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,9 @@ from deployments.engine.errors import Unavailable
 from deployments.engine.pace import Budget, Round
 
 from .processes import KEY, ROOT, Simulator
-from .test_recipe import calls, clear, new_run, soon
+from .test_recipe import calls, new_run, soon
 
 RATE = 50
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    simulator = Simulator(tmp_path_factory.mktemp("dokploy"))
-    yield simulator
-    assert simulator.close() == 0
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Iterator[Simulator]:
-    yield running
-    clear(running)
 
 
 @pytest_asyncio.fixture

@@ -21,44 +21,13 @@ from deployments.engine.journal import Journal
 from deployments.engine.recipe import PHASES, REMOVAL
 from deployments.engine.spec import Progress, Resources, StackSpec
 
-from .processes import IMAGE, KEY, Simulator, until
+from .processes import IMAGE, KEY, Simulator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 INSTALLATION = "inst"
 SECRET = "variable-canary-4711"
 PASSWORD = "password-canary-4712"
 NAMES = (f"shop{number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    simulator = Simulator(tmp_path_factory.mktemp("dokploy"))
-    yield simulator
-    assert simulator.close() == 0
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Iterator[Simulator]:
-    yield running
-    clear(running)
-
-
-def clear(simulator: Simulator) -> None:
-    """All gates open, no faults, quick, and empty: what is listed by every question makes the next test slower."""
-    state = simulator.state()
-    for name in state["gates"]:
-        simulator.open_gate(name)
-    if state["faults"]:
-        simulator.switches.delete("faults")
-    usual = {"pull": 0, "pull_error": None, "engine_error": None, "container_status": None, "database": "up"}
-    if usual.items() - state["settings"].items():
-        simulator.turn(**usual)
-    if state["queue"]:
-        until(lambda: not simulator.state()["queue"])
-    for row in state["applications"]:
-        simulator.do("application.delete", applicationId=row["applicationId"])
-    for row in state["projects"]:
-        simulator.do("project.remove", projectId=row["projectId"])
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -701,7 +670,7 @@ async def test_an_interruption_at_every_report_and_another_worker_end_with_exact
         assert len(found.builds) == 1, f"interrupted at report {number}"
         assert run.reports[-1].phase == "verifying_health"
         assert run.reports[-1].data == {"step": "ends"}
-        clear(simulator)
+        simulator.clear()
     assert number > 25
 
 
