@@ -211,7 +211,6 @@ class Runner:
                 except Failure as error:
                     failure = error
                 except Cancelled:
-                    await sync_to_async(deployment.refresh_from_db)()
                     failure = _own_failure("CANCELLED", deployment.phase)
                     secrets, journal = journal.secrets, await sync_to_async(_journal)(run)
                     journal.secrets = secrets

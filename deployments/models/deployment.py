@@ -458,25 +458,21 @@ class Deployment(models.Model):
         written nothing, when it would have succeeded and was cancelled before.
         """
         final = progress.status != "in_progress"
-        self.updated_at = timezone.now()
-        changes: dict[str, Any] = {"updated_at": self.updated_at}
+        now = timezone.now()
+        changes: dict[str, Any] = {"updated_at": now}
         if progress.kind == "phase":
-            self.phase, self.message, self.status = progress.phase, progress.message[:500], progress.status
-            self.progress = max(self.progress, progress.progress or 0)
-            if progress.error is not None:
-                self.error = dict(progress.error)
-            if progress.resources is not None:
-                self.resources = _resources_dict(progress.resources)
             changes.update(
-                phase=self.phase,
-                message=self.message,
-                status=self.status,
-                progress=self.progress,
-                error=self.error,
-                resources=self.resources,
+                phase=progress.phase,
+                message=progress.message[:500],
+                status=progress.status,
+                progress=max(self.progress, progress.progress or 0),
             )
+            if progress.error is not None:
+                changes["error"] = dict(progress.error)
+            if progress.resources is not None:
+                changes["resources"] = _resources_dict(progress.resources)
         if final:
-            changes.update(completed_at=self.updated_at, lease_until=None, lease_owner="", requests=requests or [])
+            changes.update(completed_at=now, lease_until=None, lease_owner="", requests=requests or [])
         with transaction.atomic():
             held = Deployment.objects.filter(pk=self.pk, lease_token=self.lease_token, status="in_progress")
             if not held.filter(version=self.version).update(version=self.version + 1, **changes):
@@ -488,6 +484,8 @@ class Deployment(models.Model):
                 if self.cancel_requested_at and progress.status == "success":  # who cancelled was told that it is
                     raise Cancelled
                 held.update(version=self.version + 1, **changes)
+            for field, value in changes.items():
+                setattr(self, field, value)
             self.version += 1
             data = dict(progress.data)
             if progress.kind == "phase":
