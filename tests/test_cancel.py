@@ -9,7 +9,7 @@ import pytest
 
 from deployments.engine.errors import Cancelled
 from deployments.engine.spec import Progress
-from deployments.models import Deployment, Refusal
+from deployments.models import Deployment, Refusal, Stack
 
 from .people import People, browser, end, new_token, submit
 from .processes import Portal, until
@@ -208,6 +208,16 @@ def test_an_end_that_came_before_the_cancel_wins_over_it(people: People) -> None
     assert refused.value.code == "CONFLICT"
     run.refresh_from_db()
     assert (run.status, run.cancel_requested_at) == ("success", None)
+
+
+@pytest.mark.parametrize("state", ["live", "broken"])
+def test_a_redeploy_that_ends_before_it_has_changed_anything_leaves_the_stack_as_it_was(
+    people: People, state: str
+) -> None:
+    end(people.run(people.owner, "shop"))
+    Stack.objects.update(state=state)  # broken: its removal has failed halfway
+    again = end(people.run(people.owner, "shop"), "failure", phase="initializing", code="CANCELLED")
+    assert (again.kind, again.stack.state) == ("redeploy", state)
 
 
 def test_a_retry_of_a_name_that_somebody_else_has_by_now_is_refused(people: People) -> None:

@@ -504,10 +504,11 @@ class Deployment(models.Model):
             if self.done_something():  # else the stack is as it was
                 self.stack.settle(works=False, template=None)
             return
-        error = self.error or {}
-        undone = self.phase == "rolling_back" or error.get("phase") in UNCHANGED
-        restored = self.kind == self.Kind.REDEPLOY and undone and not error.get("left")
+        error, redeploys = self.error or {}, self.kind == self.Kind.REDEPLOY
+        if redeploys and error.get("phase") in UNCHANGED:  # the stack is as it was, which need not be live
+            return
         succeeded = self.status == self.Status.SUCCESS
+        restored = redeploys and self.phase == "rolling_back" and not error.get("left")
         self.stack.settle(works=succeeded or restored, template=self.template if succeeded else None)
 
     def _write_event(self, kind: str, message: str, data: dict[str, Any]) -> None:
