@@ -80,6 +80,13 @@ def test_an_expired_stack_is_removed(people: People) -> None:
     Stack.objects.filter(pk=run.stack_id).update(expires_at=timezone.now() - timedelta(seconds=1))
     (removal,) = Deployment.request_due_removals()
     assert (removal.stack_id, removal.kind) == (run.stack_id, "remove")
+    for pause in (240, 960):  # Dokploy refuses it: nothing is removed, the stack is live as before
+        failed = end(removal, "failure", phase="removing_domain", code="DOKPLOY_KEY_REFUSED")
+        assert failed.stack.state == Stack.State.LIVE
+        age(failed, pause - 5)
+        assert Deployment.request_due_removals() == []
+        age(failed, pause + 5)
+        (removal,) = Deployment.request_due_removals()
 
 
 def test_what_a_receipt_knows_or_a_run_is_making_is_no_orphan(people: People) -> None:

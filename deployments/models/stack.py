@@ -34,7 +34,8 @@ class StackQuerySet(models.QuerySet["Stack"]):
         """What has expired, and what is left of stacks that are wanted no more: that never worked, or whose removal
         failed. After each failed try the next is later, up to a quarter of a day."""
         expired = self.filter(state=Stack.State.LIVE, expires_at__lt=Now())
-        return [*expired, *(stack for stack in self.filter(state=Stack.State.BROKEN) if stack.sweep_is_due())]
+        broken = [stack for stack in self.filter(state=Stack.State.BROKEN) if stack.is_unwanted()]
+        return [stack for stack in (*expired, *broken) if stack.sweep_is_due()]
 
 
 class Stack(models.Model):
@@ -114,10 +115,12 @@ class Stack(models.Model):
         return last.kind == last.Kind.REMOVE or not self.deployments.that_worked().exists()
 
     def sweep_is_due(self) -> bool:
-        """Whether its leftovers are to be removed by the sweeper, and the next try is due."""
+        """Whether the sweeper may try it now: a live one at once, what failed after a pause."""
         last = self.deployments.first()
-        if last is None or last.completed_at is None or not self.is_unwanted():
+        if last is None or last.completed_at is None:
             return False
+        if last.status == last.Status.SUCCESS:
+            return True
         tries = self.deployments.filter(via=last.Via.SWEEPER).count()
         pause = min(FIRST_SWEEP_SECONDS * 4**tries, LONGEST_SWEEP_SECONDS)
         return bool(last.completed_at + timedelta(seconds=pause) < timezone.now())
