@@ -75,10 +75,10 @@ def test_a_cancel_in_any_phase_is_requested_and_then_done_and_leaves_nothing(
 def test_a_page_says_that_a_cancel_is_requested_and_that_it_is_done(
     portal: Portal, person: httpx.Client, token: dict[str, str]
 ) -> None:
-    with held(portal, "application.create"):  # a call in hand: nothing is reported until the next sign of life
+    with held(portal, "application.create"):
         answer = start(portal, "cancel-page")
         page = answer.json()["pageUrl"]
-        until(lambda: "Deploying, 3 of 7" in person.get(page).text)
+        portal.wait_at("application.create")  # where it reports nothing, and so does not notice at once
         assert "Cancel cancel-page?" in person.get(f"{page}/cancel").text
         assert portal.status(answer.json()["deploymentId"])["cancelRequested"] is False, "GET changes nothing"
         assert submit(person, f"{page}/cancel", {}).headers["Location"] == page
@@ -199,6 +199,17 @@ def test_a_cancel_that_was_accepted_before_the_end_wins_over_it(people: People) 
     for run in (waiting, working):  # who works on it goes on with what is written, under the lease that it has
         assert (run.status, run.phase, run.progress, run.version) == ("in_progress", "initializing", 0, 2)
     assert list(waiting.events.values_list("seq", flat=True)) == [1, 2]
+
+
+def test_a_second_cancel_is_harmless_also_when_the_first_has_begun_to_be_done(people: People) -> None:
+    run = people.run(people.owner, "shop")
+    run.cancel(people.owner)
+    working = Deployment.claim("worker", excluding=[])
+    assert working is not None
+    error = {"phase": "initializing", "code": "CANCELLED", "message": "", "evidence": "", "retryable": True}
+    working.record(Progress("phase", "rolling_back", "Undoing", error=error))
+    run.cancel(people.owner)
+    assert run.events.filter(kind="note").count() == 1
 
 
 def test_an_end_that_came_before_the_cancel_wins_over_it(people: People) -> None:

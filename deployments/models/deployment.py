@@ -248,7 +248,7 @@ class Deployment(models.Model):
                 raise Refusal("CONFLICT", "It is over already, so there is nothing to cancel.")
             if run.kind == self.Kind.REMOVE:
                 raise Refusal("CONFLICT", "A removal cannot be cancelled: part of the stack may be gone already.")
-            if run.error:
+            if run.error and run.cancel_requested_at is None:
                 raise Refusal("CONFLICT", "It has failed and is being undone already.")
             if run.cancel_requested_at is None:
                 run.cancel_requested_at = run.updated_at = timezone.now()
