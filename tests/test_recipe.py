@@ -708,9 +708,7 @@ async def test_a_worker_that_dies_while_a_call_is_under_way_and_another_end_with
         simulator.close_gate(f"{procedure}:answer")  # done, and not answered
         task = asyncio.ensure_future(run.deploy(dokploy))
         assert await asyncio.to_thread(simulator.wait_at, f"{procedure}:answer") == 1
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await die(task)
         simulator.open_gate(f"{procedure}:answer")
         await run.deploy(dokploy)
         found = Found(simulator, run.spec)
@@ -734,8 +732,7 @@ async def test_a_request_of_a_dead_worker_that_is_still_on_its_way_is_waited_for
     simulator.close_gate(procedure)  # sent, and not done yet
     task = asyncio.ensure_future(run.deploy(dokploy))
     assert await asyncio.to_thread(simulator.wait_at, procedure) == 1
-    task.cancel()
-    await asyncio.wait({task})
+    await die(task)
     before = calls(simulator)
     monkeypatch.setattr(steps, "SECOND_LOOK_SECONDS", 0.3)
     task = asyncio.ensure_future(run.deploy(dokploy))
@@ -748,6 +745,35 @@ async def test_a_request_of_a_dead_worker_that_is_still_on_its_way_is_waited_for
     assert len(found.builds) == 1
 
 
+async def die(task: "asyncio.Task[Any]") -> None:
+    """As a worker does whose call goes on without it: it waits for nothing."""
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    assert task.cancelled()
+
+
+async def test_an_undo_of_a_run_that_is_cancelled_in_the_middle_of_a_call_sees_what_the_call_makes(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    simulator.close_gate("project.create")  # sent, and not done yet
+    task = asyncio.ensure_future(run.deploy(dokploy))
+    assert await asyncio.to_thread(simulator.wait_at, "project.create") == 1
+    task.cancel()
+
+    async def undo() -> list[str]:
+        await asyncio.wait({task})
+        return await run.undo(dokploy)
+
+    undoing = asyncio.ensure_future(undo())
+    await asyncio.wait({undoing}, timeout=1)  # long enough for an undo that does not wait for the call
+    simulator.open_gate("project.create")
+    assert await undoing == []
+    found = Found(simulator, run.spec)
+    assert (found.projects, found.applications) == ([], [])
+
+
 async def test_a_run_that_is_cancelled_sends_nothing_more(simulator: Simulator, dokploy: Dokploy) -> None:
     run = new_run(simulator)
     simulator.close_gate("application.saveDockerProvider:answer")
@@ -755,8 +781,8 @@ async def test_a_run_that_is_cancelled_sends_nothing_more(simulator: Simulator, 
     assert await asyncio.to_thread(simulator.wait_at, "application.saveDockerProvider:answer") == 1
     before = calls(simulator)
     task.cancel()
-    await asyncio.wait({task})
     simulator.open_gate("application.saveDockerProvider:answer")
+    await asyncio.wait({task})
     for _ in range(3):
         await dokploy.version()
     assert set(calls(simulator) - before) == {"settings.getDokployVersion"}
@@ -1383,7 +1409,7 @@ async def test_signs_of_life_are_reported_while_a_call_hangs_or_a_pull_lasts(
             assert now == before, "a sign of life says what was said last"
 
 
-async def test_a_sign_of_life_that_is_refused_stops_the_call_in_hand(
+async def test_a_sign_of_life_that_is_refused_ends_the_run_as_soon_as_the_call_in_hand_has_ended(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(orchestrator, "SIGN_OF_LIFE_SECONDS", 0.05)
@@ -1392,13 +1418,13 @@ async def test_a_sign_of_life_that_is_refused_stops_the_call_in_hand(
 
     def stop(progress: Progress) -> None:
         if progress.data.get("alive"):
+            simulator.open_gate("application.create")
             raise Interrupted
 
     run.watch = stop
     with pytest.raises(Interrupted):
         await run.deploy(dokploy)
     taken = len(run.reports)
-    simulator.open_gate("application.create")
     run.watch = lambda progress: None
     await dokploy.version()
     assert len(run.reports) == taken

@@ -7,7 +7,7 @@ import asyncio
 import copy
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -416,7 +416,8 @@ class Dokploy:
         """One request and its whole answer. Raises Unavailable when it was not sent, Unclear when it may have been."""
         async with self._turns:
             await self._budget.spend()
-            return await self._send(method, procedure, fields)
+            sending = self._send(method, procedure, fields)
+            return await (_to_its_end(sending) if method == "POST" else sending)
 
     async def _send(self, method: str, procedure: str, fields: dict[str, Any]) -> tuple[int, bytes]:
         change = method == "POST"
@@ -454,6 +455,15 @@ class Dokploy:
             masked = {key: "***" if key in _SECRET_FIELDS and value else value for key, value in fields.items()}
             took = round((time.monotonic() - began) * 1000)
             self._record(Exchange(time.time(), method, procedure, masked, status, took))
+
+
+async def _to_its_end(act: Coroutine[Any, Any, T]) -> T:
+    """Awaits it. Who is cancelled meanwhile goes on when it has ended: a look after that sees what it did."""
+    task = asyncio.ensure_future(act)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def meaning(procedure: str, status: int, body: bytes) -> Json:
