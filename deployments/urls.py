@@ -2,6 +2,7 @@ from django.urls import path
 from django.urls.converters import StringConverter, register_converter
 
 from . import api, consumers, views
+from .models.stack import STACK_ID
 
 
 class RunId(StringConverter):
@@ -9,7 +10,7 @@ class RunId(StringConverter):
 
 
 class StackId(StringConverter):
-    regex = "stk_[0-9a-f]{20}"
+    regex = STACK_ID.pattern
 
 
 register_converter(RunId, "run")

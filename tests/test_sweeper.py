@@ -111,6 +111,14 @@ def test_one_worker_of_several_looks_for_orphans(people: People) -> None:
     assert [Orphan.look_is_due(60) for _ in range(2)] == [True, False]
 
 
+def test_an_orphan_whose_mark_somebody_has_changed_is_not_taken_into_the_books(people: People) -> None:
+    Orphan.report([Marked("project", "p1", "lost", "i/stk_00000000000000000001 (keep this!)")])
+    with pytest.raises(Refusal) as refused:
+        Orphan.objects.get().remove(people.operator)
+    assert refused.value.code == "CONFLICT"
+    assert not Stack.objects.exists()
+
+
 def test_an_orphan_of_a_stack_that_exists_is_not_removed_with_it(people: People) -> None:
     run = end(people.run(people.owner, "shop"))
     Orphan.report([Marked("application", "a1", "shop", f"i/{run.stack_id}")])

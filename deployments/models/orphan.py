@@ -10,7 +10,7 @@ from ..engine.spec import Marked
 from .deployment import Deployment, host_of
 from .installation import Installation
 from .refusal import Refusal
-from .stack import Receipt, Stack
+from .stack import STACK_ID, Receipt, Stack
 from .template import Template
 
 
@@ -64,10 +64,14 @@ class Orphan(models.Model):
     def remove(self, person: Any) -> Deployment:
         """Takes it into the books again and puts its removal into the queue: a run like any other, to be watched.
 
-        It takes away all that carries the same mark. Refusal CONFLICT where that mark is a stack's that exists.
+        It takes away all that carries the same mark. Refusal CONFLICT where that mark is a stack's that exists, or one
+        that somebody has changed.
         """
+        id = self.mark.rpartition("/")[2]
+        if not STACK_ID.fullmatch(id):
+            text = f"Its mark ({self.mark}) was changed by hand, so it is not known what it is. Remove it at Dokploy."
+            raise Refusal("CONFLICT", text)
         with transaction.atomic():
-            id = self.mark.rpartition("/")[2]
             name = f"left-{id.removeprefix('stk_')[:12]}"
             url = Stack.address_of(name)
             known = {"name": name, "host": host_of(url), "url": url, "state": Stack.State.BROKEN}

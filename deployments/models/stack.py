@@ -1,3 +1,4 @@
+import re
 import secrets
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from .refusal import Refusal
 from .template import Template
 
 FIRST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 60, 6 * 3600
+STACK_ID = re.compile(r"stk_[0-9a-f]{20}")
 
 
 def new_stack_id() -> str:
