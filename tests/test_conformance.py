@@ -320,7 +320,7 @@ def test_what_a_call_that_was_broken_off_makes_later_is_found(simulator: Simulat
     until(lambda: simulator.wait_at("project.create"), 20)
     looks = simulator.state()["calls"]["project.all"]
     process.send_signal(signal.SIGINT)
-    until(lambda: simulator.state()["calls"]["project.all"] > looks)
+    until(lambda: simulator.state()["calls"]["project.all"] > looks, 20)  # once the call in hand has had its time
     simulator.open_gate("project.create")
     until(lambda: simulator.state()["projects"])
     code, said = end(process)
