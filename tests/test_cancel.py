@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.fernet import Fernet
 
 from deployments.engine.errors import Cancelled
 from deployments.engine.spec import Progress
@@ -238,6 +239,18 @@ def test_a_retry_of_a_name_that_somebody_else_has_by_now_is_refused(people: Peop
     with pytest.raises(Refusal) as refused:
         failed.retry(people.owner, via="form")
     assert (refused.value.code, refused.value.field) == ("NAME_TAKEN", "name")
+
+
+def test_a_retry_whose_secret_cannot_be_read_any_more_is_refused_and_not_made_without_it(
+    people: People, settings: Any
+) -> None:
+    people.template.parameters = [{"key": "TOKEN", "label": "Token", "type": "secret"}]
+    people.template.save()
+    failed = end(people.run(people.owner, "shop", TOKEN="given"), "failure")
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    with pytest.raises(Refusal) as refused:
+        failed.retry(people.owner, via="form")
+    assert (refused.value.code, "TOKEN" in refused.value.message) == ("CONFLICT", True)
 
 
 def test_an_operators_retry_stays_its_owners(people: People) -> None:

@@ -228,6 +228,9 @@ class Deployment(models.Model):
         if self.kind == self.Kind.REMOVE:
             return Deployment.request_removal(person, stack, via=via)
         answers = self.environment()
+        if lost := self.template.secret_keys() - answers.keys():
+            text = f"Its answers are not all known any more ({', '.join(sorted(lost))}). Deploy it anew, and give them."
+            raise Refusal("CONFLICT", text)
         fields = self.template.form_fields()
         parameters = {key: answers.get(key, field.initial) for key, field in fields.items()}
         if stack.state != Stack.State.GONE:
