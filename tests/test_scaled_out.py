@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from .machines import Proxied
 from .processes import ROOT, Portal, ScaledOut, Simulator
 from .test_live import GATES, SECONDS, held, long_poller, poller, socket, streamer, walk
 
@@ -114,3 +115,52 @@ def test_a_worker_that_is_told_to_stop_lets_go_and_another_goes_on_at_once(scale
     assert scaled_out.finished(id)["phase"] == "completed"
     there = scaled_out.dokploy()
     assert [len(there[kind]) for kind in ("projects", "applications", "domains", "services")] == [1, 1, 1, 1]
+
+
+@pytest.fixture
+def proxied(tmp_path: Path, postgres: str, redis: str) -> Iterator[Proxied]:
+    """Not started yet."""
+    (tmp_path / "simulator").mkdir()
+    simulator = Simulator(tmp_path / "simulator")
+    portal = Proxied(tmp_path, simulator, postgres, redis)
+    yield portal
+    portal.close()
+    simulator.close()
+
+
+def test_behind_the_proxy_every_client_sees_each_phase_whichever_process_serves_it(proxied: Proxied) -> None:
+    proxied.start().work()
+    for number, client in enumerate((long_poller, streamer, streamer)):
+        with held(proxied, *GATES.values()):
+            id = proxied.deploy(f"proxied-{number}")
+            walk(proxied, client(proxied, id))
+        assert proxied.finished(id)["phase"] == "completed"
+    with held(proxied, "job"):
+        id = proxied.deploy("proxied-socket")
+        with socket(proxied, id) as one, socket(proxied, id) as other:
+            proxied.open_gate("job")
+            for page in (one, other):
+                while "data-done" not in page.recv(timeout=SECONDS):
+                    pass
+
+
+def test_the_proxy_believes_no_address_that_a_client_claims(proxied: Proxied) -> None:
+    proxied.env["PORTAL_QUOTA"] = "1"  # stacks per address, for who did not sign in
+    proxied.start()
+    proxied.deploy("first")
+    claims = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
+    answer = proxied.http.post("/api/deploy", json={"name": "second"}, headers=claims)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "QUOTA")
+
+
+def test_the_proxy_goes_on_with_the_web_process_that_is_left(proxied: Proxied) -> None:
+    proxied.start().work()
+    with held(proxied, "job"):
+        id = proxied.deploy("one-left")
+        proxied.webs[0].kill()
+        for _ in range(6):  # from the first moment on: what takes no connection is passed over
+            assert proxied.status(id)["status"] == "in_progress"
+        with socket(proxied, id) as page:
+            proxied.open_gate("job")
+            while "data-done" not in page.recv(timeout=SECONDS):
+                pass
