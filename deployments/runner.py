@@ -30,6 +30,7 @@ from .sweeper import sweep_for_ever
 BEAT_SECONDS = 10.0
 SELF_STOP_SECONDS = 20.0  # a worker that could not renew for so long stops itself, before others may take over
 DRAIN_SECONDS = 10.0
+CLAIM_SECONDS = 3.0
 QUESTIONS_KEPT = 300
 
 DATABASE_AWAY = (OperationalError, InterfaceError)
@@ -119,8 +120,12 @@ class Runner:
     async def drain(self) -> None:
         """Claims no more, gives the calls in hand a moment, lets go of every run."""
         self._draining = True
-        for task in self._tasks:
+        self.ring()
+        looking, *others = self._tasks
+        for task in others:
             task.cancel()
+        await asyncio.wait({looking}, timeout=CLAIM_SECONDS)  # a claim that is under way is let go again
+        looking.cancel()
         running = [run.task for run in self._runs.values() if run.task]
         for run in self._runs.values():
             run.draining = True  # stops it after the next report, or before the next call that changes something
@@ -135,10 +140,10 @@ class Runner:
     # -- work ----------------------------------------------------------------------------------------------------------
 
     async def _look_for_work(self) -> None:
-        while True:
+        while not self._draining:
             self._bell.clear()
             try:
-                while len(self._runs) < self.limit and (found := await self._claim()):
+                while not self._draining and len(self._runs) < self.limit and (found := await self._claim()):
                     self._begin(found)
             except DATABASE_AWAY as error:
                 log.warning("Looking for work waits for the database: %s", str(error).strip())
@@ -156,6 +161,7 @@ class Runner:
 
     def _begin(self, deployment: Deployment) -> None:
         run = Run(deployment)
+        run.draining = self._draining
         self._runs[deployment.pk] = run
         run.task = asyncio.create_task(self._drive(run))
 
