@@ -129,12 +129,12 @@ class RedeployForm(DeployForm):
         del self.fields["name"]
         self.fields["template"].initial = stack.template.slug
         for template in self.offered:
-            secret = template.secret_keys()
+            secret, shown = template.secret_keys(), stack.parameters(template, secrets=False)
             for key, value in self.former(template).items():
                 field = self.fields[f"{template.slug}-{key}"]
-                if key not in secret:
+                if key in shown and key not in secret:
                     field.initial = value == "true" if isinstance(field, forms.BooleanField) else value
-                elif value:
+                elif value and key in secret:
                     field.help_text = f"{field.help_text} Leave it empty to keep the one that is set.".strip()
 
     def offer(self) -> list[Template]:

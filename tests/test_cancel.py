@@ -67,7 +67,8 @@ def test_a_cancel_in_any_phase_is_requested_and_then_done_and_leaves_nothing(
     assert state["progress"] <= 95
     assert there(portal, name) == NONE
     events = no_event_is_missing(portal, id)
-    assert [event["message"] for event in events if event["kind"] == "note"] == ["Cancel requested by visitor"]
+    notes = [(event["message"], event["data"]) for event in events if event["kind"] == "note"]
+    assert notes == [("Cancel requested", {"by": "visitor"})]
     assert portal.http.get(f"/api/check/{name}").json()["available"] is True
     over = ask(portal, id, "cancel")
     assert (over.status_code, over.json()["error"]["code"]) == (409, "CONFLICT")

@@ -136,4 +136,4 @@ async def _with_signs_of_life(act: Callable[[], Awaitable[T]], timeout: float, j
     finally:
         if not task.done():
             task.cancel()
-            await asyncio.wait({task})
+        await asyncio.gather(task, return_exceptions=True)  # also what nobody else asks it for

@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import diagnosis, versions
 from .build_log import BuildLog
@@ -293,6 +293,7 @@ async def remove_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, jour
 
 
 async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    await _let_it_land("application", lambda: _our_applications(dokploy, spec), journal)
     for _, application in await _our_applications(dokploy, spec):
         if await _is_deploying(dokploy, application.id):
             raise Failure(
@@ -309,6 +310,7 @@ async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources,
 
 
 async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    await _let_it_land("project", lambda: _our_projects(dokploy, spec), journal)
     for project in await _our_projects(dokploy, spec):
         environments = await dokploy.environments(project.id)
         ours = sum(application.description == spec.mark for e in environments for application in e.applications)
@@ -388,6 +390,12 @@ async def _look_or_make(
         await journal.say(f"Found the {kind}, it is there already")
     await journal.made(kind, mark, found.id)
     return found
+
+
+async def _let_it_land(kind: str, look: Callable[[], Awaitable[list[Any]]], journal: Journal) -> None:
+    """Where something was about to be made and is not there: its request may still be on its way, so a pause."""
+    if any(intended == kind for intended, _ in journal.intended) and not await look():
+        await asyncio.sleep(SECOND_LOOK_SECONDS)
 
 
 async def _delete(call: Callable[[str], Awaitable[None]], id: str) -> None:

@@ -257,7 +257,7 @@ class Deployment(models.Model):
                 run.cancel_requested_at = run.updated_at = timezone.now()
                 run.version += 1
                 run.save(update_fields=["cancel_requested_at", "updated_at", "version"])
-                run._write_event("note", f"Cancel requested by {person.get_username()}", {})
+                run._write_event("note", "Cancel requested", {"by": person.get_username()})
                 transaction.on_commit(run._announce)
                 transaction.on_commit(live.wake)
         self.refresh_from_db()
@@ -650,6 +650,8 @@ class Event(models.Model):
         """As scripts see it. Who only holds the link gets no log lines."""
         hidden = audience == "link" and self.kind == "log"
         data = {} if hidden else dict(self.data)
+        if audience == "link":
+            data.pop("by", None)
         if "error" in data:
             data["error"] = _wire_error(data["error"], audience)
         return {

@@ -99,15 +99,18 @@ class Stack(models.Model):
             doing = "removed" if run.kind == run.Kind.REMOVE else "deployed"
             raise Refusal("BUSY", f"“{self.name}” is being {doing} right now. Wait until that is over.", field="name")
 
-    def parameters(self, template: Template) -> dict[str, str]:
+    def parameters(self, template: Template, *, secrets: bool = True) -> dict[str, str]:
         """What the stack was last given, for this template: what a redeploy keeps where nothing else is said.
 
-        Secrets in clear: not for pages.
+        With secrets, which come in clear, it is not for pages; without, it is what was no secret then.
         """
         runs = self.deployments.filter(template=template).exclude(kind="remove")
         last = runs.that_worked().first() or runs.first()
         known = template.form_fields().keys()
-        return {key: value for key, value in last.environment().items() if key in known} if last else {}
+        if last is None:
+            return {}
+        values = last.environment() if secrets else last.spec.get("env", {})
+        return {key: value for key, value in values.items() if key in known}
 
     def is_unwanted(self) -> bool:
         """Whether nothing but leftovers is there: of a stack that never worked, or whose removal was asked for."""
