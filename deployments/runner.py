@@ -247,7 +247,9 @@ class Runner:
     ) -> None:
         """After a failure: removes what this stack made, or gives a stack that ran before its former settings back."""
         nothing = None
-        if not journal.intended:
+        if journal.phase == "rolling_back":
+            pass  # taken up again in the middle of it
+        elif not journal.intended:
             nothing = "Nothing was made, so there is nothing to undo"
         elif former is not None and failure.phase in UNCHANGED:
             nothing = "Nothing was changed, so there is nothing to undo"
@@ -301,12 +303,14 @@ class Runner:
 
 def _journal(run: Run) -> Journal:
     deployment = run.deployment
-    return Journal(
+    journal = Journal(
         run.report,
         resources=deployment.known_resources(),
         intended=deployment.intended(),
         logged=deployment.logged_lines(),
     )
+    journal.phase = deployment.phase
+    return journal
 
 
 def _specs(deployment: Deployment) -> tuple[StackSpec, StackSpec | None]:
