@@ -1,4 +1,4 @@
-# make run · make test · make lint · make bench · make lock
+# make run · make test · make faults · make soak · make lint · make bench · make lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,13 +9,24 @@ SCALED_OUT := DATA_DIR=$$(mktemp -d) DOKPLOY_URL=https://dokploy.example.org DOK
 	ALLOWED_HOSTS=portal.example.org PORTAL_TLS=1 TRUSTED_PROXIES=1 \
 	STACK_IMAGE=ghcr.io/example/stack:1 STACK_DOMAIN_SUFFIX=apps.example.net
 
-.PHONY: run test lint bench lock clean
+.PHONY: run test faults soak lint bench lock clean
 
 run: .venv/.installed
 	@exec $(BIN)/python manage.py serve
 
 test: .venv/.installed-dev
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+
+# Kills real processes wherever they can be killed. What it costs is waiting: four at a time on two cores.
+faults: .venv/.installed-dev
+	@$(BIN)/python -m pytest tests/faults -m faults --numprocesses 4 --dist load $(ARGS)
+
+# make soak SEED=7 COUNT=40 MINUTES=2: deployments under faults that are drawn from the seed.
+soak: export SOAK_SEED = $(SEED)
+soak: export SOAK_COUNT = $(or $(COUNT),200)
+soak: export SOAK_MINUTES = $(or $(MINUTES),10)
+soak: .venv/.installed-dev
+	@$(BIN)/python -m pytest tests/faults/test_soak.py -m faults -s $(ARGS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -189,6 +189,12 @@ def _check_strictness() -> Iterator[CheckMessage]:
             hint="Remove SIMULATOR_SWITCH_KEY from the environment.",
             id="deployportal.E011",
         )
+    if settings.FAULT:
+        yield Error(
+            "FAULT is set, but a real Dokploy is in use: dying on purpose is for the tests of the demo only.",
+            hint="Remove FAULT from the environment.",
+            id="deployportal.E016",
+        )
     if any(host == "*" or host.startswith(".") for host in settings.ALLOWED_HOSTS):
         yield Error(
             "ALLOWED_HOSTS lets in any host, or any below a domain: a stack could pass for the portal.",

@@ -16,7 +16,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, close_old_connections
 
-from . import live, vault
+from . import faults, live, vault
 from .engine import diagnosis, orchestrator
 from .engine.dokploy import Dokploy, Exchange
 from .engine.errors import Cancelled, Failure, Interrupted
@@ -49,13 +49,16 @@ class Run:
         self.draining = False
         self.undoing = bool(deployment.error)
 
-    def guard(self) -> None:
+    def guard(self, procedure: str) -> None:
         """Right before each call that changes something: is the lease surely still ours, and are we to go on?"""
         if self.draining or time.monotonic() - self.renewed > SELF_STOP_SECONDS:
             raise LeaseLost
+        self.reach(procedure, faults.BEFORE_CALL)
 
     def note_request(self, exchange: Exchange) -> None:
         """Every change, and the questions until there are many: polls of a long pull say nothing new."""
+        if exchange.method == "POST":
+            self.reach(exchange.procedure, faults.ANSWERED)
         if exchange.method == "POST" or len(self.requests) < QUESTIONS_KEPT:
             self.requests.append(str(exchange))
 
@@ -69,7 +72,7 @@ class Run:
             if time.monotonic() - self.renewed > SELF_STOP_SECONDS:
                 raise LeaseLost
             try:
-                await sync_to_async(self.deployment.record)(progress, self.requests)
+                await sync_to_async(self._record)(progress)
                 break
             except DATABASE_AWAY as error:  # the lease bounds the waiting
                 log.warning("A report of %s waits for the database: %s", self.deployment.pk, str(error).strip())
@@ -78,6 +81,16 @@ class Run:
             raise Interrupted
         if self.deployment.cancel_requested_at and not self.undoing:
             raise Cancelled
+
+    def _record(self, progress: Progress) -> None:
+        said = (progress.kind, progress.data.get("state"), progress.data.get("kind"), progress.data.get("step"))
+        what = ".".join(filter(None, said))
+        self.reach(what, faults.BEFORE_COMMIT, progress.phase)
+        self.deployment.record(progress, self.requests)
+        self.reach(what, faults.AFTER_COMMIT, progress.phase)
+
+    def reach(self, what: str, where: str, phase: str = "") -> None:
+        faults.reach(self.deployment.stack.name, phase or self.deployment.phase, what, where)
 
 
 class Runner:
@@ -190,6 +203,7 @@ class Runner:
 
     async def _deploy(self, run: Run) -> None:
         deployment = run.deployment
+        run.reach("claim", faults.AFTER_COMMIT)
         journal = await sync_to_async(_journal)(run)
         dokploy = self._dokploy.for_run(run.guard, run.note_request)
         patience = settings.DOKPLOY_PATIENCE_SECONDS

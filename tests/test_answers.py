@@ -352,7 +352,7 @@ async def told(server: Server, client: Dokploy, call: Call, status: int, body: b
     server.does = says(status, body, Content_Type="application/json")
     exchanges: list[Exchange] = []
     try:
-        await asyncio.wait_for(call(client.for_run(lambda: None, exchanges.append)), 5)
+        await asyncio.wait_for(call(client.for_run(lambda procedure: None, exchanges.append)), 5)
     except DokployError as error:
         assert exchanges
         shown = "".join(traceback.format_exception(error))

@@ -25,6 +25,7 @@ SOUND = {
     "ALLOWED_HOSTS": ["portal.example.org"],
     "PORTAL_OPEN": False,
     "SIMULATOR_SWITCH_KEY": "",
+    "FAULT": "",
     "DATABASE_URL": "",
     "REDIS_URL": "",
 }
@@ -98,6 +99,7 @@ def test_the_demo_is_not_complained_about() -> None:
         ({"ALLOWED_HOSTS": [".example.org"]}, "E009", "ALLOWED_HOSTS"),
         ({"SECRET_KEY": "k" * 39}, "E010", "40"),
         ({"SIMULATOR_SWITCH_KEY": "canary"}, "E011", "Remove"),
+        ({"FAULT": "creating_project:project.create:answered"}, "E016", "Remove"),
         ({"PORT": 0}, "E012", "PORT"),
         ({"PORT": 65536}, "E012", "PORT"),
         ({"PORT": 65534, "DEMO": True}, "E012", "65533"),

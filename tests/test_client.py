@@ -344,7 +344,7 @@ async def test_a_call_that_waits_for_its_turn_is_guarded_and_timed_from_when_it_
     server.does = in_turn(says_nothing, says(200, b"true"))
     client = Dokploy(server.url, KEY, connections=1)
     guarded: list[int] = []
-    view = client.for_run(lambda: guarded.append(len(server.requests)), lambda exchange: None)
+    view = client.for_run(lambda procedure: guarded.append(len(server.requests)), lambda exchange: None)
     first = asyncio.ensure_future(error_of(creation(view)))
     await asyncio.wait_for(server.arrived.wait(), 5)
     await view.save_limits("app", 1, 1.0)  # after all the time that the first call had
@@ -466,7 +466,7 @@ async def test_what_a_user_is_in_several_organizations_is_told_once_each(server:
 
 async def test_of_the_servers_settings_only_one_number_is_kept(server: Server, client: Dokploy) -> None:
     exchanges: list[Exchange] = []
-    view = client.for_run(lambda: None, exchanges.append)
+    view = client.for_run(lambda procedure: None, exchanges.append)
     server.does = says_json(200, {"sshPrivateKey": VALUE, "buildsConcurrency": 3})
     assert await view.builds_concurrency() == 3
     for unknown in ({"sshPrivateKey": VALUE}, {"buildsConcurrency": VALUE}, {"buildsConcurrency": True}):
@@ -571,7 +571,7 @@ async def test_no_secret_is_in_an_error_or_in_the_record_though_the_server_repea
 ) -> None:
     server.does = echo(status, template)
     exchanges: list[Exchange] = []
-    view = client.for_run(lambda: None, exchanges.append)
+    view = client.for_run(lambda procedure: None, exchanges.append)
     told = ""
     for call in secret_calls(view):
         try:
@@ -601,7 +601,7 @@ async def test_an_address_without_a_scheme_is_not_dokploy() -> None:
 
 async def test_every_exchange_is_recorded_with_its_outcome(server: Server, client: Dokploy) -> None:
     exchanges: list[Exchange] = []
-    view = client.for_run(lambda: None, exchanges.append)
+    view = client.for_run(lambda procedure: None, exchanges.append)
     await view.projects()
     server.does = resets
     await error_of(creation(view))
@@ -620,7 +620,7 @@ async def test_the_guard_is_asked_before_every_change_and_never_before_a_questio
     server: Server, client: Dokploy
 ) -> None:
     guarded: list[int] = []
-    view = client.for_run(lambda: guarded.append(len(server.requests)), lambda exchange: None)
+    view = client.for_run(lambda procedure: guarded.append(len(server.requests)), lambda exchange: None)
     questions: list[Awaitable[Any]] = [
         view.projects(),
         view.environments("p"),
@@ -662,7 +662,7 @@ async def test_the_guard_is_asked_before_every_change_and_never_before_a_questio
 
 
 async def test_what_the_guard_forbids_is_not_sent(server: Server, client: Dokploy) -> None:
-    def forbids() -> None:
+    def forbids(procedure: str) -> None:
         raise Interrupted
 
     view = client.for_run(forbids, lambda exchange: None)
@@ -676,7 +676,7 @@ async def test_the_second_try_after_a_bare_401_asks_the_guard_again(server: Serv
     server.does = says_json(401, {"message": "Unauthorized"})
     asked = 0
 
-    def once() -> None:
+    def once(procedure: str) -> None:
         nonlocal asked
         asked += 1
         if asked > 1:

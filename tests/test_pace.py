@@ -41,7 +41,7 @@ async def test_two_clients_of_one_key_stay_within_its_budget_together(
     first, second = (client(calls_per_second=RATE) for _ in range(2))
     sent: list[float] = []
     began = time.time()
-    views = [one.for_run(lambda: None, lambda exchange: sent.append(exchange.at)) for one in (first, second)]
+    views = [one.for_run(lambda procedure: None, lambda exchange: sent.append(exchange.at)) for one in (first, second)]
     await asyncio.gather(*(views[number % 2].builds("a") for number in range(RATE + 20)))
     sent.sort()
     for number, at in enumerate(sent[RATE:], 1):
@@ -69,7 +69,7 @@ async def test_many_who_ask_at_once_ask_once_and_each_run_has_it_in_its_record(
     dokploy = client()
     before = calls(simulator)
     records: list[list[Exchange]] = [[] for _ in range(20)]
-    views = [dokploy.for_run(lambda: None, record.append) for record in records]
+    views = [dokploy.for_run(lambda procedure: None, record.append) for record in records]
     answers = await asyncio.gather(*(view.projects() for view in views))
     assert answers == [[]] * 20
     assert (calls(simulator) - before)["project.all"] == 1

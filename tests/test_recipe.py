@@ -379,7 +379,9 @@ async def test_no_secret_is_in_any_report_or_request_of_a_run(simulator: Simulat
     journal = run.journal()
     journal.secrets = (KEY, *run.spec.secrets)
     with pytest.raises(Failure) as caught:
-        await run.deploy(dokploy.for_run(lambda: None, lambda seen: exchanges.append(f"{seen} {seen!r}")), journal)
+        await run.deploy(
+            dokploy.for_run(lambda procedure: None, lambda seen: exchanges.append(f"{seen} {seen!r}")), journal
+        )
     await journal.over("failed", "failure", "Over", error=caught.value, left=[f"a thing ({SECRET})"])
     told = f"{run.reports!r} {exchanges} {run.spec!r}"
     assert "denied: *** *** ***" in told
@@ -681,7 +683,7 @@ async def test_an_interruption_before_every_change_and_another_worker_end_with_e
         run = new_run(simulator)
         asked = itertools.count(1)
 
-        def guard(asked: Iterator[int] = asked, number: int = number) -> None:
+        def guard(procedure: str, asked: Iterator[int] = asked, number: int = number) -> None:
             if next(asked) == number:
                 raise Interrupted
 

@@ -161,7 +161,7 @@ class Dokploy:
             "project.all": Round(lambda: self._ask("project.all")),
             "deployment.queueList": Round(lambda: self._ask("deployment.queueList"), QUEUE_PAUSE_SECONDS),
         }
-        self._guard: Callable[[], None] = lambda: None
+        self._guard: Callable[[str], None] = lambda procedure: None
         self._record: Callable[[Exchange], None] = lambda exchange: None
 
     async def aclose(self) -> None:
@@ -169,9 +169,9 @@ class Dokploy:
             round.close()
         await self._http.aclose()
 
-    def for_run(self, guard: Callable[[], None], record: Callable[[Exchange], None]) -> "Dokploy":
-        """The same client, calling `guard` right before each call that changes something (it may raise Interrupted)
-        and `record` after each exchange."""
+    def for_run(self, guard: Callable[[str], None], record: Callable[[Exchange], None]) -> "Dokploy":
+        """The same client, calling `guard` with the procedure right before each call that changes something (it may
+        raise Interrupted) and `record` after each exchange."""
         view = copy.copy(self)
         view._guard, view._record = guard, record
         return view
@@ -384,7 +384,7 @@ class Dokploy:
     async def _ask(self, procedure: str) -> tuple[Json, DokployError | None, list[Exchange]]:
         exchanges: list[Exchange] = []
         try:
-            value = await self.for_run(lambda: None, exchanges.append)._query(procedure)
+            value = await self.for_run(lambda procedure: None, exchanges.append)._query(procedure)
         except DokployError as error:
             return None, error, exchanges
         return value, None, exchanges
@@ -422,7 +422,7 @@ class Dokploy:
     async def _send(self, method: str, procedure: str, fields: dict[str, Any]) -> tuple[int, bytes]:
         change = method == "POST"
         if change:
-            self._guard()
+            self._guard(procedure)
         began, status = time.monotonic(), 0
         try:
             async with asyncio.timeout(CALL_SECONDS):

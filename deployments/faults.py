@@ -1,0 +1,43 @@
+"""Dying at a named point, once: how the fault tests kill the portal. Does nothing unless FAULT is set, in the demo.
+
+FAULT=[stack/]phase:what:where  dies there as by kill -9. A file in DATA_DIR remembers it: the next start passes.
+FAULT=record:FILE               writes down every point that is passed, a line each.
+"""
+
+import os
+import signal
+from hashlib import sha256
+from pathlib import Path
+
+from django.conf import settings
+
+RECORD = "record:"
+BEFORE_CALL, ANSWERED = "before-call", "answered"  # around each call that changes something at Dokploy
+BEFORE_COMMIT, AFTER_COMMIT = "before-commit", "after-commit"  # around each report
+
+
+def reach(stack: str, phase: str, what: str, where: str) -> None:
+    """This point is passed now, in the work on this stack; may not return."""
+    wanted = settings.FAULT
+    if not (wanted and settings.DEMO):
+        return
+    point = f"{phase}:{what}:{where}"
+    if wanted.startswith(RECORD):
+        with open(wanted.removeprefix(RECORD), "a") as file:
+            file.write(f"{stack}/{point}\n")
+    elif wanted in (point, f"{stack}/{point}"):
+        _die(wanted)
+
+
+def _die(fault: str) -> None:
+    try:
+        marker = os.open(died_at(fault), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:  # it has, already
+        return
+    os.fsync(marker)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def died_at(fault: str) -> Path:
+    """The file that says that this fault has happened."""
+    return settings.DATA_DIR / f"fault-{sha256(fault.encode()).hexdigest()[:16]}"

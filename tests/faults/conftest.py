@@ -1,0 +1,56 @@
+"""The figures of the fault tests: each test hands in its own, and the sums are printed at the end."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Figures:
+    """What was killed, how the runs ended, and what must be 0. resume: seconds from a process's start, or a worker's
+    death, to the next event of a run that was under way."""
+
+    killed: int = 0
+    ended: int = 0
+    duplicates: int = 0
+    orphans: int = 0
+    missing: int = 0
+    resume: list[float] = field(default_factory=list)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.faults)
+
+
+@pytest.fixture
+def figures(record_property: Any) -> Iterator[Figures]:
+    figures = Figures()
+    yield figures
+    record_property("figures", asdict(figures))
+    assert (figures.duplicates, figures.orphans, figures.missing) == (0, 0, 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = [
+        report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "user_properties")
+    ]
+    total = Figures()
+    handed_in = {r.nodeid: dict(r.user_properties).get("figures") for r in reports if r.when == "teardown"}
+    for one in filter(None, handed_in.values()):
+        for name, value in one.items():
+            setattr(total, name, getattr(total, name) + value)
+    if not (total.killed or total.ended):
+        return
+    say = terminalreporter.write_line
+    say(f"points killed {total.killed}, runs ended {total.ended}")
+    say(f"duplicates {total.duplicates}, orphans {total.orphans}, events missing {total.missing}")
+    if total.resume:
+        say(f"time to resume: median {median(total.resume):.1f} s, worst {max(total.resume):.1f} s")

@@ -1,0 +1,127 @@
+"""What is there after a fault: objects at Dokploy, rows, pages. Nothing here reads a log line."""
+
+import re
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ..people import browser, new_token
+from ..processes import Portal, until
+from .conftest import Figures
+
+KINDS = ("project", "application", "domain")
+ROOMY = {"PORTAL_QUOTA": 1000, "PORTAL_OPEN_QUOTA": 1000, "STACK_HEALTH_INTERVAL_SECONDS": 0.2}
+RESUME_SECONDS = 30 + 5  # a lease, and a look for what is due
+
+
+class Watched(Portal):
+    """A portal of a test's own on SQLite, its person at a browser, and its rows, which can be read when it is dead."""
+
+    def __init__(self, data: Path, **env: Any) -> None:
+        data.mkdir(parents=True, exist_ok=True)
+        super().__init__(data, **{**ROOMY, **env})
+        self.person = browser(self)
+        self.person.base_url = httpx.URL(f"http://localhost:{self.port}")
+        self.token: dict[str, str] = {}
+
+    def start(self) -> "Watched":
+        super().start()
+        if not self.token:
+            self.token = {**new_token(self.person), "Accept": "application/json"}
+            self.http.headers.update(self.token)
+        return self
+
+    def close(self) -> None:
+        self.person.close()
+        super().close()
+
+    def dead(self, seconds: float = 30) -> int:
+        """Waits until it has died by itself; with which status."""
+        assert self.process is not None
+        status = self.process.wait(seconds)
+        until(self.ports_are_free, 10)
+        return status
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        with closing(sqlite3.connect(f"file:{self.data / 'portal.sqlite3'}?mode=ro", uri=True, timeout=20)) as database:
+            database.row_factory = sqlite3.Row
+            return [dict(row) for row in database.execute(query, values)]
+
+    def run_of(self, name: str) -> dict[str, Any]:
+        """The newest run of this stack, as it stands in the database."""
+        query = (
+            "SELECT run.* FROM deployments_deployment run JOIN deployments_stack stack ON stack.id = run.stack_id "
+            "WHERE stack.name = ? ORDER BY run.created_at DESC LIMIT 1"
+        )
+        return self.rows(query, name)[0]
+
+    def ended(self, name: str, seconds: float = 60) -> dict[str, Any]:
+        return until(lambda: (run := self.run_of(name))["status"] != "in_progress" and run, seconds)
+
+    def events_of(self, id: str) -> list[dict[str, Any]]:
+        query = (
+            "SELECT seq, kind, message, (julianday(at) - 2440587.5) * 86400 AS at FROM deployments_event "
+            "WHERE deployment_id = ? ORDER BY seq"
+        )
+        return self.rows(query, id)
+
+    # -- what a person asks for ----------------------------------------------------------------------------------------
+
+    def ask(self, name: str, **more: Any) -> None:
+        """Asks for a run; the portal may die of it."""
+        with suppress(httpx.TransportError):
+            answer = self.http.post("/api/deploy", json={"name": name, **more})
+            assert answer.status_code == 202, answer.text
+
+    def ask_removal(self, name: str) -> None:
+        with suppress(httpx.TransportError):
+            answer = self.http.delete(f"/api/stacks/{name}")
+            assert answer.status_code == 202, answer.text
+
+
+def objects(there: Any, name: str) -> dict[str, int]:
+    """How many objects of this stack are at Dokploy."""
+    apps = [row["appName"] for row in there["applications"] if row["name"] == name]
+    return {
+        "project": sum(row["name"] == name for row in there["projects"]),
+        "application": len(apps),
+        "domain": sum(row["host"] == f"{name}.localhost" for row in there["domains"]),
+        "service": sum(re.fullmatch(rf"{name}-[^-]+", row["name"]) is not None for row in there["services"]),
+    }
+
+
+def is_told_alike(portal: Watched, name: str, figures: Figures) -> None:
+    """I4: the run's events have no gap, and page, JSON and database say the same."""
+    run = portal.ended(name)
+    numbers = [event["seq"] for event in portal.events_of(run["id"])]
+    figures.missing += len(set(range(1, run["version"] + 1)) - set(numbers))
+    assert numbers == list(range(1, run["version"] + 1)), name
+    state, told = portal.status(run["id"]), portal.events(run["id"])["events"]
+    assert [event["seq"] for event in told] == numbers
+    for field in ("phase", "status", "progress", "message", "version"):
+        assert state[field] == run[field], (name, field)
+    last = told[-1]
+    assert (last["phase"], last["status"]) == (run["phase"], run["status"])
+    page = portal.person.get(f"/deployments/{run['id']}").text
+    assert f'data-version="{run["version"]}" data-done' in page
+    assert ("It is live" in page or "It is gone" in page) == (run["status"] == "success")
+
+
+def is_as_it_should_be(portal: Watched, names: Sequence[str], expected: int, figures: Figures) -> None:
+    """I1, I2: of each stack's objects as many as expected, and none that no receipt knows."""
+    there = portal.dokploy()
+    for name in names:
+        found = objects(there, name)
+        figures.duplicates += sum(count > expected for count in found.values())
+        assert found == dict.fromkeys(found, expected), name
+    receipts = portal.rows("SELECT external_id FROM deployments_receipt WHERE state != 'gone'")
+    known = {row["external_id"] for row in receipts}
+    made = {row[f"{kind}Id"] for kind in KINDS for row in there[f"{kind}s"]}
+    applications = {row["appName"] for row in there["applications"]}
+    orphans = made - known | {row["name"] for row in there["services"] if row["name"] not in applications}
+    figures.orphans += len(orphans)
+    assert not orphans
