@@ -82,11 +82,16 @@ class Ear:
 
 
 def _send(sending: Coroutine[Any, Any, None]) -> None:
-    """From a thread, or from the loop: starts it and returns. Without a loop (a command) it is awaited, bounded."""
-    if _loop is not None and _loop.is_running():
+    """From a thread, or from the loop: starts it and returns. Without a loop (a command) it is awaited, bounded.
+
+    Where the loop has stopped the process is about to end, and a thread that waited for it would keep it from that.
+    """
+    if _loop is None:
+        async_to_sync(_await)(sending)
+    elif _loop.is_running():
         _loop.call_soon_threadsafe(_start, sending)
     else:
-        async_to_sync(_await)(sending)
+        sending.close()
 
 
 def _start(sending: Coroutine[Any, Any, None]) -> None:

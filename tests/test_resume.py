@@ -1,10 +1,14 @@
 """kill -9 of the whole portal, started again: every run goes on, once, and everybody can see it."""
 
+import os
 import signal
+import subprocess
+import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from .processes import Portal, until
+from .processes import ROOT, Portal, until
 from .test_live import held
 
 # In each phase, before Dokploy has done what was asked, and after it (the answer never arrives). Last place first, so
@@ -100,3 +104,29 @@ def test_sigterm_in_the_middle_lets_go_and_ends_with_0(own_portal: Any) -> None:
     assert {kind: len(there[kind]) for kind in KINDS} == dict.fromkeys(KINDS, 1)
     notes = [event for event in no_event_is_missing(portal, id) if event["kind"] == "note"]
     assert [note["message"] for note in notes] == ["Taken up again after an interruption"]
+
+
+OUTLIVES_THE_LOOP = """
+import asyncio, threading
+import django
+django.setup()
+from asgiref.sync import sync_to_async
+from deployments import live
+stopped = threading.Event()
+def commit():
+    stopped.wait()
+    live.wake()
+async def serve():
+    live.bind()
+    asyncio.ensure_future(sync_to_async(commit)())
+    await asyncio.sleep(0)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(serve())
+stopped.set()
+"""
+
+
+def test_a_thread_that_has_something_to_say_when_the_loop_has_stopped_does_not_keep_the_process(tmp_path: Path) -> None:
+    env = {**os.environ, "DATA_DIR": str(tmp_path), "DJANGO_SETTINGS_MODULE": "deployportal.settings"}
+    process = subprocess.run([sys.executable, "-c", OUTLIVES_THE_LOOP], cwd=ROOT, env=env, timeout=20)
+    assert process.returncode == 0
