@@ -30,7 +30,6 @@ from .sweeper import sweep_for_ever
 BEAT_SECONDS = 10.0
 SELF_STOP_SECONDS = 20.0  # a worker that could not renew for so long stops itself, before others may take over
 DRAIN_SECONDS = 10.0
-CLAIM_SECONDS = 3.0
 QUESTIONS_KEPT = 300
 
 DATABASE_AWAY = (OperationalError, InterfaceError)
@@ -110,7 +109,6 @@ class Runner:
         )
         self._bell = asyncio.Event()
         self._runs: dict[str, Run] = {}
-        self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
 
     @classmethod
@@ -123,8 +121,8 @@ class Runner:
 
     def start(self) -> None:
         live.bind()
-        tasks = (self._look_for_work(), self._beat(), sweep_for_ever(self._dokploy))
-        self._tasks = [asyncio.create_task(task) for task in tasks]
+        self._looking = asyncio.create_task(self._look_for_work())
+        self._others = [asyncio.create_task(task) for task in (self._beat(), sweep_for_ever(self._dokploy))]
 
     def ring(self) -> None:
         """Something may be due. Returns at once."""
@@ -133,17 +131,14 @@ class Runner:
     async def drain(self) -> None:
         """Claims no more, gives the calls in hand a moment, lets go of every run."""
         self._draining = True
-        self.ring()
-        looking, *others = self._tasks
-        for task in others:
+        for task in self._others:
             task.cancel()
-        await asyncio.wait({looking}, timeout=CLAIM_SECONDS)  # a claim that is under way is let go again
-        looking.cancel()
-        running = [run.task for run in self._runs.values() if run.task]
+        self.ring()  # ends the look for work: not by cancelling it, or what it claims in this moment would be nobody's
         for run in self._runs.values():
             run.draining = True  # stops it after the next report, or before the next call that changes something
-        if running:
-            await asyncio.wait(running, timeout=DRAIN_SECONDS)
+        running = [run.task for run in self._runs.values() if run.task]
+        await asyncio.wait({self._looking, *running}, timeout=DRAIN_SECONDS)
+        self._looking.cancel()
         for run in list(self._runs.values()):
             if run.task and not run.task.done():
                 run.task.cancel()
@@ -156,7 +151,7 @@ class Runner:
         while not self._draining:
             self._bell.clear()
             try:
-                while not self._draining and len(self._runs) < self.limit and (found := await self._claim()):
+                while len(self._runs) < self.limit and not self._draining and (found := await self._claim()):
                     self._begin(found)
             except DATABASE_AWAY as error:
                 log.warning("Looking for work waits for the database: %s", str(error).strip())
