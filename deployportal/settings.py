@@ -182,6 +182,7 @@ if DATABASE_URL:
     if "postgresql" in DATABASES["default"]["ENGINE"]:
         pool = {"min_size": 1, "max_size": int(number("DATABASE_POOL", 10)), "timeout": 10}
         DATABASES["default"].setdefault("OPTIONS", {})["pool"] = pool
+        DATABASES["default"]["CONN_HEALTH_CHECKS"] = True  # else each pooled one that was cut answers somebody with 500
 else:
     DATABASES = {
         "default": {
