@@ -22,6 +22,7 @@ class Figures:
     orphans: int = 0
     missing: int = 0
     resume: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,9 +40,8 @@ def figures(record_property: Any) -> Iterator[Figures]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    reports = [
-        report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "user_properties")
-    ]
+    entries = [entry for kind in terminalreporter.stats.values() for entry in kind]
+    reports = [entry for entry in entries if isinstance(entry, pytest.TestReport)]
     total = Figures()
     handed_in = {r.nodeid: dict(r.user_properties).get("figures") for r in reports if r.when == "teardown"}
     for one in filter(None, handed_in.values()):
@@ -52,5 +52,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     say = terminalreporter.write_line
     say(f"points killed {total.killed}, runs ended {total.ended}")
     say(f"duplicates {total.duplicates}, orphans {total.orphans}, events missing {total.missing}")
+    if total.seeds:
+        say(f"the soak's seed: SEED={total.seeds[0]}")
     if total.resume:
         say(f"time to resume: median {median(total.resume):.1f} s, worst {max(total.resume):.1f} s")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from ..people import browser, new_token
-from ..processes import Portal, until
+from ..processes import Portal, client, until
 from .conftest import Figures
 
 KINDS = ("project", "application", "domain")
@@ -27,16 +27,19 @@ class Watched(Portal):
         self.person = browser(self)
         self.person.base_url = httpx.URL(f"http://localhost:{self.port}")
         self.token: dict[str, str] = {}
+        self.hand = client(f"http://127.0.0.1:{self.port + 1}/api/")  # somebody else's, at Dokploy
 
     def start(self) -> "Watched":
         super().start()
         if not self.token:
             self.token = {**new_token(self.person), "Accept": "application/json"}
             self.http.headers.update(self.token)
+            self.hand.headers["x-api-key"] = (self.data / "simulator-key").read_text()
         return self
 
     def close(self) -> None:
         self.person.close()
+        self.hand.close()
         super().close()
 
     def dead(self, seconds: float = 30) -> int:
@@ -71,6 +74,11 @@ class Watched(Portal):
 
     # -- what a person asks for ----------------------------------------------------------------------------------------
 
+    def by_hand(self, procedure: str, **given: Any) -> Any:
+        """What somebody does at Dokploy, past the portal."""
+        answer = self.hand.post(procedure, json=given).raise_for_status()
+        return answer.json() if answer.content else None
+
     def ask(self, name: str, **more: Any) -> None:
         """Asks for a run; the portal may die of it."""
         with suppress(httpx.TransportError):
@@ -94,16 +102,15 @@ def objects(there: Any, name: str) -> dict[str, int]:
     }
 
 
-def is_told_alike(portal: Watched, name: str, figures: Figures) -> None:
-    """I4: the run's events have no gap, and page, JSON and database say the same."""
-    run = portal.ended(name)
+def is_told_alike(portal: Watched, run: dict[str, Any], figures: Figures) -> None:
+    """I4: the events of this run, which is over, have no gap; page, JSON and database say the same."""
     numbers = [event["seq"] for event in portal.events_of(run["id"])]
     figures.missing += len(set(range(1, run["version"] + 1)) - set(numbers))
-    assert numbers == list(range(1, run["version"] + 1)), name
+    assert numbers == list(range(1, run["version"] + 1)), run
     state, told = portal.status(run["id"]), portal.events(run["id"])["events"]
     assert [event["seq"] for event in told] == numbers
     for field in ("phase", "status", "progress", "message", "version"):
-        assert state[field] == run[field], (name, field)
+        assert state[field] == run[field], (run, field)
     last = told[-1]
     assert (last["phase"], last["status"]) == (run["phase"], run["status"])
     page = portal.person.get(f"/deployments/{run['id']}").text
@@ -118,10 +125,18 @@ def is_as_it_should_be(portal: Watched, names: Sequence[str], expected: int, fig
         found = objects(there, name)
         figures.duplicates += sum(count > expected for count in found.values())
         assert found == dict.fromkeys(found, expected), name
-    receipts = portal.rows("SELECT external_id FROM deployments_receipt WHERE state != 'gone'")
-    known = {row["external_id"] for row in receipts}
-    made = {row[f"{kind}Id"] for kind in KINDS for row in there[f"{kind}s"]}
+    nobody_is_forgotten(portal, there, figures)
+
+
+def nobody_is_forgotten(portal: Watched, there: Any, figures: Figures, foreign: Sequence[str] = ()) -> None:
+    """I2: what is at Dokploy stands in a receipt, by its id, or by its mark where the answer with the id was lost."""
+    query = "SELECT kind, mark, external_id FROM deployments_receipt WHERE state != 'gone'"
+    receipts = portal.rows(query)
+    known = {receipt["external_id"] for receipt in receipts} | {(r["kind"], r["mark"]) for r in receipts}
+    made = {row[f"{kind}Id"]: (kind, row.get("description")) for kind in KINDS for row in there[f"{kind}s"]}
     applications = {row["appName"] for row in there["applications"]}
-    orphans = made - known | {row["name"] for row in there["services"] if row["name"] not in applications}
+    orphans = {id for id, named in made.items() if not {id, named} & known}
+    orphans |= {row["name"] for row in there["services"] if row["name"] not in applications}
+    orphans -= set(foreign)
     figures.orphans += len(orphans)
     assert not orphans

@@ -102,7 +102,7 @@ def test_a_run_goes_on_from_whatever_point_it_died_at(portal: Watched, kind: str
             seen[name] = portal.run_of(name)["version"]
     is_as_it_should_be(portal, list(victims), case.objects, figures)
     for name in victims:
-        is_told_alike(portal, name, figures)
+        is_told_alike(portal, portal.run_of(name), figures)
         if case.objects:
             assert portal.router.get("/", headers={"Host": f"{name}.localhost"}).status_code == 200
             runs_what_ran(portal, name)

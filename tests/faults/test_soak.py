@@ -1,0 +1,182 @@
+"""The chaos soak: deployments, redeployments and removals while faults that are drawn from a seed befall everybody.
+Afterwards the invariants are checked by counting. Another seed is another soak: make soak SEED=…"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..processes import until
+from .conftest import Figures
+from .look import Watched, is_told_alike, nobody_is_forgotten, objects
+
+SEED = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(1_000_000))
+COUNT = int(os.environ.get("SOAK_COUNT") or 40)
+MINUTES = float(os.environ.get("SOAK_MINUTES") or 2)
+AT_ONCE = 15
+ENDING_SECONDS = 180  # for the last runs, once the faults are over
+
+CALLS = (
+    "project.all",
+    "project.create",
+    "environment.byProjectId",
+    "application.create",
+    "application.saveDockerProvider",
+    "application.saveEnvironment",
+    "application.update",
+    "domain.byApplicationId",
+    "domain.create",
+    "application.deploy",
+    "deployment.all",
+    "deployment.queueList",
+    "application.cleanQueues",
+    "domain.delete",
+    "application.delete",
+    "project.remove",
+)
+ANSWERS = (
+    "error500",
+    "error500_done",
+    "error400",
+    "error400_done",
+    "unauthorized",
+    "too_many",
+    "html502_done",
+    "empty200",
+    "empty200_done",
+    "garbage200_done",
+    "wrong_types",
+    "reset_before",
+    "reset_after",
+)
+
+
+class Soak:
+    """What may happen, one thing at a time, and what was asked for so far."""
+
+    def __init__(self, portal: Watched, draw: random.Random, figures: Figures) -> None:
+        self.portal, self.draw, self.figures = portal, draw, figures
+        self.names: list[str] = []
+        self.runs: set[str] = set()
+
+    def step(self) -> None:
+        happenings: dict[Callable[[], None], int] = {
+            self.deploy: 10,
+            self.redeploy: 4,
+            self.remove: 4,
+            self.answer_wrongly: 8,
+            self.restart_dokploy: 1,
+            self.kill: 1,
+            self.stop: 1,
+        }
+        until(lambda: self.under_way() < AT_ONCE, 120)
+        self.draw.choices(list(happenings), list(happenings.values()))[0]()
+
+    def under_way(self) -> int:
+        return int(
+            self.portal.rows("SELECT count(*) AS n FROM deployments_deployment WHERE status = 'in_progress'")[0]["n"]
+        )
+
+    def deploy(self) -> None:
+        self.names.append(f"soak-{len(self.names)}")
+        self.ask("POST", "/api/deploy", {"name": self.names[-1], "template": self.template()})
+
+    def redeploy(self) -> None:
+        if self.names:
+            self.ask("POST", "/api/deploy", {"name": self.draw.choice(self.names), "template": self.template()})
+
+    def remove(self) -> None:
+        if self.names:
+            self.ask("DELETE", f"/api/stacks/{self.draw.choice(self.names)}", None)
+
+    def template(self) -> str:
+        return self.draw.choices(["web-page", "broken"], [4, 1])[0]
+
+    def ask(self, method: str, address: str, body: Any) -> None:
+        answer = self.portal.http.request(method, address, json=body)
+        assert answer.status_code in (202, 404, 409), answer.text  # 404, 409: it is gone, or busy
+        if answer.status_code == 202:
+            self.runs.add(answer.json()["deploymentId"])  # of two removals the second is the first
+
+    def answer_wrongly(self) -> None:
+        self.portal.fault(self.draw.choice(CALLS), self.draw.choice(ANSWERS), times=self.draw.choice([1, 1, 2, 4]))
+
+    def restart_dokploy(self) -> None:
+        self.portal.switches.post("restart", json={"seconds": self.draw.random() * 2}).raise_for_status()
+
+    def kill(self) -> None:
+        self.portal.kill()
+        self.figures.killed += 1
+        self.portal.start()
+
+    def stop(self) -> None:
+        assert self.portal.stop(signal.SIGTERM) == 0
+        until(self.portal.ports_are_free, 10)
+        self.portal.start()
+
+
+@pytest.fixture
+def portal(tmp_path: Path) -> Iterator[Watched]:
+    portal = Watched(tmp_path / "portal", DOKPLOY_PATIENCE_SECONDS=20).start()
+    yield portal
+    import shutil
+
+    shutil.copy(portal.output, "/tmp/soak9.output")
+    portal.close()
+
+
+def test_whatever_befalls_it_every_run_ends_and_nothing_is_doubled_lost_or_left(
+    portal: Watched, figures: Figures
+) -> None:
+    print(f"SEED={SEED}")
+    figures.seeds = [SEED]
+    theirs = portal.by_hand("project.create", name="theirs", description="somebody's")
+    environment = theirs["environment"]["environmentId"]
+    portal.by_hand("application.create", name="theirs", appName="theirs", environmentId=environment)
+    before = foreign(portal)
+    soak = Soak(portal, random.Random(SEED), figures)
+    deadline = time.monotonic() + MINUTES * 60
+    while len(soak.runs) < COUNT and time.monotonic() < deadline:
+        soak.step()
+    portal.reset()
+    until(lambda: soak.under_way() == 0, ENDING_SECONDS)  # I3
+    runs = portal.rows("SELECT * FROM deployments_deployment")
+    assert {run["id"] for run in runs} == soak.runs
+    figures.ended = len(runs)
+    for run in runs:
+        is_told_alike(portal, run, figures)  # I4
+        assert run["phase"] in ("completed", "rolling_back", "failed")
+    there = portal.dokploy()
+    for stack in portal.rows("SELECT * FROM deployments_stack"):
+        if stack["state"] == "gone":  # its name may be another stack's by now
+            assert stack["id"] not in str(there["projects"] + there["applications"]), stack
+        else:
+            of_each_at_most_one(portal, stack, objects(there, stack["name"]), figures)  # I1
+    nobody_is_forgotten(
+        portal, there, figures, [id for row in before for id in row.values() if isinstance(id, str)]
+    )  # I2
+    assert foreign(portal) == before  # I6
+    key = (portal.data / "simulator-key").read_text()
+    assert key not in portal.output.read_text() + str(portal.rows("SELECT message, data FROM deployments_event"))  # I5
+
+
+def of_each_at_most_one(portal: Watched, stack: dict[str, Any], found: dict[str, int], figures: Figures) -> None:
+    figures.duplicates += sum(count > 1 for count in found.values())
+    if stack["state"] == "live":
+        assert found == dict.fromkeys(found, 1), stack
+        assert portal.router.get("/", headers={"Host": stack["host"]}).status_code == 200
+    else:
+        assert stack["state"] == "broken"
+        assert max(found.values()) <= 1, stack
+        query = "SELECT * FROM deployments_receipt WHERE stack_id = ? AND state != 'gone'"
+        assert portal.rows(query, stack["id"]), stack
+
+
+def foreign(portal: Watched) -> list[dict[str, Any]]:
+    there = portal.dokploy()
+    return [row for kind in ("projects", "applications") for row in there[kind] if row["name"] == "theirs"]

@@ -1,0 +1,142 @@
+"""Workers that die, freeze and wake up again, scaled out: the run goes on elsewhere, and who lost it writes nothing."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from ..processes import ScaledOut, Simulator, until
+from ..test_live import held
+from .conftest import Figures
+from .look import RESUME_SECONDS
+
+EACH_ONE = dict.fromkeys(("projects", "applications", "domains", "services"), 1)
+
+
+@pytest.fixture
+def portal(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
+    (tmp_path / "simulator").mkdir()
+    simulator = Simulator(tmp_path / "simulator")
+    portal = ScaledOut(tmp_path, simulator, postgres, redis)
+    portal.env["RUNNER_SWEEP_SECONDS"] = "1"
+    yield portal.start()
+    portal.close()
+    simulator.close()
+
+
+def rows(portal: ScaledOut, query: str, *values: Any) -> list[dict[str, Any]]:
+    with psycopg.connect(portal.env["DATABASE_URL"], row_factory=dict_row) as database:
+        return database.execute(query, values).fetchall()
+
+
+def written(portal: ScaledOut) -> Any:
+    """Every row that a worker could write."""
+    runs = rows(portal, "SELECT id, version, status, phase, lease_token FROM deployments_deployment ORDER BY id")
+    return (
+        runs,
+        rows(portal, "SELECT id, seq FROM deployments_event ORDER BY id"),
+        rows(portal, "SELECT id, state, external_id FROM deployments_receipt ORDER BY id"),
+    )
+
+
+def is_one_of_each(portal: ScaledOut, id: str, figures: Figures) -> None:
+    there = portal.dokploy()
+    found = {kind: len(there[kind]) for kind in EACH_ONE}
+    numbers = [row["seq"] for row in rows(portal, "SELECT seq FROM deployments_event WHERE deployment_id = %s", id)]
+    version = portal.status(id)["version"]
+    figures.duplicates += sum(count > 1 for count in found.values())
+    figures.missing += len(set(range(1, version + 1)) - set(numbers))
+    figures.ended += 1
+    assert found == EACH_ONE
+    assert sorted(numbers) == list(range(1, version + 1))
+
+
+def next_event(portal: ScaledOut, id: str, after: int) -> float:
+    """When the first event after this one was written."""
+    query = (
+        "SELECT extract(epoch FROM at) AS at FROM deployments_event WHERE deployment_id = %s AND seq > %s ORDER BY seq"
+    )
+    return float(until(lambda: rows(portal, query, id, after), RESUME_SECONDS + 10)[0]["at"])
+
+
+@pytest.mark.parametrize("place", ["project.create:answer", "domain.create", "job"])
+def test_the_run_of_a_killed_worker_goes_on_within_a_lease(portal: ScaledOut, place: str, figures: Figures) -> None:
+    worker = portal.work()
+    with held(portal, place):
+        id = portal.deploy("killed")
+        portal.wait_at(place)
+        portal.work()
+        worker.kill()
+        died, seen = time.time(), portal.status(id)["version"]
+        figures.killed += 1
+    figures.resume.append(next_event(portal, id, seen) - died)
+    assert figures.resume[-1] < RESUME_SECONDS
+    assert portal.finished(id)["phase"] == "completed"
+    is_one_of_each(portal, id, figures)
+
+
+def test_a_drained_workers_run_goes_on_elsewhere_within_two_seconds(portal: ScaledOut, figures: Figures) -> None:
+    worker = portal.work()
+    with held(portal, "job"):
+        id = portal.deploy("drained")
+        portal.wait_at("job")
+        portal.work()
+        until(lambda: portal.status(id)["phase"] == "deploying")
+        worker.terminate()
+        assert worker.wait(15) == 0
+        died, seen = time.time(), portal.status(id)["version"]
+        assert next_event(portal, id, seen) - died < 2
+    assert portal.finished(id)["phase"] == "completed"
+    is_one_of_each(portal, id, figures)
+
+
+@pytest.mark.parametrize("place", ["application.create", "application.create:answer", "job"])
+def test_a_frozen_worker_that_wakes_up_after_another_took_over_writes_nothing(
+    portal: ScaledOut, place: str, figures: Figures
+) -> None:
+    worker = portal.work()
+    with held(portal, place):
+        id = portal.deploy("frozen")
+        portal.wait_at(place)
+        worker.send_signal(signal.SIGSTOP)
+        portal.work()
+    assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
+    there, before = portal.dokploy(), written(portal)
+    sent = {name: count for name, count in there["calls"].items() if not name.startswith("settings.")}
+    worker.send_signal(signal.SIGCONT)
+    other = portal.deploy("after")  # that the woken one is at work again shows it had its chance to write
+    assert portal.finished(other)["phase"] == "completed"
+    woken = written(portal)
+    for were, are in zip(before, woken, strict=True):
+        assert [row for row in are if row["id"] in {old["id"] for old in were}] == were
+    assert sent["application.create"] + 1 == portal.dokploy()["calls"]["application.create"]
+    now = portal.dokploy()
+    assert {kind: len(now[kind]) for kind in EACH_ONE} == dict.fromkeys(EACH_ONE, 2)
+    figures.ended += 2
+
+
+def test_a_run_outlives_connections_to_the_database_that_are_cut_in_every_phase(
+    portal: ScaledOut, figures: Figures
+) -> None:
+    portal.work()
+    places = ["project.create", "application.create", "domain.create", "job", "container"]
+    with held(portal, *places):
+        id = portal.deploy("cut-off")
+        for place in places:
+            if place == "container":
+                until(lambda: portal.status(id)["phase"] == "verifying_health")
+            else:
+                portal.wait_at(place)
+            rows(
+                portal,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND pid <> pg_backend_pid()",
+            )
+            portal.open_gate(place)
+    assert portal.finished(id, 60)["phase"] == "completed"
+    is_one_of_each(portal, id, figures)
