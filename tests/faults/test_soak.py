@@ -19,6 +19,7 @@ SEED = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(1_000_
 COUNT = int(os.environ.get("SOAK_COUNT") or 40)
 MINUTES = float(os.environ.get("SOAK_MINUTES") or 2)
 AT_ONCE = 15
+DRAIN_SECONDS = 15
 ENDING_SECONDS = 180  # for the last runs, once the faults are over
 
 CALLS = (
@@ -115,7 +116,9 @@ class Soak:
         self.portal.start()
 
     def stop(self) -> None:
+        began = time.monotonic()
         assert self.portal.stop(signal.SIGTERM) == 0
+        assert time.monotonic() - began < DRAIN_SECONDS
         until(self.portal.ports_are_free, 10)
         self.portal.start()
 
