@@ -1,0 +1,171 @@
+"""Two hundred at once, scaled out behind the proxy, while workers die, one is drained, and Redis and PostgreSQL go."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from ..machines import PostgreSQL, Proxied, Redis
+from ..processes import ROOT, Simulator, until
+from .conftest import Figures
+
+COUNT, SECONDS, WORKERS = 200, 300, 3
+BROKEN = (
+    "from deployments.models import Template\n"
+    "Template.objects.create(slug='broken', name='Broken', image='registry.invalid/broken:1', position=9)"
+)
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgreSQL]:
+    cluster = PostgreSQL()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    server = Redis()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def portal(tmp_path: Path, postgres: PostgreSQL, redis: Redis) -> Iterator[Proxied]:
+    (tmp_path / "simulator").mkdir()
+    simulator = Simulator(tmp_path / "simulator", "--pull", "0.02")
+    simulator.do("settings.updateBuildsConcurrency", buildsConcurrency=4)
+    portal = Proxied(tmp_path, simulator, postgres.url, redis.url, STACK_HEALTH_TIMEOUT_SECONDS=120)
+    portal.env["RUNNER_SWEEP_SECONDS"] = "1"
+    portal.start()
+    subprocess.run(
+        [sys.executable, "manage.py", "shell", "-v", "0", "-c", BROKEN], cwd=ROOT, env=portal.env, check=True
+    )
+    yield portal
+    portal.close()
+    simulator.close()
+
+
+def test_two_hundred_at_once_all_end_whatever_is_killed(
+    portal: Proxied, postgres: PostgreSQL, redis: Redis, figures: Figures
+) -> None:
+    seed = int(os.environ.get("SOAK_SEED") or random.randrange(10**6))
+    figures.seeds.append(seed)
+    chance = random.Random(seed)
+    for _ in range(WORKERS):
+        portal.work()
+    names = {f"many-{number}": chance.random() < 0.15 for number in range(COUNT)}
+    with ThreadPoolExecutor(20) as pool:
+        ids = dict(zip(names, pool.map(lambda name: start(portal, name, names[name]), names), strict=True))
+    watched = chance.sample(sorted(ids), 5)
+    with ThreadPoolExecutor(len(watched)) as pool:
+        ends = {name: pool.submit(follow, portal, ids[name]) for name in watched}
+        befall(portal, postgres, redis, chance, figures)
+        until(lambda: not running(postgres), SECONDS)
+        for name in watched:
+            state, numbers = ends[name].result(60)
+            assert state["status"] != "in_progress"
+            assert numbers == sorted(set(numbers)), "every event once, and in order"
+    holds(portal, postgres, names, ids, figures)
+
+
+def start(portal: Proxied, name: str, broken: bool) -> str:
+    return portal.deploy(name, **({"template": "broken"} if broken else {}))
+
+
+def follow(portal: Proxied, id: str) -> tuple[Any, list[int]]:
+    """What a client of the stream has seen by the end, coming back whenever it is cut off."""
+    numbers: list[int] = []
+    state: Any = {"status": "in_progress"}
+    deadline = time.monotonic() + SECONDS
+    while state["status"] == "in_progress" and time.monotonic() < deadline:
+        last = {"Last-Event-ID": str(numbers[-1])} if numbers else {}
+        with suppress(httpx.TransportError, AssertionError):
+            for event in portal.stream(id, **last):
+                numbers.append(int(event["id"]))
+                state = event["data"]
+    return state, numbers
+
+
+def befall(portal: Proxied, postgres: PostgreSQL, redis: Redis, chance: random.Random, figures: Figures) -> None:
+    """Once each, in an order of chance, as soon as something more has ended or two seconds are over."""
+
+    def kill() -> None:
+        worker = portal.workers.pop(chance.randrange(len(portal.workers)))
+        worker.kill()
+        worker.wait(10)
+        figures.killed += 1
+        portal.work()
+
+    def drain() -> None:
+        worker = portal.workers.pop(0)
+        worker.terminate()
+        assert worker.wait(15) == 0
+        portal.work()
+
+    def restart_redis() -> None:
+        redis.stop()
+        redis.start()
+
+    acts = [kill, kill, kill, kill, drain, redis.flush, restart_redis, postgres.restart]
+    chance.shuffle(acts)
+    for act in acts:
+        left = running(postgres)
+        with suppress(AssertionError):
+            until(lambda left=left: running(postgres) <= left - 5, 2)
+        act()
+
+
+def running(postgres: PostgreSQL) -> int:
+    with suppress(psycopg.OperationalError):  # it may be restarting
+        return int(postgres.ask("SELECT count(*) FROM deployments_deployment WHERE status = 'in_progress'")[0][0])
+    return COUNT
+
+
+def holds(portal: Proxied, postgres: PostgreSQL, names: dict[str, bool], ids: dict[str, str], figures: Figures) -> None:
+    """The invariants, by counting."""
+    rows = dict(postgres.ask("SELECT id, status FROM deployments_deployment"))
+    why = dict(postgres.ask("SELECT id, error->>'code' FROM deployments_deployment"))
+    figures.ended += len(rows)
+    assert sorted(rows) == sorted(ids.values())
+    there = portal.dokploy()
+    for name, broken in names.items():
+        lives = rows[ids[name]] == "success"
+        assert lives is not broken or why[ids[name]] == "TOO_MANY_CRASHES", (name, why[ids[name]])
+        found = {
+            "projects": sum(row["name"] == name for row in there["projects"]),
+            "applications": sum(row["name"] == name for row in there["applications"]),
+            "domains": sum(row["host"] == f"{name}.apps.test" for row in there["domains"]),
+            "services": sum(row["name"].rpartition("-")[0] == name for row in there["services"]),
+        }
+        figures.duplicates += sum(count > lives for count in found.values())
+        assert found == dict.fromkeys(found, int(lives)), name
+        if lives:
+            assert portal.router.get("/", headers={"Host": f"{name}.apps.test"}).status_code == 200
+    receipts = dict(postgres.ask("SELECT external_id, kind FROM deployments_receipt WHERE state <> 'gone'"))
+    made = {row[f"{kind}Id"] for kind in ("project", "application", "domain") for row in there[f"{kind}s"]}
+    figures.orphans += len(made - receipts.keys())
+    gaps = postgres.ask(
+        "SELECT run.id FROM deployments_deployment run "
+        "LEFT JOIN deployments_event event ON event.deployment_id = run.id "
+        "GROUP BY run.id HAVING count(event.seq) <> run.version OR max(event.seq) <> run.version"
+    )
+    figures.missing += len(gaps)
+    assert (made - receipts.keys(), gaps) == (set(), [])
+    for name in list(ids)[:5]:
+        state = portal.status(ids[name])
+        assert state["status"] == rows[ids[name]]
+        page = portal.http.get(f"/deployments/{ids[name]}").text
+        assert f'data-version="{state["version"]}" data-done' in page
+    said = portal.output.read_text()
+    assert portal.env["DOKPLOY_API_KEY"] not in said
