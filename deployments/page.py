@@ -30,6 +30,7 @@ WORDS = {
     "done": "done",
     "failed": "failed",
     "cancelled": "cancelled",
+    "kept": "there already",
     "skipped": "not reached",
     "undone": "undone",
 }
@@ -226,6 +227,11 @@ def _rail(run: Deployment, events: list[Event], audience: str) -> list[Row]:
             row.state = "failed" if run.done else "active"
         elif run.error:
             row.state = "skipped"
+    for row in rows.values():  # a retry begins with the first phase whose object is not there
+        if row.started is not None:
+            break
+        if run.retry_of_id and any(later.started for later in rows.values()):
+            row.state = "kept"
     if run.error:
         for row in rows.values():
             if row.state == "done" and row.objects and _all_gone(row, events):

@@ -219,7 +219,7 @@ class Runner:
                 if deployment.phase != "initializing":
                     await journal.note("Taken up again after an interruption")
                 try:
-                    begin, phases = deployment.phase, RECIPES[deployment.kind]
+                    begin, phases = await sync_to_async(deployment.begin_with)(), RECIPES[deployment.kind]
                     await orchestrator.run(dokploy, spec, journal, phases=phases, begin_with=begin, patience=patience)
                     await journal.over("completed", "success", deployment.last_words(), progress=100)
                     return

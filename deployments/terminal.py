@@ -20,6 +20,7 @@ SIGNS = {
     "done": ("✓", "green"),
     "failed": ("✗", "bold red"),
     "cancelled": ("–", "bold yellow"),
+    "kept": ("✓", "dim green"),
     "skipped": ("–", "dim"),
     "undone": ("↶", "yellow"),
 }

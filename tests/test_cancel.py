@@ -172,8 +172,13 @@ def test_a_retry_on_the_page_leads_to_the_new_run_and_takes_up_what_is_left(
     assert "Try again to remove what is left" in html
     sent = person.post(f"{page}/retry", headers={**csrf(person), "HX-Request": "true"})
     assert sent.headers["HX-Redirect"].startswith("/deployments/dep_")
-    until(lambda: "It is live" in person.get(sent.headers["HX-Redirect"]).text, 30)
+    again = sent.headers["HX-Redirect"]
+    until(lambda: "It is live" in person.get(again).text, 30)
     assert there(portal, "left-and-retried") == ONE
+    events = no_event_is_missing(portal, again.rpartition("/")[2])
+    begun = [event["phase"] for event in events if event["data"].get("step") == "begins"]
+    assert begun == ["initializing", "configuring_application", "creating_domain", "deploying", "verifying_health"]
+    assert person.get(again).text.count("there already") == 3
 
 
 def csrf(person: httpx.Client) -> dict[str, str]:

@@ -15,7 +15,7 @@ from django.utils import timezone
 from .. import live, vault
 from ..engine import diagnosis
 from ..engine.errors import Cancelled, Interrupted
-from ..engine.recipe import TITLES, UNCHANGED
+from ..engine.recipe import PHASES, RESTORE, TITLES, UNCHANGED
 from ..engine.spec import Progress, Resources, StackSpec
 from .installation import Installation
 from .refusal import Refusal
@@ -24,6 +24,7 @@ from .template import Template
 
 LEASE_SECONDS = 30
 CRASHES = 5  # a run that killed its worker so often is ended
+KEPT = {"project_id", "environment_id", "application_id", "app_name"}  # what a retry needs to go on in the middle
 RESOURCE_NAMES = {
     "projectId": "project_id",
     "environmentId": "environment_id",
@@ -234,7 +235,11 @@ class Deployment(models.Model):
         fields = self.template.form_fields()
         parameters = {key: answers.get(key, field.initial) for key, field in fields.items()}
         if stack.state != Stack.State.GONE:
-            return Deployment._again(person, stack, self.template, parameters, via, None)
+            run = Deployment._again(person, stack, self.template, parameters, via, None)
+            run.resources = {name: self.resources[name] for name in KEPT if name in self.resources}
+            run.save(update_fields=["resources"])
+            stack.receipts.filter(state=Receipt.State.LEFT).update(state=Receipt.State.MADE, why="")
+            return run
         if Stack.objects.existing().filter(name=stack.name).exists():
             raise Refusal("NAME_TAKEN", f"“{stack.name}” was taken meanwhile. Choose another name.", field="name")
         address = stack.requested_from
@@ -391,6 +396,20 @@ class Deployment(models.Model):
             secrets=tuple(filter(None, [locked.get("registry_password"), *locked.get("env", {}).values()])),
             **public,
         )
+
+    def begin_with(self) -> str:
+        """The phase to go on with: of a retry the one that failed, as far as what it needs was left. What was set is
+        set anew all the same: an undo may have set it back."""
+        if self.phase != "initializing" or self.retry_of is None or self.kind == self.Kind.REMOVE:
+            return self.phase
+        there = self.stack.receipts.exclude(state=Receipt.State.GONE).exclude(external_id="")
+        kinds = set(there.values_list("kind", flat=True)) if self.resources.keys() >= KEPT else set()
+        failed = (self.retry_of.error or {}).get("phase")
+        for phase in PHASES:
+            made = phase.name.removeprefix("creating_")
+            if phase.name in (failed, RESTORE[0].name) or (made != phase.name and made not in kinds):
+                return phase.name
+        return self.phase
 
     def last_words(self) -> str:
         """What a run that succeeded says at its end."""
