@@ -6,7 +6,8 @@ the layer are swallowed (the sweep and the hub's comparison of versions make up 
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -28,14 +29,14 @@ def bind() -> None:
 
 def wake() -> None:
     """Rings the runner's bell: something is due."""
-    _send(_quietly(get_channel_layer().send(RUNNER_CHANNEL, {"type": "wake"})))
+    _send(partial(get_channel_layer().send, RUNNER_CHANNEL, {"type": "wake"}))
 
 
 def announce(topics: Iterable[str]) -> None:
     """Tells every process that watches one of these topics to look."""
     layer = get_channel_layer()
     for topic in topics:
-        _send(_quietly(layer.group_send(topic, {"type": "changed", "topic": topic})))
+        _send(partial(layer.group_send, topic, {"type": "changed", "topic": topic}))
 
 
 class Ear:
@@ -81,27 +82,25 @@ class Ear:
                 yield topic
 
 
-def _send(sending: Coroutine[Any, Any, None]) -> None:
+def _send(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """From a thread, or from the loop: starts it and returns. Without a loop (a command) it is awaited, bounded.
 
     Where the loop has stopped the process is about to end, and a thread that waited for it would keep it from that.
     """
     if _loop is None:
-        async_to_sync(_await)(sending)
+        async_to_sync(_now)(send)
     elif _loop.is_running():
-        _loop.call_soon_threadsafe(_start, sending)
-    else:
-        sending.close()
+        _loop.call_soon_threadsafe(_start, send)
 
 
-def _start(sending: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.ensure_future(sending)
+def _start(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    task = asyncio.ensure_future(_now(send))
     _sending.add(task)
     task.add_done_callback(_sending.discard)
 
 
-async def _await(sending: Coroutine[Any, Any, None]) -> None:
-    await sending
+async def _now(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await _quietly(send())
 
 
 async def _quietly(sending: Coroutine[Any, Any, None]) -> None:
