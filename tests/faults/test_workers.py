@@ -85,7 +85,9 @@ def test_a_drained_workers_run_goes_on_elsewhere_within_two_seconds(portal: Scal
     with held(portal, "job"):
         id = portal.deploy("drained")
         portal.wait_at("job")
+        portal.env["PGAPPNAME"] = "the-other"
         portal.work()
+        until(lambda: rows(portal, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'the-other'"), 20)
         until(lambda: portal.status(id)["phase"] == "deploying")
         worker.terminate()
         assert worker.wait(15) == 0
