@@ -114,10 +114,10 @@ class Stack(models.Model):
 
     def is_unwanted(self) -> bool:
         """Whether nothing but leftovers is there: of a stack that never worked, or whose removal was asked for."""
-        last = self.deployments.first()
-        if self.state != self.State.BROKEN or last is None:
+        if self.state != self.State.BROKEN:
             return False
-        return last.kind == last.Kind.REMOVE or not self.deployments.that_worked().exists()
+        last = self.deployments.first()
+        return last is not None and (last.kind == last.Kind.REMOVE or not self.deployments.that_worked().exists())
 
     def sweep_is_due(self) -> bool:
         """Whether the sweeper may try it now: a live one at once, what failed after a pause."""
