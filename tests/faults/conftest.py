@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from ..machines import PostgreSQL, Redis
+from ..processes import ScaledOut, Simulator
+
 HERE = Path(__file__).parent
 
 
@@ -37,6 +40,32 @@ def figures(record_property: Any) -> Iterator[Figures]:
     yield figures
     record_property("figures", asdict(figures))
     assert (figures.duplicates, figures.orphans, figures.missing) == (0, 0, 0)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgreSQL]:
+    cluster = PostgreSQL()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Redis]:
+    server = Redis()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def scaled_out(tmp_path: Path, own_postgres: PostgreSQL, own_redis: Redis) -> Iterator[ScaledOut]:
+    """A web process, and no worker yet, on a PostgreSQL and a Redis of the test's own."""
+    (tmp_path / "simulator").mkdir()
+    simulator = Simulator(tmp_path / "simulator")
+    portal = ScaledOut(tmp_path, simulator, own_postgres.url, own_redis.url)
+    portal.env["RUNNER_SWEEP_SECONDS"] = "1"
+    yield portal.start()
+    portal.close()
+    simulator.close()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -2,15 +2,22 @@
 
 import re
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
+from psycopg.rows import dict_row
+from websockets.sync.client import ClientConnection
 
+from deployments.live import RUNNER_CHANNEL
+
+from ..machines import Redis
 from ..people import browser, new_token
-from ..processes import Portal, client, until
+from ..processes import Portal, ScaledOut, client, until
 from .conftest import Figures
 
 KINDS = ("project", "application", "domain")
@@ -140,3 +147,42 @@ def nobody_is_forgotten(portal: Watched, there: Any, figures: Figures, foreign: 
     orphans -= set(foreign)
     figures.orphans += len(orphans)
     assert not orphans
+
+
+# -- scaled out --------------------------------------------------------------------------------------------------------
+
+
+def rows(portal: ScaledOut, query: str, *values: Any) -> list[dict[str, Any]]:
+    with psycopg.connect(portal.env["DATABASE_URL"], row_factory=dict_row) as database:
+        return database.execute(query, values).fetchall()
+
+
+def is_one_of_each(portal: ScaledOut, id: str, figures: Figures) -> None:
+    """I1, I4: of each object of this run's stack there is one, and no event of the run is missing."""
+    there, state = portal.dokploy(), portal.status(id)
+    name, version = state["name"], state["version"]
+    found = {
+        "project": sum(row["name"] == name for row in there["projects"]),
+        "application": sum(row["name"] == name for row in there["applications"]),
+        "domain": sum(row["host"] == f"{name}.apps.test" for row in there["domains"]),
+        "service": sum(row["name"].rpartition("-")[0] == name for row in there["services"]),
+    }
+    numbers = [row["seq"] for row in rows(portal, "SELECT seq FROM deployments_event WHERE deployment_id = %s", id)]
+    figures.duplicates += sum(count > 1 for count in found.values())
+    figures.missing += len(set(range(1, version + 1)) - set(numbers))
+    figures.ended += 1
+    assert found == dict.fromkeys(found, 1), name
+    assert sorted(numbers) == list(range(1, version + 1))
+
+
+def is_heard(redis: Redis, workers: int = 1) -> None:
+    """Waits until so many workers would hear the bell."""
+    until(lambda: redis.client.pubsub_numsub(RUNNER_CHANNEL)[0][1] == workers, 20)
+
+
+def shows(page: ClientConnection, text: str, seconds: float = 20) -> str:
+    """Waits until the page gets a frame with this text in it; the frame."""
+    deadline = time.monotonic() + seconds
+    while text not in (frame := str(page.recv(timeout=deadline - time.monotonic()))):
+        pass
+    return frame

@@ -14,12 +14,15 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from websockets.exceptions import WebSocketException
 
 from ..machines import PostgreSQL, Proxied, Redis
 from ..processes import ROOT, Simulator, until
+from ..test_live import socket
 from .conftest import Figures
 
 COUNT, SECONDS, WORKERS = 200, 300, 3
+SEEN_SECONDS = 10  # by when the pages show what has happened
 BROKEN = (
     "from deployments.models import Template\n"
     "Template.objects.create(slug='broken', name='Broken', image='registry.invalid/broken:1', position=9)"
@@ -27,25 +30,11 @@ BROKEN = (
 
 
 @pytest.fixture
-def postgres() -> Iterator[PostgreSQL]:
-    cluster = PostgreSQL()
-    yield cluster
-    cluster.close()
-
-
-@pytest.fixture
-def redis() -> Iterator[Redis]:
-    server = Redis()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def portal(tmp_path: Path, postgres: PostgreSQL, redis: Redis) -> Iterator[Proxied]:
+def portal(tmp_path: Path, own_postgres: PostgreSQL, own_redis: Redis) -> Iterator[Proxied]:
     (tmp_path / "simulator").mkdir()
     simulator = Simulator(tmp_path / "simulator", "--pull", "0.02")
     simulator.do("settings.updateBuildsConcurrency", buildsConcurrency=4)
-    portal = Proxied(tmp_path, simulator, postgres.url, redis.url, STACK_HEALTH_TIMEOUT_SECONDS=120)
+    portal = Proxied(tmp_path, simulator, own_postgres.url, own_redis.url, STACK_HEALTH_TIMEOUT_SECONDS=120)
     portal.env["RUNNER_SWEEP_SECONDS"] = "1"
     portal.start()
     subprocess.run(
@@ -57,7 +46,7 @@ def portal(tmp_path: Path, postgres: PostgreSQL, redis: Redis) -> Iterator[Proxi
 
 
 def test_two_hundred_at_once_all_end_whatever_is_killed(
-    portal: Proxied, postgres: PostgreSQL, redis: Redis, figures: Figures
+    portal: Proxied, own_postgres: PostgreSQL, own_redis: Redis, figures: Figures
 ) -> None:
     seed = int(os.environ.get("SOAK_SEED") or random.randrange(10**6))
     figures.seeds.append(seed)
@@ -67,16 +56,18 @@ def test_two_hundred_at_once_all_end_whatever_is_killed(
     names = {f"many-{number}": chance.random() < 0.15 for number in range(COUNT)}
     with ThreadPoolExecutor(20) as pool:
         ids = dict(zip(names, pool.map(lambda name: start(portal, name, names[name]), names), strict=True))
-    watched = chance.sample(sorted(ids), 5)
-    with ThreadPoolExecutor(len(watched)) as pool:
-        ends = {name: pool.submit(follow, portal, ids[name]) for name in watched}
-        befall(portal, postgres, redis, chance, figures)
-        until(lambda: not running(postgres), SECONDS)
-        for name in watched:
-            state, numbers = ends[name].result(60)
+    watched = [ids[name] for name in chance.sample(sorted(ids), 5)]
+    with ThreadPoolExecutor(2 * len(watched)) as pool:
+        ends = [pool.submit(follow, portal, id) for id in watched]
+        pages = [pool.submit(watch, portal, id) for id in watched]
+        befall(portal, own_postgres, own_redis, chance, figures)
+        until(lambda: not running(own_postgres), SECONDS)
+        for end, page in zip(ends, pages, strict=True):
+            state, numbers = end.result(60)
             assert state["status"] != "in_progress"
             assert numbers == sorted(set(numbers)), "every event once, and in order"
-    holds(portal, postgres, names, ids, figures)
+            assert f'data-version="{state["version"]}" data-done' in page.result(SEEN_SECONDS)
+    holds(portal, own_postgres, names, ids, figures)
 
 
 def start(portal: Proxied, name: str, broken: bool) -> str:
@@ -95,6 +86,17 @@ def follow(portal: Proxied, id: str) -> tuple[Any, list[int]]:
                 numbers.append(int(event["id"]))
                 state = event["data"]
     return state, numbers
+
+
+def watch(portal: Proxied, id: str) -> str:
+    """The last frame that a page has got by the end, coming back whenever it is cut off."""
+    frame, deadline = "", time.monotonic() + SECONDS
+    while "data-done" not in frame and (left := deadline - time.monotonic()) > 0:
+        with suppress(OSError, WebSocketException), socket(portal, id) as page:
+            frame = page.recv(timeout=left)
+            while "data-done" not in frame:
+                frame = page.recv(timeout=deadline - time.monotonic())
+    return frame
 
 
 def befall(portal: Proxied, postgres: PostgreSQL, redis: Redis, chance: random.Random, figures: Figures) -> None:

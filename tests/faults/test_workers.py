@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg.rows import dict_row
 
 from ..processes import ScaledOut, Simulator, until
 from ..test_live import held
 from .conftest import Figures
-from .look import RESUME_SECONDS
+from .look import RESUME_SECONDS, is_one_of_each, rows
 
 EACH_ONE = dict.fromkeys(("projects", "applications", "domains", "services"), 1)
 
@@ -29,11 +27,6 @@ def portal(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
     simulator.close()
 
 
-def rows(portal: ScaledOut, query: str, *values: Any) -> list[dict[str, Any]]:
-    with psycopg.connect(portal.env["DATABASE_URL"], row_factory=dict_row) as database:
-        return database.execute(query, values).fetchall()
-
-
 def written(portal: ScaledOut) -> Any:
     """Every row that a worker could write."""
     runs = rows(portal, "SELECT id, version, status, phase, lease_token FROM deployments_deployment ORDER BY id")
@@ -42,18 +35,6 @@ def written(portal: ScaledOut) -> Any:
         rows(portal, "SELECT id, seq FROM deployments_event ORDER BY id"),
         rows(portal, "SELECT id, state, external_id FROM deployments_receipt ORDER BY id"),
     )
-
-
-def is_one_of_each(portal: ScaledOut, id: str, figures: Figures) -> None:
-    there = portal.dokploy()
-    found = {kind: len(there[kind]) for kind in EACH_ONE}
-    numbers = [row["seq"] for row in rows(portal, "SELECT seq FROM deployments_event WHERE deployment_id = %s", id)]
-    version = portal.status(id)["version"]
-    figures.duplicates += sum(count > 1 for count in found.values())
-    figures.missing += len(set(range(1, version + 1)) - set(numbers))
-    figures.ended += 1
-    assert found == EACH_ONE
-    assert sorted(numbers) == list(range(1, version + 1))
 
 
 def next_event(portal: ScaledOut, id: str, after: int) -> float:
