@@ -18,8 +18,8 @@ test: .venv/.installed-dev
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 # Kills real processes wherever they can be killed. What it costs is waiting: four at a time on two cores.
-# Those that hold workers to seconds run alone: on a busy machine they would measure the others.
-TIMED := tests/faults/test_workers.py tests/faults/test_scaled_out_chaos.py
+# Those that hold processes to seconds run alone: on a busy machine they would measure the others.
+TIMED := $(addprefix tests/faults/test_,workers.py redis.py told_to_stop.py scaled_out_chaos.py)
 
 faults: .venv/.installed-dev
 	@$(BIN)/python -m pytest tests/faults -m faults --numprocesses 4 --dist load $(TIMED:%=--ignore=%) $(ARGS)

@@ -5,7 +5,9 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -15,9 +17,10 @@ from websockets.sync.client import ClientConnection
 
 from deployments.live import RUNNER_CHANNEL
 
-from ..machines import Redis
+from ..machines import Redis, timed
 from ..people import browser, new_token
 from ..processes import Portal, ScaledOut, client, until
+from ..test_live import GATES
 from .conftest import Figures
 
 KINDS = ("project", "application", "domain")
@@ -186,3 +189,22 @@ def shows(page: ClientConnection, text: str, seconds: float = 20) -> str:
     while text not in (frame := str(page.recv(timeout=deadline - time.monotonic()))):
         pass
     return frame
+
+
+def is_moved_by_messages(portal: ScaledOut, page: ClientConnection) -> None:
+    """Opens the gate of each phase once the page shows it, to the end. By the comparison of versions alone, which comes
+    every three seconds, each would take that long."""
+    texts = [*(f"{number} of 7" for number in range(2, 8)), "data-done"]
+
+    def step(gate: str, text: str) -> None:
+        portal.open_gate(gate)
+        shows(page, text)
+
+    took = [timed(partial(step, gate, text)) for gate, text in zip(GATES.values(), texts, strict=True)]
+    assert median(took) < 2
+
+
+def lasts(seconds: float) -> None:
+    """The fault takes so long."""
+    end = time.monotonic() + seconds
+    until(lambda: time.monotonic() > end, seconds + 1)

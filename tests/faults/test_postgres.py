@@ -1,0 +1,122 @@
+"""PostgreSQL restarts, goes, and is full: runs wait and go on, people are told so, and no success is a false one."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+
+import httpx
+import psycopg
+import pytest
+
+from ..machines import PostgreSQL
+from ..processes import ScaledOut, until
+from ..test_live import held, socket
+from .conftest import Figures
+from .look import RESUME_SECONDS, is_one_of_each, lasts, rows, shows
+
+ANSWER_SECONDS = 20  # a request waits ten for a connection
+PLACES = ["project.create", "application.create:answer", "domain.create", "job", "container"]
+
+
+@pytest.fixture
+def portal(scaled_out: ScaledOut) -> ScaledOut:
+    return scaled_out
+
+
+def is_refused(portal: ScaledOut, id: str) -> None:
+    """Who asks for something now is told that it does not work, in time, and not how the portal is made."""
+    asks = [("GET", f"/deployments/{id}"), ("GET", f"/api/deployments/{id}"), ("POST", "/api/deploy")]
+    with ThreadPoolExecutor(len(asks)) as pool:
+        for answer in pool.map(lambda ask: request(portal, *ask), asks):
+            assert answer.status_code >= 500
+            assert "Try again in a minute." in answer.text
+            assert "Traceback" not in answer.text
+
+
+def request(portal: ScaledOut, ask: tuple[str, str]) -> httpx.Response:
+    method, path = ask
+    body = {"name": "refused"} if method == "POST" else None
+    return httpx.request(method, f"{portal.url}{path}", json=body, timeout=ANSWER_SECONDS)
+
+
+def is_over(portal: ScaledOut, id: str, figures: Figures) -> None:
+    """The run has worked, people are answered again, and what was refused has left nothing."""
+    portal.http.get(f"/deployments/{id}").raise_for_status()
+    assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
+    is_one_of_each(portal, id, figures)
+    assert rows(portal, "SELECT 1 FROM deployments_stack WHERE name = 'refused'") == []
+
+
+def test_a_run_outlives_a_database_that_restarts_in_every_phase(
+    portal: ScaledOut, own_postgres: PostgreSQL, figures: Figures
+) -> None:
+    portal.work()
+    with held(portal, *PLACES):
+        id = portal.deploy("restarted")
+        for place in PLACES:
+            if place == "container":
+                until(lambda: portal.status(id)["phase"] == "verifying_health", 20)
+            else:
+                portal.wait_at(place)
+            own_postgres.restart()
+            portal.open_gate(place)
+    is_over(portal, id, figures)
+
+
+@pytest.mark.parametrize("seconds", [5, 25])  # 25: the worker has stopped the run by itself meanwhile
+@pytest.mark.parametrize("place", ["application.create", "job"])
+def test_a_run_waits_for_a_database_that_is_away(
+    portal: ScaledOut, own_postgres: PostgreSQL, seconds: float, place: str, figures: Figures
+) -> None:
+    portal.work()
+    with held(portal, place), ExitStack() as pages:
+        id = portal.deploy("away")
+        portal.wait_at(place)
+        page = pages.enter_context(socket(portal, id))
+        own_postgres.stop()
+        since = time.monotonic()
+        portal.open_gate(place)
+        if seconds > ANSWER_SECONDS:
+            is_refused(portal, id)
+        lasts(since + seconds - time.monotonic())
+        own_postgres.start()
+        shows(page, "data-done", RESUME_SECONDS + 30)
+    is_over(portal, id, figures)
+
+
+def test_a_run_waits_for_a_database_that_takes_no_more_connections(
+    portal: ScaledOut, own_postgres: PostgreSQL, figures: Figures
+) -> None:
+    portal.work()
+    with held(portal, "application.create"):
+        id = portal.deploy("crowded-out")
+        portal.wait_at("application.create")
+        with all_connections(own_postgres) as mine:
+            run = "SELECT status, phase, version FROM deployments_deployment"
+            before = mine.execute(run).fetchall()
+            portal.open_gate("application.create")
+            is_refused(portal, id)
+            assert mine.execute(run).fetchall() == before
+            assert before[0][0] == "in_progress"
+    is_over(portal, id, figures)
+
+
+@contextmanager
+def all_connections(postgres: PostgreSQL) -> Iterator[psycopg.Connection]:
+    """Takes every connection that there is, everybody else's too; one of them."""
+    others = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE backend_type = 'client backend' AND NOT pid = ANY(%s)"
+    )
+    with ExitStack() as held:
+        taken = [held.enter_context(psycopg.connect(postgres.url, autocommit=True))]
+
+        def fill() -> bool:
+            with suppress(psycopg.OperationalError):
+                while True:
+                    taken.append(held.enter_context(psycopg.connect(postgres.url, autocommit=True)))
+            return not taken[0].execute(others, [[mine.info.backend_pid for mine in taken]]).fetchall()
+
+        until(fill, 20)
+        yield taken[0]
