@@ -27,17 +27,16 @@ def portal(scaled_out: ScaledOut) -> ScaledOut:
 def is_refused(portal: ScaledOut, id: str) -> None:
     """Who asks for something now is told that it does not work, in time, and not how the portal is made."""
     asks = [("GET", f"/deployments/{id}"), ("GET", f"/api/deployments/{id}"), ("POST", "/api/deploy")]
+
+    def ask(method: str, path: str) -> httpx.Response:
+        body = {"name": "refused"} if method == "POST" else None
+        return httpx.request(method, f"{portal.url}{path}", json=body, timeout=ANSWER_SECONDS)
+
     with ThreadPoolExecutor(len(asks)) as pool:
-        for answer in pool.map(lambda ask: request(portal, *ask), asks):
+        for answer in pool.map(ask, *zip(*asks, strict=True)):
             assert answer.status_code >= 500
             assert "Try again in a minute." in answer.text
             assert "Traceback" not in answer.text
-
-
-def request(portal: ScaledOut, ask: tuple[str, str]) -> httpx.Response:
-    method, path = ask
-    body = {"name": "refused"} if method == "POST" else None
-    return httpx.request(method, f"{portal.url}{path}", json=body, timeout=ANSWER_SECONDS)
 
 
 def is_over(portal: ScaledOut, id: str, figures: Figures) -> None:
@@ -74,6 +73,7 @@ def test_a_run_waits_for_a_database_that_is_away(
         id = portal.deploy("away")
         portal.wait_at(place)
         page = pages.enter_context(socket(portal, id))
+        shows(page, "of 7")
         own_postgres.stop()
         since = time.monotonic()
         portal.open_gate(place)
