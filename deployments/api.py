@@ -8,6 +8,7 @@ request that any web page could send.
 import asyncio
 import functools
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified, JsonResponse, StreamingHttpResponse
 from django.urls import reverse
 from django.utils.http import parse_etags
@@ -32,7 +34,11 @@ EVENTS_PER_ANSWER = 1000
 RUN_ID = re.compile(r"dep_[0-9a-f]{32}")
 SLUG = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
+AWAY = "The portal does not reach its database. Deployments that are running go on. Try again in a minute."
+
 View = Callable[..., Any]
+
+log = logging.getLogger(__name__)
 
 
 def refused(refusal: Refusal) -> JsonResponse:
@@ -46,7 +52,10 @@ def refused(refusal: Refusal) -> JsonResponse:
 
 
 def door(*methods: str) -> Callable[[View], View]:
-    """Lets in who may come in, with `request.person` and `request.holder`; turns every Refusal into its answer."""
+    """Lets in who may come in, with `request.person` and `request.holder`.
+
+    Turns every Refusal into its answer, and a database that is away into one.
+    """
 
     def wrap(view: View) -> View:
         @csrf_exempt
@@ -64,6 +73,9 @@ def door(*methods: str) -> Callable[[View], View]:
                 return await view(request, *args, **kwargs)
             except Refusal as refusal:
                 return refused(refusal)
+            except (OperationalError, InterfaceError) as error:
+                log.warning("%s is refused without the database: %s", request.path, str(error).strip())
+                return refused(Refusal("PAUSED", AWAY, retry_after=60))
 
         return checked
 

@@ -33,15 +33,19 @@ def is_refused(portal: ScaledOut, id: str) -> None:
         return httpx.request(method, f"{portal.url}{path}", json=body, timeout=ANSWER_SECONDS)
 
     with ThreadPoolExecutor(len(asks)) as pool:
-        for answer in pool.map(ask, *zip(*asks, strict=True)):
-            assert answer.status_code >= 500
-            assert "Try again in a minute." in answer.text
-            assert "Traceback" not in answer.text
+        page, *answers = pool.map(ask, *zip(*asks, strict=True))
+    assert page.status_code == 500
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "PAUSED")
+    for answer in (page, *answers):
+        assert "Try again in a minute." in answer.text
+        assert "Traceback" not in answer.text
 
 
 def is_over(portal: ScaledOut, id: str, figures: Figures) -> None:
-    """The run has worked, people are answered again, and what was refused has left nothing."""
+    """The run has worked, people get what they ask for again, and what was refused has left nothing."""
     portal.http.get(f"/deployments/{id}").raise_for_status()
+    assert portal.finished(portal.deploy("afterwards"), RESUME_SECONDS)["phase"] == "completed"
     assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
     is_one_of_each(portal, id, figures)
     assert rows(portal, "SELECT 1 FROM deployments_stack WHERE name = 'refused'") == []
