@@ -9,6 +9,8 @@ import httpx
 import psycopg
 import pytest
 
+from deployments.runner import SELF_STOP_SECONDS
+
 from ..machines import PostgreSQL
 from ..processes import ScaledOut, until
 from ..test_live import held, socket
@@ -67,9 +69,9 @@ def test_a_run_outlives_a_database_that_restarts_in_every_phase(
     is_over(portal, id, figures)
 
 
-@pytest.mark.parametrize("seconds", [5, 25])  # 25: the worker has stopped the run by itself meanwhile
+@pytest.mark.parametrize("seconds", [5, SELF_STOP_SECONDS + 12])  # an attempt to connect may go on for ten
 @pytest.mark.parametrize("place", ["application.create", "job"])
-def test_a_run_waits_for_a_database_that_is_away(
+def test_a_run_goes_on_after_a_database_was_away_and_nothing_is_done_twice(
     portal: ScaledOut, own_postgres: PostgreSQL, seconds: float, place: str, figures: Figures
 ) -> None:
     portal.work()
@@ -87,6 +89,8 @@ def test_a_run_waits_for_a_database_that_is_away(
         own_postgres.start()
         shows(page, "data-done", RESUME_SECONDS + 30)
     is_over(portal, id, figures)
+    claims = rows(portal, "SELECT lease_token FROM deployments_deployment WHERE id = %s", id)[0]["lease_token"]
+    assert (claims > 1) == (seconds > SELF_STOP_SECONDS), "only one that was away so long is taken up anew"
 
 
 def test_a_run_waits_for_a_database_that_takes_no_more_connections(
