@@ -178,6 +178,11 @@ def is_one_of_each(portal: ScaledOut, id: str, figures: Figures) -> None:
     assert sorted(numbers) == list(range(1, version + 1))
 
 
+def group_of(portal: ScaledOut, id: str) -> str:
+    """The channel at Redis through which those who watch this run are told to look."""
+    return f"{portal.env['CHANNEL_PREFIX']}__group__run.{id}"
+
+
 def is_heard(redis: Redis, workers: int = 1) -> None:
     """Waits until so many workers would hear the bell."""
     until(lambda: redis.client.pubsub_numsub(RUNNER_CHANNEL)[0][1] == workers, 20)

@@ -11,7 +11,7 @@ from ..machines import Redis
 from ..processes import ScaledOut
 from ..test_live import GATES, held, socket
 from .conftest import Figures
-from .look import is_heard, is_moved_by_messages, is_one_of_each, rows, shows
+from .look import group_of, is_heard, is_moved_by_messages, is_one_of_each, rows, shows
 
 COUNT, WAKES, WORKERS = 12, 200, 3
 TEN_MEGABYTES = "x" * 10_000_000
@@ -62,7 +62,7 @@ def test_after_a_message_that_is_none_of_ours_the_next_is_heard(
         id = portal.deploy("poisoned")
         with socket(portal, id) as page:
             shows(page, "1 of 7")
-            for channel in (RUNNER_CHANNEL, f"{portal.env['CHANNEL_PREFIX']}__group__run.{id}"):
+            for channel in (RUNNER_CHANNEL, group_of(portal, id)):
                 assert own_redis.client.publish(channel, poison) == 1
             is_moved_by_messages(portal, page)
     for run in (id, portal.deploy("heard")):

@@ -9,7 +9,7 @@ from ..machines import Redis, timed
 from ..processes import ScaledOut, until
 from ..test_live import GATES, held, socket
 from .conftest import Figures
-from .look import is_heard, is_moved_by_messages, is_one_of_each, lasts, rows, shows
+from .look import group_of, is_heard, is_moved_by_messages, is_one_of_each, lasts, rows, shows
 
 REQUEST_SECONDS, PAGE_SECONDS, RUN_SECONDS = 2, 10, 20
 AWAY_SECONDS = 5  # longer than an attempt to reach it takes
@@ -47,9 +47,9 @@ def answers_quickly(portal: ScaledOut, id: str) -> None:
         assert timed(ask) < REQUEST_SECONDS
 
 
-@gone
+@pytest.mark.parametrize("goes", [Redis.stop, Redis.freeze])
 def test_what_is_asked_for_while_redis_is_away_runs_all_the_same(
-    portal: ScaledOut, own_redis: Redis, goes: Act, comes: Act, figures: Figures
+    portal: ScaledOut, own_redis: Redis, goes: Act, figures: Figures
 ) -> None:
     portal.work()
     is_heard(own_redis)
@@ -97,8 +97,7 @@ def test_messages_move_a_page_again_that_was_opened_while_redis_was_away(
         with socket(portal, id) as page:
             shows(page, "1 of 7", PAGE_SECONDS)
             comes(own_redis)
-            group = f"{portal.env['CHANNEL_PREFIX']}__group__run.{id}"
-            until(lambda: own_redis.client.pubsub_numsub(group)[0][1], PAGE_SECONDS)
+            until(lambda: own_redis.client.pubsub_numsub(group_of(portal, id))[0][1], PAGE_SECONDS)
             is_moved_by_messages(portal, page)
     assert portal.finished(id)["phase"] == "completed"
     is_one_of_each(portal, id, figures)
