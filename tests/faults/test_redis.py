@@ -96,6 +96,7 @@ def test_messages_move_a_page_again_that_was_opened_while_redis_was_away(
         id = deploy(portal, "opened")
         with socket(portal, id) as page:
             shows(page, "1 of 7", PAGE_SECONDS)
+            lasts(AWAY_SECONDS)
             comes(own_redis)
             until(lambda: own_redis.client.pubsub_numsub(group_of(portal, id))[0][1], PAGE_SECONDS)
             is_moved_by_messages(portal, page)
