@@ -94,6 +94,9 @@ class Run:
             raise Cancelled
 
     def _record(self, progress: Progress) -> None:
+        if "alive" in progress.data:  # how often depends on the machine: no point that can be named
+            self.deployment.record(progress, self.requests)
+            return
         said = (progress.kind, progress.data.get("state"), progress.data.get("kind"), progress.data.get("step"))
         what = ".".join(filter(None, said))
         self.reach(what, faults.BEFORE_COMMIT, progress.phase)
@@ -101,7 +104,8 @@ class Run:
         self.reach(what, faults.AFTER_COMMIT, progress.phase)
 
     def reach(self, what: str, where: str, phase: str = "") -> None:
-        faults.reach(self.deployment.stack.name, phase or self.deployment.phase, what, where)
+        run = self.deployment
+        faults.reach(run.stack.name, run.pk, phase or run.phase, what, where)
 
 
 class Runner:
