@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from ..processes import ScaledOut, Simulator, until
 from ..test_live import held
 from .conftest import Figures
-from .look import RESUME_SECONDS
+from .look import RESUME_SECONDS, Watched, is_as_it_should_be, is_told_alike
 
 EACH_ONE = dict.fromkeys(("projects", "applications", "domains", "services"), 1)
 
@@ -97,6 +97,32 @@ def test_a_drained_workers_run_goes_on_elsewhere_within_two_seconds(portal: Scal
         assert float(taken_up[0]["at"]) - ended < 2
     assert portal.finished(id)["phase"] == "completed"
     is_one_of_each(portal, id, figures)
+
+
+@pytest.mark.parametrize("place", ["project.create:answer", "domain.create", "job", "container"])
+def test_on_one_machine_a_run_goes_on_within_two_seconds_of_an_orderly_restart(
+    tmp_path: Path, place: str, figures: Figures
+) -> None:
+    portal = Watched(tmp_path / "portal").start()
+    with held(portal, place):
+        portal.ask("restarted")
+        if place == "container":
+            until(lambda: portal.run_of("restarted")["phase"] == "verifying_health")
+        else:
+            portal.wait_at(place)
+        portal.process.send_signal(signal.SIGTERM)
+    assert portal.process.wait(15) == 0
+    until(portal.ports_are_free, 10)
+    seen, started = portal.run_of("restarted"), time.time()
+    portal.start()
+    assert portal.ended("restarted")["phase"] == "completed"
+    later = [event["at"] for event in portal.events_of(seen["id"]) if event["seq"] > seen["version"]]
+    figures.resume.append(later[0] - started)
+    assert figures.resume[-1] < 2
+    figures.ended += 1
+    is_told_alike(portal, portal.run_of("restarted"), figures)
+    is_as_it_should_be(portal, ["restarted"], 1, figures)
+    portal.close()
 
 
 @pytest.mark.parametrize("place", ["application.create", "application.create:answer", "job"])
