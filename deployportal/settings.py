@@ -181,7 +181,12 @@ if DATABASE_URL:
     DATABASES = {"default": dict(dj_database_url.parse(DATABASE_URL))}
     if "postgresql" in DATABASES["default"]["ENGINE"]:
         pool = {"min_size": 1, "max_size": int(number("DATABASE_POOL", 10)), "timeout": 10}
-        DATABASES["default"].setdefault("OPTIONS", {})["pool"] = pool
+        options = DATABASES["default"].setdefault("OPTIONS", {})
+        # Who freezes in the middle of a transaction must not keep its locks until it wakes: the server ends it.
+        limits = "-c idle_in_transaction_session_timeout=10s -c lock_timeout=5s"
+        options |= {"pool": pool, "options": f"{options.get('options', '')} {limits}".strip()}
+        options.setdefault("connect_timeout", 5)  # seconds
+        options.setdefault("tcp_user_timeout", 10_000)  # milliseconds
         DATABASES["default"]["CONN_HEALTH_CHECKS"] = True  # else each pooled one that was cut answers somebody with 500
 else:
     DATABASES = {

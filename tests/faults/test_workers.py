@@ -15,6 +15,12 @@ from ..test_live import held
 from .conftest import Figures
 from .look import RESUME_SECONDS, Watched, is_as_it_should_be, is_told_alike
 
+GATE = 7  # the number of a lock; who writes an event waits for it, in the middle of a transaction
+STANDS_STILL = f"""
+CREATE FUNCTION stands_still() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$;
+CREATE TRIGGER stands_still BEFORE INSERT ON deployments_event FOR EACH ROW EXECUTE FUNCTION stands_still();
+"""
 EACH_ONE = dict.fromkeys(("projects", "applications", "domains", "services"), 1)
 
 
@@ -31,7 +37,8 @@ def portal(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
 
 def rows(portal: ScaledOut, query: str, *values: Any) -> list[dict[str, Any]]:
     with psycopg.connect(portal.env["DATABASE_URL"], row_factory=dict_row) as database:
-        return database.execute(query, values).fetchall()
+        cursor = database.execute(query, values)
+        return cursor.fetchall() if cursor.description else []
 
 
 def written(portal: ScaledOut) -> Any:
@@ -147,6 +154,31 @@ def test_a_frozen_worker_that_wakes_up_after_another_took_over_writes_nothing(
     assert sent["application.create"] + 1 == portal.dokploy()["calls"]["application.create"]
     now = portal.dokploy()
     assert {kind: len(now[kind]) for kind in EACH_ONE} == dict.fromkeys(EACH_ONE, 2)
+    figures.ended += 2
+
+
+def test_a_worker_that_freezes_in_the_middle_of_a_transaction_holds_nobody_up(
+    portal: ScaledOut, figures: Figures
+) -> None:
+    """Its locks would be held as long as it is frozen."""
+    worker = portal.work()
+    with held(portal, "application.create"):
+        id = portal.deploy("locked")
+        portal.wait_at("application.create")
+        rows(portal, STANDS_STILL)
+        with psycopg.connect(portal.env["DATABASE_URL"]) as gate:
+            gate.execute(f"SELECT pg_advisory_xact_lock({GATE})")
+            portal.open_gate("application.create")
+            until(lambda: rows(portal, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+            worker.send_signal(signal.SIGSTOP)
+        portal.work()
+        died, seen = time.time(), portal.status(id)["version"]
+        other = portal.deploy("beside")
+    figures.resume.append(next_event(portal, id, seen) - died)
+    assert figures.resume[-1] < RESUME_SECONDS
+    assert portal.finished(other)["phase"] == portal.finished(id)["phase"] == "completed"
+    there = portal.dokploy()
+    assert {kind: len(there[kind]) for kind in EACH_ONE} == dict.fromkeys(EACH_ONE, 2)
     figures.ended += 2
 
 
