@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -116,7 +115,7 @@ class Proxied(ScaledOut):
 
     def start(self) -> "Proxied":
         self.output.touch()
-        subprocess.run([sys.executable, "manage.py", "setup"], cwd=ROOT, env=self.env, check=True)
+        self.setup()
         self.webs = [self.web(1), self.web(2)]
         ports = {f"PORTAL_WEB_{number}": f"127.0.0.1:{self.port + number}" for number in (1, 2)}
         env = {**os.environ, **ports, "PORTAL_BIND": f"127.0.0.1:{self.port}"}
