@@ -1,7 +1,7 @@
 """A deploy that Dokploy calls `running` for ever: it fails in time, says so, and loses nobody's container."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from html import unescape
 from pathlib import Path
@@ -114,7 +114,22 @@ def test_a_deploy_that_stays_running_fails_in_time_and_what_it_leaves_goes_once_
     completed(portal, "behind", 1, figures)
 
 
-def test_a_redeploy_that_stays_running_never_costs_the_application_that_ran(portal: Watched, figures: Figures) -> None:
+def ends(portal: Watched) -> None:
+    """What hung goes on, and behind it the former settings."""
+    portal.open_gate("job")
+    until(lambda: not portal.dokploy()["queue"], 20)
+
+
+def is_cancelled(portal: Watched) -> None:
+    """What operators are told to do."""
+    portal.switches.post("restart").raise_for_status()
+    assert not portal.dokploy()["queue"]
+
+
+@pytest.mark.parametrize("over", [ends, is_cancelled])
+def test_a_redeploy_that_stays_running_never_costs_the_application_that_ran(
+    portal: Watched, over: Callable[[Watched], None], figures: Figures
+) -> None:
     portal.ask("former", template="web-page")
     completed(portal, "former", 1, figures)
     [ran] = images(portal)
@@ -125,8 +140,8 @@ def test_a_redeploy_that_stays_running_never_costs_the_application_that_ran(port
         says_that_it_hangs(portal, run)
         assert f"the former version (After {LIMIT} s it still waits in Dokploy's queue.)" in run["message"]
         is_as_it_should_be(portal, ["former"], 1, figures)
-        assert portal.router.get("/", headers={"Host": "former.localhost"}).status_code == 200
-    until(lambda: not portal.dokploy()["queue"], 20)  # what hung, and behind it the former settings
+        over(portal)
+    assert portal.router.get("/", headers={"Host": "former.localhost"}).status_code == 200
     is_as_it_should_be(portal, ["former"], 1, figures)
     assert images(portal) == {ran}
     portal.ask("former", template="stack")
