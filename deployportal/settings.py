@@ -80,6 +80,7 @@ else:
     DOKPLOY_API_KEY = text("DOKPLOY_API_KEY")
 DOKPLOY_CALLS_PER_SECOND = number("DOKPLOY_CALLS_PER_SECOND", 0 if DEMO else 50)  # per key and process; 0: no limit
 DOKPLOY_PATIENCE_SECONDS = number("DOKPLOY_PATIENCE_SECONDS", 300)
+DOKPLOY_DEPLOY_SECONDS = number("DOKPLOY_DEPLOY_SECONDS", 1800)
 
 # The simulator's times, in seconds, and the key that turns its switches on (demo only).
 SIMULATOR_PULL_SECONDS = number("SIMULATOR_PULL_SECONDS", 6)
