@@ -42,11 +42,14 @@ async def answer_the_bell(application: Any) -> None:
     What ends it (trouble of the layer, a message without a type) costs a second.
     """
     while True:
+        listening = asyncio.create_task(Worker(application, [live.RUNNER_CHANNEL], get_channel_layer()).handle())
+        live.wake()  # what rang while nobody listened
         try:
-            await Worker(application, [live.RUNNER_CHANNEL], get_channel_layer()).handle()
+            await listening
         except Exception as error:
             log.warning("The bell is deaf for a moment: %s", type(error).__name__)
         await asyncio.sleep(1)
+        await live.unsubscribe(live.RUNNER_CHANNEL)
 
 
 class PageSocket(AsyncWebsocketConsumer):

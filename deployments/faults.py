@@ -1,11 +1,13 @@
 """Dying at a named point, once: how the fault tests kill the portal. Does nothing unless FAULT is set, in the demo.
 
-FAULT=[stack/]phase:what:where  dies there as by kill -9. A file in DATA_DIR remembers it: the next start passes.
-FAULT=record:FILE               writes down every point that is passed, a line each.
+FAULT=[stack/]phase:what:where[#n]  dies there as by kill -9, at the nth passing. A file in DATA_DIR remembers it: the
+                                    next start passes.
+FAULT=record:FILE                   writes down every point that is passed, a line each.
 """
 
 import os
 import signal
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,14 +16,18 @@ from django.conf import settings
 RECORD = "record:"
 BEFORE_CALL, ANSWERED = "before-call", "answered"  # around each call that changes something at Dokploy
 BEFORE_COMMIT, AFTER_COMMIT = "before-commit", "after-commit"  # around each report
+_passed: Counter[tuple[str, str]] = Counter()
 
 
-def reach(stack: str, phase: str, what: str, where: str) -> None:
-    """This point is passed now, in the work on this stack; may not return."""
+def reach(stack: str, run: str, phase: str, what: str, where: str) -> None:
+    """This point is passed now, in this run for this stack; may not return."""
     wanted = settings.FAULT
     if not (wanted and settings.DEMO):
         return
     point = f"{phase}:{what}:{where}"
+    _passed[run, point] += 1
+    if _passed[run, point] > 1:
+        point += f"#{_passed[run, point]}"
     if wanted.startswith(RECORD):
         with open(wanted.removeprefix(RECORD), "a") as file:
             file.write(f"{stack}/{point}\n")

@@ -7,6 +7,7 @@ the layer are swallowed (the sweep and the hub's comparison of versions make up 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,22 @@ def announce(topics: Iterable[str]) -> None:
     layer = get_channel_layer()
     for topic in topics:
         _send(partial(layer.group_send, topic, {"type": "changed", "topic": topic}))
+
+
+async def unsubscribe(channel: str) -> None:
+    """Ends this process's subscription, so that the next receive subscribes anew.
+
+    The layer takes a subscription that failed for a live one. It forgets the channel of a receive that is cancelled.
+    """
+    with suppress(Exception):  # its end, or a message that cannot be read
+        async with asyncio.timeout(0):
+            await get_channel_layer().receive(channel)
+
+
+async def sent() -> None:
+    """Until what is being sent is sent or given up, SEND_SECONDS at most."""
+    if _sending:
+        await asyncio.wait(_sending)
 
 
 class Ear:

@@ -8,9 +8,11 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -29,7 +31,8 @@ from .sweeper import sweep_for_ever
 
 BEAT_SECONDS = 10.0
 SELF_STOP_SECONDS = 20.0  # a worker that could not renew for so long stops itself, before others may take over
-DRAIN_SECONDS = 10.0
+DRAIN_SECONDS = 9.0  # for the calls in hand, which take 8 at most
+LET_GO_SECONDS = 2.0
 QUESTIONS_KEPT = 300
 
 DATABASE_AWAY = (OperationalError, InterfaceError)
@@ -44,14 +47,22 @@ class Run:
         self.deployment = deployment
         self.renewed = time.monotonic()
         self.requests: list[str] = []
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None]
+        self.breakable = False  # not before it has begun, nor between a call and the report of what it did
         self.draining = False
         self.undoing = bool(deployment.error)
+
+    def stop(self) -> None:
+        """Ends it at once, or after the call in hand."""
+        self.draining = True
+        if self.breakable:
+            self.task.cancel()
 
     def guard(self, procedure: str) -> None:
         """Right before each call that changes something: is the lease surely still ours, and are we to go on?"""
         if self.draining or time.monotonic() - self.renewed > SELF_STOP_SECONDS:
             raise LeaseLost
+        self.breakable = False
         self.reach(procedure, faults.BEFORE_CALL)
 
     def note_request(self, exchange: Exchange) -> None:
@@ -76,12 +87,16 @@ class Run:
             except DATABASE_AWAY as error:  # the lease bounds the waiting
                 log.warning("A report of %s waits for the database: %s", self.deployment.pk, str(error).strip())
                 await _reconnect()
+        self.breakable = True
         if self.draining:
             raise Interrupted
         if self.deployment.cancel_requested_at and not self.undoing:
             raise Cancelled
 
     def _record(self, progress: Progress) -> None:
+        if "alive" in progress.data:  # how often depends on the machine: no point that can be named
+            self.deployment.record(progress, self.requests)
+            return
         said = (progress.kind, progress.data.get("state"), progress.data.get("kind"), progress.data.get("step"))
         what = ".".join(filter(None, said))
         self.reach(what, faults.BEFORE_COMMIT, progress.phase)
@@ -89,7 +104,8 @@ class Run:
         self.reach(what, faults.AFTER_COMMIT, progress.phase)
 
     def reach(self, what: str, where: str, phase: str = "") -> None:
-        faults.reach(self.deployment.stack.name, phase or self.deployment.phase, what, where)
+        run = self.deployment
+        faults.reach(run.stack.name, run.pk, phase or run.phase, what, where)
 
 
 class Runner:
@@ -129,21 +145,28 @@ class Runner:
         self._bell.set()
 
     async def drain(self) -> None:
-        """Claims no more, gives the calls in hand a moment, lets go of every run."""
+        """Claims no more, gives the calls in hand a moment, lets go of every run. Takes 13 seconds at most, whatever is
+        away: what cannot be let go in time is left to its lease."""
         self._draining = True
         for task in self._others:
             task.cancel()
         self.ring()  # ends the look for work: not by cancelling it, or what it claims in this moment would be nobody's
         for run in self._runs.values():
-            run.draining = True  # stops it after the next report, or before the next call that changes something
-        running = [run.task for run in self._runs.values() if run.task]
-        await asyncio.wait({self._looking, *running}, timeout=DRAIN_SECONDS)
+            run.stop()
+        await self._over(DRAIN_SECONDS)
         self._looking.cancel()
-        for run in list(self._runs.values()):
-            if run.task and not run.task.done():
-                run.task.cancel()
-                await asyncio.wait({run.task})
-        await self._dokploy.aclose()
+        for run in self._runs.values():
+            run.task.cancel()
+        await self._over(LET_GO_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self._dokploy.aclose()
+        await live.sent()
+
+    async def _over(self, seconds: float) -> None:
+        """Until nothing is looked for and no run is in hand any more."""
+        tasks = {self._looking, *(run.task for run in self._runs.values())}
+        await asyncio.wait(tasks, timeout=seconds)
 
     # -- work ----------------------------------------------------------------------------------------------------------
 
@@ -175,9 +198,10 @@ class Runner:
 
     async def _drive(self, run: Run) -> None:
         """Runs one deployment until it is over, or until it must be let go."""
-        orderly = True
+        orderly = run.breakable = True
         try:
-            await self._deploy(run)
+            if not run.draining:
+                await self._deploy(run)
         except (Interrupted, asyncio.CancelledError):
             pass
         except Exception:
@@ -306,8 +330,15 @@ class Runner:
             for id, run in list(self._runs.items()):
                 if id in held:
                     run.renewed = asked
-                elif run.task:
+                else:
                     run.task.cancel()
+
+
+def end_process() -> NoReturn:
+    """Ends it with 0 after a drain, without waiting for its threads: what they wait for may be away for long."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _journal(run: Run) -> Journal:

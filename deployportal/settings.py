@@ -80,6 +80,7 @@ else:
     DOKPLOY_API_KEY = text("DOKPLOY_API_KEY")
 DOKPLOY_CALLS_PER_SECOND = number("DOKPLOY_CALLS_PER_SECOND", 0 if DEMO else 50)  # per key and process; 0: no limit
 DOKPLOY_PATIENCE_SECONDS = number("DOKPLOY_PATIENCE_SECONDS", 300)
+DOKPLOY_DEPLOY_SECONDS = number("DOKPLOY_DEPLOY_SECONDS", 1800)
 
 # The simulator's times, in seconds, and the key that turns its switches on (demo only).
 SIMULATOR_PULL_SECONDS = number("SIMULATOR_PULL_SECONDS", 6)
@@ -181,7 +182,12 @@ if DATABASE_URL:
     DATABASES = {"default": dict(dj_database_url.parse(DATABASE_URL))}
     if "postgresql" in DATABASES["default"]["ENGINE"]:
         pool = {"min_size": 1, "max_size": int(number("DATABASE_POOL", 10)), "timeout": 10}
-        DATABASES["default"].setdefault("OPTIONS", {})["pool"] = pool
+        options = DATABASES["default"].setdefault("OPTIONS", {})
+        # Who freezes in the middle of a transaction must not keep its locks until it wakes: the server ends it.
+        limits = "-c idle_in_transaction_session_timeout=10s -c lock_timeout=5s"
+        options |= {"pool": pool, "options": f"{options.get('options', '')} {limits}".strip()}
+        options.setdefault("connect_timeout", 5)  # seconds
+        options.setdefault("tcp_user_timeout", 10_000)  # milliseconds
         DATABASES["default"]["CONN_HEALTH_CHECKS"] = True  # else each pooled one that was cut answers somebody with 500
 else:
     DATABASES = {

@@ -1,4 +1,7 @@
-"""A process that claims runs until none is due; prints the ids that it got. Started by test_scaled_out."""
+"""A process that claims runs until none is due; prints the ids that it got. Started by test_scaled_out.
+
+After the first it waits for a line, so that no process gets them all before the others are awake.
+"""
 
 import os
 import sys
@@ -12,5 +15,9 @@ if __name__ == "__main__":
 
     print("ready", flush=True)
     sys.stdin.readline()
+    got = 0
     while run := Deployment.claim(f"worker-{os.getpid()}", excluding=[]):
         print(run.pk, flush=True)
+        got += 1
+        if got == 1:
+            sys.stdin.readline()

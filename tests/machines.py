@@ -1,11 +1,11 @@
-"""What stands around the portal, a test's own, to be stopped, frozen and emptied: PostgreSQL, Redis, the proxy."""
+"""What stands around the portal, a test's own, to be stopped, frozen and emptied: PostgreSQL, Redis, the proxy; a clock
+that jumps."""
 
 import glob
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -115,7 +115,7 @@ class Proxied(ScaledOut):
 
     def start(self) -> "Proxied":
         self.output.touch()
-        subprocess.run([sys.executable, "manage.py", "setup"], cwd=ROOT, env=self.env, check=True)
+        self.setup()
         self.webs = [self.web(1), self.web(2)]
         ports = {f"PORTAL_WEB_{number}": f"127.0.0.1:{self.port + number}" for number in (1, 2)}
         env = {**os.environ, **ports, "PORTAL_BIND": f"127.0.0.1:{self.port}"}
@@ -143,6 +143,31 @@ class Proxied(ScaledOut):
             web.kill()
             web.wait()
         super().close()
+
+
+class Clock:
+    """The time of day for the processes that are started with `env`, and for their children; it can be set while they
+    run. How long something takes they see truly, as on a machine whose clock is set."""
+
+    def __init__(self, folder: Path) -> None:
+        found = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
+        need(found, "libfaketime is not installed")
+        self._file = folder / "clock"
+        self.env = {
+            "LD_PRELOAD": found[0],
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # with it Python's waits for its global lock spin
+            "NO_FAKE_STAT": "1",
+        }
+        self.jump(0)
+
+    def jump(self, seconds: int) -> None:
+        """From now on it is so many seconds ahead of the true time; with a minus behind it."""
+        written = self._file.with_suffix(".new")
+        written.write_text(f"{seconds:+d}")
+        written.replace(self._file)  # in one go: it is read at every look at the clock
 
 
 def timed(act: Callable[[], Any]) -> float:

@@ -158,10 +158,13 @@ def until(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
 
 
 class Portal:
-    """`manage.py serve` as a demo, with its simulator's switches on; every file under `data`."""
+    """`manage.py serve` as a demo, with its simulator's switches on; every file under `data`.
+
+    root: the checkout that the next process is started from.
+    """
 
     def __init__(self, data: Path, **env: Any) -> None:
-        self.data = data
+        self.root, self.data = ROOT, data
         self.port = free_ports()
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = {
@@ -187,7 +190,7 @@ class Portal:
         with self.output.open("a") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "manage.py", "serve", "--no-sample"],
-                cwd=ROOT,
+                cwd=self.root,
                 env=self.env,
                 stdout=output,
                 stderr=output,
@@ -339,20 +342,24 @@ class ScaledOut(Portal):
 
     def start(self) -> "ScaledOut":
         self.output.touch()
-        subprocess.run([sys.executable, "manage.py", "setup"], cwd=ROOT, env=self.env, check=True)
+        self.setup()
         self.process = self.spawn("daphne", "-b", "127.0.0.1", "-p", str(self.port), "deployportal.asgi:application")
         until(self.answers, 30)
         return self
+
+    def setup(self) -> None:
+        """What is done once after each update."""
+        subprocess.run([sys.executable, "manage.py", "setup"], cwd=self.root, env=self.env, check=True)
 
     def work(self, *command: str) -> "subprocess.Popen[str]":
         self.workers.append(self.spawn("django", *(command or ("worker",))))
         return self.workers[-1]
 
     def spawn(self, module: str, *arguments: str) -> "subprocess.Popen[str]":
-        env = {**self.env, "DJANGO_SETTINGS_MODULE": "deployportal.settings", "PYTHONPATH": str(ROOT)}
+        env = {**self.env, "DJANGO_SETTINGS_MODULE": "deployportal.settings", "PYTHONPATH": str(self.root)}
         with self.output.open("a") as output:
             command = [sys.executable, "-m", module, *arguments]
-            return subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=output, text=True)
+            return subprocess.Popen(command, cwd=self.root, env=env, stdout=output, stderr=output, text=True)
 
     def close(self) -> None:
         for worker in self.workers:

@@ -1012,7 +1012,7 @@ async def test_a_deploy_that_never_ends_keeps_the_application_and_says_so(
     task.cancel()
     await asyncio.wait({task})
     left = await run.undo(dokploy)
-    assert left[0].startswith("the application (A deployment of it still runs at Dokploy")
+    assert left[0].startswith("the application (Dokploy still says “running”")
     assert len(Found(simulator, run.spec).applications) == 1
     simulator.open_gate("job")
     await soon(lambda: not Found(simulator, run.spec).queue)
@@ -1442,6 +1442,18 @@ async def test_a_phase_that_outlasts_its_limit_fails(
     phases = [replace(phase, timeout=0.2) if phase.name == "deploying" else phase for phase in PHASES]
     failure = await run.fails(dokploy, phases=phases)
     assert (failure.code, failure.phase) == ("TIMEOUT", "deploying")
+
+
+async def test_a_deploy_that_outlasts_its_limit_fails_with_what_dokploy_says_of_it(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    running, waiting = (new_run(simulator, deploy_timeout=0.5) for _ in range(2))
+    simulator.close_gate("pull")
+    failure = await running.fails(dokploy)
+    assert (failure.code, failure.phase) == ("TIMEOUT", "deploying")
+    assert failure.message == "After 0.5 s Dokploy still says “running” of it."
+    failure = await waiting.fails(dokploy)
+    assert failure.message == "After 0.5 s it still waits in Dokploy's queue."
 
 
 # -- bringing the former version back ----------------------------------------------------------------------------------

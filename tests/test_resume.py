@@ -2,9 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,21 @@ def test_a_thread_that_has_something_to_say_when_the_loop_has_stopped_does_not_k
     env = {**os.environ, "DATA_DIR": str(tmp_path), "DJANGO_SETTINGS_MODULE": "deployportal.settings"}
     process = subprocess.run([sys.executable, "-c", OUTLIVES_THE_LOOP], cwd=ROOT, env=env, timeout=20)
     assert process.returncode == 0
+
+
+def test_sigterm_while_another_process_locks_the_database_ends_in_time(own_portal: Any) -> None:
+    portal = own_portal().start()
+    with held(portal, "application.create"):
+        id = portal.deploy("locked")
+        portal.wait_at("application.create")
+        with closing(sqlite3.connect(portal.data / "portal.sqlite3", isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            portal.open_gate("application.create")
+            portal.process.send_signal(signal.SIGTERM)
+            assert portal.process.wait(15) == 0
+    until(portal.ports_are_free)
+    portal.start()
+    assert portal.finished(id)["phase"] == "completed"
+    no_event_is_missing(portal, id)
+    there = portal.dokploy()
+    assert {kind: len(there[kind]) for kind in KINDS} == dict.fromkeys(KINDS, 1)

@@ -252,8 +252,12 @@ ENTRIES = (
         "TIMEOUT",
         "It took too long",
         "A phase did not end within its limit.",
-        ("Dokploy or the registry is very slow.", "A deployment at Dokploy hangs."),
-        ("Try again.", "Ask an operator to look at the Dokploy server if it happens again."),
+        ("A deployment hangs at Dokploy, this one or one in front of it.", "Dokploy or the registry is very slow."),
+        ("Ask an operator to end what hangs at Dokploy, then try again.", "If nothing hangs there, just try again."),
+        operator=(
+            "What Dokploy calls “running” for so long only its restart cancels: docker service update --force dokploy. "
+            "Then try again. If it is only slow, raise DOKPLOY_DEPLOY_SECONDS."
+        ),
     ),
     Entry(
         "CANCELLED",

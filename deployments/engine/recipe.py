@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from math import inf
 
 from . import steps
 from .dokploy import Dokploy
@@ -13,7 +14,8 @@ Step = Callable[[Dokploy, StackSpec, Resources, Journal], Awaitable[Resources]]
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """timeout: seconds for one attempt; attempts: how often an unclear outcome is looked into before giving up."""
+    """timeout: seconds for one attempt, inf where the step has a limit of its own; attempts: how often an unclear
+    outcome is looked into before giving up."""
 
     name: str
     title: str
@@ -30,7 +32,7 @@ PHASES = (
     Phase("creating_application", "Creating the application", 35, steps.create_application, steps.remove_application),
     Phase("configuring_application", "Configuring the application", 50, steps.configure_application),
     Phase("creating_domain", "Creating the domain", 65, steps.create_domain, steps.remove_domain),
-    Phase("deploying", "Deploying", 85, steps.deploy, steps.settle_deploy, timeout=1800.0),
+    Phase("deploying", "Deploying", 85, steps.deploy, steps.settle_deploy, timeout=inf),
     Phase("verifying_health", "Checking that it answers", 90, steps.verify_health, timeout=900.0, attempts=1),
 )
 

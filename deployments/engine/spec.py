@@ -36,6 +36,7 @@ class StackSpec:
     health_path: str = "/"
     health_interval: float = 5.0
     health_timeout: float = 60.0
+    deploy_timeout: float = 1800.0
     router_address: str = ""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Values that must not appear in anything that is reported."""
@@ -49,8 +50,13 @@ class StackSpec:
         """The same with the very image of this digest, whatever its tag has come to mean. As it is without one."""
         return replace(self, image=f"{self.image}@{digest}") if digest and "@" not in self.image else self
 
+    @property
+    def deploy_titles(self) -> str:
+        """How the title of each deploy of this run begins."""
+        return f"{self.mark}/{self.run}/"
+
     def deploy_title(self, attempt: int) -> str:
-        return f"{self.mark}/{self.run}/{attempt}"
+        return f"{self.deploy_titles}{attempt}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,9 +123,16 @@ async def _refuse_foreign_host(dokploy: Dokploy, spec: StackSpec) -> None:
 
 
 async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
-    """Sends the deploy unless it was sent, and follows it to its end."""
-    application_id = _known(have.application_id)
-    prefix = spec.deploy_title(0).rpartition("/")[0] + "/"
+    """Sends the deploy unless it was sent, and follows it to its end, for `deploy_timeout` seconds at most."""
+    try:
+        async with asyncio.timeout(spec.deploy_timeout):
+            return await _send_and_follow(dokploy, spec, have, journal)
+    except TimeoutError:
+        raise await _overdue(dokploy, spec, have) from None
+
+
+async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
+    application_id, prefix = _known(have.application_id), spec.deploy_titles
     while True:
         sent = sum(kind == "deploy" and title.startswith(prefix) for kind, title in journal.intended)
         found = await _find_deploy(dokploy, application_id, prefix)
@@ -151,6 +158,18 @@ async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Jo
             await journal.made("deploy", build.title, build.id)
             digest = PULLED.search(log)
             return replace(have, dokploy_deployment_id=build.id, image_digest=digest[1] if digest else None)
+
+
+async def _overdue(dokploy: Dokploy, spec: StackSpec, have: Resources) -> Failure:
+    """A deploy that took too long, with what Dokploy says of it now."""
+    found, said = None, "Dokploy does not say what became of it"
+    with contextlib.suppress(DokployError):  # that it took too long does not depend on it
+        found = await _find_deploy(dokploy, _known(have.application_id), spec.deploy_titles)
+    if isinstance(found, Build):
+        said = f"Dokploy still says “{found.status}” of it"
+    elif found:
+        said = "it still waits in Dokploy's queue"
+    return Failure("TIMEOUT", f"After {spec.deploy_timeout:g} s {said}.")
 
 
 async def _find_deploy(dokploy: Dokploy, application_id: str, prefix: str) -> Build | str | None:
@@ -260,10 +279,13 @@ async def settle_deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, jour
     """Nothing of ours waits or runs at Dokploy any more. Deleting under a running deploy would leave its container."""
     for _, application in await _our_applications(dokploy, spec):
         await dokploy.clean_queue(application.id)
-        async with asyncio.timeout(SETTLE_SECONDS):
-            while await _is_deploying(dokploy, application.id):
-                await journal.say("Waiting for Dokploy to end the running deployment")
-                await asyncio.sleep(POLL_SECONDS)
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS):
+                while await _is_deploying(dokploy, application.id):
+                    await journal.say("Waiting for Dokploy to end the running deployment")
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            raise _still_running() from None
     return have
 
 
@@ -278,6 +300,10 @@ async def _is_deploying(dokploy: Dokploy, application_id: str) -> bool:
     if any(job.application_id == application_id for job in await dokploy.queue()):
         return True
     return any(build.status == "running" for build in await dokploy.builds(application_id))
+
+
+def _still_running() -> Failure:
+    return Failure("TIMEOUT", "Dokploy still says “running” of it; deleting it now would leave a container.")
 
 
 async def remove_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
@@ -296,9 +322,7 @@ async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources,
     await _let_it_land("application", lambda: _our_applications(dokploy, spec), journal)
     for _, application in await _our_applications(dokploy, spec):
         if await _is_deploying(dokploy, application.id):
-            raise Failure(
-                "TIMEOUT", "A deployment of it still runs at Dokploy; deleting it now would leave a container."
-            )
+            raise _still_running()
         await journal.removing("application", application.id)
         await _delete(dokploy.delete_application, application.id)
         if any(other.id == application.id for _, other in await _our_applications(dokploy, spec)):

@@ -393,6 +393,7 @@ class Deployment(models.Model):
             env=tuple(env.items()),
             registry_password=locked.get("registry_password", ""),
             router_address=settings.STACK_ROUTER_ADDRESS,
+            deploy_timeout=settings.DOKPLOY_DEPLOY_SECONDS,
             secrets=tuple(filter(None, [locked.get("registry_password"), *locked.get("env", {}).values()])),
             **public,
         )

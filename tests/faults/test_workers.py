@@ -6,13 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from ..processes import ScaledOut, Simulator, until
 from ..test_live import held
 from .conftest import Figures
-from .look import RESUME_SECONDS, is_one_of_each, rows
+from .look import RESUME_SECONDS, Watched, is_as_it_should_be, is_one_of_each, is_told_alike, rows
 
+GATE = 7  # the number of a lock; who writes an event waits for it, in the middle of a transaction
+STANDS_STILL = f"""
+CREATE FUNCTION stands_still() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$;
+CREATE TRIGGER stands_still BEFORE INSERT ON deployments_event FOR EACH ROW EXECUTE FUNCTION stands_still();
+"""
 EACH_ONE = dict.fromkeys(("projects", "applications", "domains", "services"), 1)
 
 
@@ -80,6 +87,32 @@ def test_a_drained_workers_run_goes_on_elsewhere_within_two_seconds(portal: Scal
     is_one_of_each(portal, id, figures)
 
 
+@pytest.mark.parametrize("place", ["project.create:answer", "domain.create", "job", "container"])
+def test_on_one_machine_a_run_goes_on_within_two_seconds_of_an_orderly_restart(
+    tmp_path: Path, place: str, figures: Figures
+) -> None:
+    portal = Watched(tmp_path / "portal").start()
+    with held(portal, place):
+        portal.ask("restarted")
+        if place == "container":
+            until(lambda: portal.run_of("restarted")["phase"] == "verifying_health")
+        else:
+            portal.wait_at(place)
+        portal.process.send_signal(signal.SIGTERM)
+    assert portal.process.wait(15) == 0
+    until(portal.ports_are_free, 10)
+    seen, started = portal.run_of("restarted"), time.time()
+    portal.start()
+    assert portal.ended("restarted")["phase"] == "completed"
+    later = [event["at"] for event in portal.events_of(seen["id"]) if event["seq"] > seen["version"]]
+    figures.resume.append(later[0] - started)
+    assert figures.resume[-1] < 2
+    figures.ended += 1
+    is_told_alike(portal, portal.run_of("restarted"), figures)
+    is_as_it_should_be(portal, ["restarted"], 1, figures)
+    portal.close()
+
+
 @pytest.mark.parametrize("place", ["application.create", "application.create:answer", "job"])
 def test_a_frozen_worker_that_wakes_up_after_another_took_over_writes_nothing(
     portal: ScaledOut, place: str, figures: Figures
@@ -102,6 +135,31 @@ def test_a_frozen_worker_that_wakes_up_after_another_took_over_writes_nothing(
     assert sent["application.create"] + 1 == portal.dokploy()["calls"]["application.create"]
     now = portal.dokploy()
     assert {kind: len(now[kind]) for kind in EACH_ONE} == dict.fromkeys(EACH_ONE, 2)
+    figures.ended += 2
+
+
+def test_a_worker_that_freezes_in_the_middle_of_a_transaction_holds_nobody_up(
+    portal: ScaledOut, figures: Figures
+) -> None:
+    """Its locks would be held as long as it is frozen."""
+    worker = portal.work()
+    with held(portal, "application.create"):
+        id = portal.deploy("locked")
+        portal.wait_at("application.create")
+        rows(portal, STANDS_STILL)
+        with psycopg.connect(portal.env["DATABASE_URL"]) as gate:
+            gate.execute(f"SELECT pg_advisory_xact_lock({GATE})")
+            portal.open_gate("application.create")
+            until(lambda: rows(portal, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+            worker.send_signal(signal.SIGSTOP)
+        portal.work()
+        died, seen = time.time(), portal.status(id)["version"]
+        other = portal.deploy("beside")
+    figures.resume.append(next_event(portal, id, seen) - died)
+    assert figures.resume[-1] < RESUME_SECONDS
+    assert portal.finished(other)["phase"] == portal.finished(id)["phase"] == "completed"
+    there = portal.dokploy()
+    assert {kind: len(there[kind]) for kind in EACH_ONE} == dict.fromkeys(EACH_ONE, 2)
     figures.ended += 2
 
 

@@ -22,7 +22,7 @@ from twisted.internet import defer, reactor
 
 from deployments import consumers, live, people, terminal
 from deployments.models import Deployment, Template
-from deployments.runner import Runner
+from deployments.runner import Runner, end_process
 
 STARTING_SECONDS = 20
 SAMPLE = "hello"
@@ -56,6 +56,7 @@ class Command(BaseCommand):
             if simulator is not None:
                 self.stop_simulator(simulator)
             lock.close()
+        end_process()
 
     # -- one of us, and its ports --------------------------------------------------------------------------------------
 

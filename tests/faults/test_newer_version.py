@@ -1,0 +1,116 @@
+"""A newer version starts in the middle of a run: it knows nothing of the phase that the run is in, and stacks are made
+of another image by now. The run is finished with what it began with."""
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..processes import IMAGE, ROOT, ScaledOut, Simulator, until
+from ..test_live import held, socket
+from .conftest import Figures
+from .look import Watched, is_as_it_should_be, is_one_of_each, is_told_alike
+
+OLD, NEW = "deploying", "rolling_out"  # one phase, as either version calls it
+NEWER_IMAGE = f"{IMAGE}.newer"
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> Path:
+    """A checkout of the version to come."""
+    tree = tmp_path / "newer"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "var", "tests"))
+    recipe = tree / "deployments" / "engine" / "recipe.py"
+    text = recipe.read_text()
+    assert f'"{OLD}"' in text
+    recipe.write_text(text.replace(f'"{OLD}"', f'"{NEW}"'))
+    return tree
+
+
+@pytest.fixture
+def portal(tmp_path: Path) -> Iterator[Watched]:
+    portal = Watched(tmp_path / "portal", STACK_IMAGE=IMAGE).start()
+    yield portal
+    portal.close()
+
+
+@pytest.fixture
+def scaled_out(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
+    (tmp_path / "simulator").mkdir()
+    simulator = Simulator(tmp_path / "simulator")
+    portal = ScaledOut(tmp_path, simulator, postgres, redis)
+    portal.env["RUNNER_SWEEP_SECONDS"] = "1"
+    yield portal.start()
+    portal.close()
+    simulator.close()
+
+
+def images(there: Any, name: str) -> set[str]:
+    """What is set at Dokploy for this stack, and what runs there."""
+    application = next(row for row in there["applications"] if row["name"] == name)
+    service = next(row for row in there["services"] if row["name"] == application["appName"])
+    return {application["dockerImage"], service["image"]}
+
+
+def is_live(portal: Watched, name: str, image: str, figures: Figures) -> dict[str, Any]:
+    run = portal.ended(name)
+    assert run["phase"] == "completed", run["message"]
+    is_told_alike(portal, run, figures)
+    is_as_it_should_be(portal, [name], 1, figures)
+    assert images(portal.dokploy(), name) == {image}
+    figures.ended += 1
+    return run
+
+
+def test_a_newer_version_on_one_machine_finishes_what_the_older_began(
+    portal: Watched, newer: Path, figures: Figures
+) -> None:
+    with held(portal, "job"):
+        portal.ask("midway")
+        portal.wait_at("job")
+        assert portal.stop(signal.SIGTERM) == 0
+    until(portal.ports_are_free, 10)
+    assert portal.run_of("midway")["phase"] == OLD
+    portal.root, portal.env["STACK_IMAGE"] = newer, NEWER_IMAGE
+    portal.start()
+    run = is_live(portal, "midway", IMAGE, figures)
+    phases = portal.rows("SELECT DISTINCT phase FROM deployments_event WHERE deployment_id = ?", run["id"])
+    assert {row["phase"] for row in phases} >= {OLD, NEW}
+    portal.ask("after")
+    is_live(portal, "after", NEWER_IMAGE, figures)
+
+
+def test_a_newer_worker_finishes_what_the_older_began_and_the_older_pages_show_it(
+    scaled_out: ScaledOut, newer: Path, figures: Figures
+) -> None:
+    older = scaled_out.work()
+    with held(scaled_out, "job"):
+        id = scaled_out.deploy("midway")
+        scaled_out.wait_at("job")
+        older.terminate()
+        assert older.wait(15) == 0
+        assert scaled_out.status(id)["phase"] == OLD
+        scaled_out.root, scaled_out.env["STACK_IMAGE"] = newer, NEWER_IMAGE
+        scaled_out.setup()
+        scaled_out.work()
+        until(lambda: scaled_out.status(id)["phase"] == NEW, 20)
+        stream = scaled_out.stream(id)
+        assert next(stream)["data"]["phase"] == NEW
+        assert scaled_out.http.get(f"/deployments/{id}").status_code == 200
+        with socket(scaled_out, id) as page:
+            scaled_out.open_gate("job")
+            while "data-done" not in (frame := page.recv(timeout=20)):
+                pass
+    assert "It is live" in frame
+    assert [*stream][-1]["data"]["phase"] == "completed"
+    assert scaled_out.status(id)["phase"] == "completed"
+    is_one_of_each(scaled_out, id, figures)
+    there = scaled_out.dokploy()
+    assert there["calls"]["application.deploy"] == 1
+    assert images(there, "midway") == {IMAGE}
+    assert scaled_out.finished(scaled_out.deploy("after"))["phase"] == "completed"
+    assert images(scaled_out.dokploy(), "after") == {NEWER_IMAGE}
+    figures.ended += 1
