@@ -29,11 +29,15 @@ async def sweep_for_ever(dokploy: Dokploy) -> None:
 
 
 async def look_for_orphans(dokploy: Dokploy) -> None:
-    """The orphan report, once in a while for all workers together."""
+    """The orphan report, once in a while for all workers together. A look that failed is due again at once."""
     if await sync_to_async(Orphan.look_is_due)(settings.ORPHANS_SECONDS):
-        installation, known = await sync_to_async(_books)()
-        found = await steps.all_marked(dokploy, installation, known)
-        await sync_to_async(Orphan.report)(found)
+        try:
+            installation, known = await sync_to_async(_books)()
+            found = await steps.all_marked(dokploy, installation, known)
+            await sync_to_async(Orphan.report)(found)
+        except Exception:
+            await sync_to_async(Orphan.look_again)()
+            raise
 
 
 def _books() -> tuple[str, set[str]]:

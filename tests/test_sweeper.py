@@ -7,13 +7,17 @@ from typing import Any
 
 import httpx
 import pytest
+from asgiref.sync import async_to_sync
 from django.utils import timezone
 
-from deployments.engine.spec import Marked, Progress
+from deployments.engine.dokploy import Dokploy
+from deployments.engine.errors import DokployError
+from deployments.engine.spec import Marked, Progress, mark_of
 from deployments.models import Deployment, Installation, Orphan, Refusal, Stack
+from deployments.sweeper import look_for_orphans
 
 from .people import People, browser, end, new_token, operator, submit
-from .processes import Portal, until
+from .processes import KEY, Portal, Simulator, until
 from .test_removal import NONE, ONE, deployed, there
 
 
@@ -109,6 +113,24 @@ def test_one_worker_of_several_looks_for_orphans(people: People) -> None:
     assert [Orphan.look_is_due(60) for _ in range(3)] == [True, False, False]
     Installation.objects.update(looked_for_orphans_at=timezone.now() - timedelta(seconds=61))
     assert [Orphan.look_is_due(60) for _ in range(2)] == [True, False]
+
+
+def test_a_look_for_orphans_that_failed_is_due_again_at_once(people: People, simulator: Simulator) -> None:
+    simulator.do("project.create", name="lost", description=f"{mark_of(Installation.current().id)}stk_{'0' * 20}")
+
+    async def look() -> None:
+        dokploy = Dokploy(f"http://127.0.0.1:{simulator.port}", KEY)
+        try:
+            await look_for_orphans(dokploy)
+        finally:
+            await dokploy.aclose()
+
+    simulator.fault("project.all", "redirect")
+    with pytest.raises(DokployError):
+        async_to_sync(look)()
+    async_to_sync(look)()
+    assert Orphan.objects.get().name == "lost"
+    assert not Orphan.look_is_due(60), "one that went well is not"
 
 
 def test_an_orphan_whose_mark_somebody_has_changed_is_not_taken_into_the_books(people: People) -> None:

@@ -42,6 +42,11 @@ class Orphan(models.Model):
         return bool(Installation.objects.filter(long_ago).update(looked_for_orphans_at=timezone.now()))
 
     @classmethod
+    def look_again(cls) -> None:
+        """The last look did not come to its end: the next is due now, again for one worker."""
+        Installation.objects.update(looked_for_orphans_at=None)
+
+    @classmethod
     def report(cls, found: Iterable[Marked]) -> None:
         """Writes down what of all that was found is in no book. What is being made or removed just now is in one."""
         known = Receipt.objects.exclude(state=Receipt.State.GONE)
