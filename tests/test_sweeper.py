@@ -1,5 +1,6 @@
 """What was left is removed by itself, and what is in no book is shown to operators and removed on request only."""
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
@@ -7,13 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.utils import timezone
 
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import DokployError
 from deployments.engine.spec import Marked, Progress, mark_of
-from deployments.models import Deployment, Installation, Orphan, Refusal, Stack
+from deployments.models import Deployment, Installation, Orphan, Receipt, Refusal, Stack
 from deployments.sweeper import look_for_orphans
 
 from .people import People, browser, end, new_token, operator, submit
@@ -116,21 +117,49 @@ def test_one_worker_of_several_looks_for_orphans(people: People) -> None:
 
 
 def test_a_look_for_orphans_that_failed_is_due_again_at_once(people: People, simulator: Simulator) -> None:
-    simulator.do("project.create", name="lost", description=f"{mark_of(Installation.current().id)}stk_{'0' * 20}")
-
-    async def look() -> None:
-        dokploy = Dokploy(f"http://127.0.0.1:{simulator.port}", KEY)
-        try:
-            await look_for_orphans(dokploy)
-        finally:
-            await dokploy.aclose()
-
+    lost(simulator)
     simulator.fault("project.all", "redirect")
     with pytest.raises(DokployError):
-        async_to_sync(look)()
-    async_to_sync(look)()
+        async_to_sync(look)(simulator)
+    async_to_sync(look)(simulator)
     assert Orphan.objects.get().name == "lost"
     assert not Orphan.look_is_due(60), "one that went well is not"
+
+
+def lost(simulator: Simulator) -> None:
+    """A project with our mark that is in no book."""
+    simulator.do("project.create", name="lost", description=f"{mark_of(Installation.current().id)}stk_{'0' * 20}")
+
+
+async def look(simulator: Simulator) -> None:
+    dokploy = Dokploy(f"http://127.0.0.1:{simulator.port}", KEY)
+    try:
+        await look_for_orphans(dokploy)
+    finally:
+        await dokploy.aclose()
+
+
+def test_a_stack_that_is_removed_while_orphans_are_looked_for_is_none(people: People, simulator: Simulator) -> None:
+    lost(simulator)
+    run = end(people.run(people.owner, "shop"))
+    mark = f"{mark_of(Installation.current().id)}{run.stack_id}"
+    id = simulator.do("project.create", name="shop", description=mark)["project"]["projectId"]
+    receipt = Receipt.objects.create(stack=run.stack, deployment=run, kind="project", mark=mark, external_id=id)
+
+    def remove() -> None:
+        simulator.do("project.remove", projectId=id)
+        Receipt.objects.filter(pk=receipt.pk).update(state=Receipt.State.GONE)
+
+    async def look_meanwhile() -> None:
+        looking = asyncio.ensure_future(look(simulator))
+        assert await asyncio.to_thread(simulator.wait_at, "project.all:answer") == 1
+        await sync_to_async(remove)()  # it was listed, and is in no book any more
+        simulator.open_gate("project.all:answer")
+        await looking
+
+    simulator.close_gate("project.all:answer")
+    async_to_sync(look_meanwhile)()
+    assert [orphan.name for orphan in Orphan.objects.all()] == ["lost"]
 
 
 def test_an_orphan_whose_mark_somebody_has_changed_is_not_taken_into_the_books(people: People) -> None:

@@ -47,20 +47,25 @@ class Orphan(models.Model):
         Installation.objects.update(looked_for_orphans_at=None)
 
     @classmethod
-    def report(cls, found: Iterable[Marked]) -> None:
-        """Writes down what of all that was found is in no book. What is being made or removed just now is in one."""
+    def unknown(cls, found: Iterable[Marked]) -> list[Marked]:
+        """What of all that was found is in no book. What is being made or removed just now is in one."""
         known = Receipt.objects.exclude(state=Receipt.State.GONE)
         ids = set(known.values_list("external_id", flat=True))
         nameless = set(known.filter(external_id="").values_list("kind", "mark"))
         busy = set(Deployment.objects.running().values_list("stack_id", flat=True))
-        orphans = {
-            one.id: one
+        return [
+            one
             for one in found
             if one.id not in ids
             and (one.kind, one.mark) not in nameless  # made, or about to be, and its id not written down
             and one.mark.rpartition("/")[2] not in busy
-        }
+        ]
+
+    @classmethod
+    def report(cls, found: Iterable[Marked]) -> None:
+        """Writes down what of all that was found is in no book."""
         with transaction.atomic():
+            orphans = {one.id: one for one in cls.unknown(found)}
             cls.objects.exclude(external_id__in=orphans).delete()
             for one in orphans.values():
                 values = {"kind": one.kind, "name": one.name[:255], "mark": one.mark, "seen_at": timezone.now()}
