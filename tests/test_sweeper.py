@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
@@ -9,12 +11,15 @@ from typing import Any
 import httpx
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from django.conf import settings
+from django.db import connection
+from django.test import Client
 from django.utils import timezone
 
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import DokployError
 from deployments.engine.spec import Marked, Progress, mark_of
-from deployments.models import Deployment, Installation, Orphan, Receipt, Refusal, Stack
+from deployments.models import Deployment, Installation, Orphan, Receipt, Refusal, Stack, Template
 from deployments.sweeper import look_for_orphans
 
 from .people import People, browser, end, new_token, operator, submit
@@ -177,6 +182,60 @@ def test_an_orphan_of_a_stack_that_exists_is_not_removed_with_it(people: People)
         Orphan.objects.get().remove(people.operator)
     assert refused.value.code == "CONFLICT"
     assert "“shop”, which exists" in refused.value.message
+
+
+LOST = "i/stk_10000000000000000000"
+
+
+def test_an_orphan_that_is_removed_twice_is_one_run(people: People) -> None:
+    Orphan.report([Marked("project", "p1", "lost", LOST)])
+    first, second = Orphan.objects.get(), Orphan.objects.get()
+    run = first.remove(people.operator)
+    assert second.remove(people.other) == run
+    assert list(run.stack.receipts.values_list("external_id", flat=True)) == ["p1"]
+    end(run)
+    with pytest.raises(Refusal) as refused:
+        second.remove(people.other)
+    assert "It is no orphan any more" in refused.value.message
+    assert Deployment.objects.count() == 1
+    http = Client()
+    http.force_login(people.operator)
+    stale = http.post(f"/orphans/{second.pk}/remove", follow=True)
+    assert stale.redirect_chain == [("/admin/deployments/orphan/", 302)]
+    assert "That is no orphan any more" in stale.content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(settings.ON_SQLITE, reason="there one waits for the other before it looks")
+def test_operators_who_remove_an_orphan_in_one_instant_get_one_run() -> None:
+    people, four = People(), 4
+    for number in range(5):
+        Orphan.report([Marked("project", f"p{number}", "lost", f"{LOST[:6]}{number}{LOST[7:]}")])
+        start = threading.Barrier(four)
+
+        def remove(orphan: Orphan, start: threading.Barrier = start) -> Deployment:
+            connection.ensure_connection()
+            start.wait(10)
+            try:
+                return orphan.remove(people.operator)
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(four) as pool:
+            runs = set(pool.map(remove, [Orphan.objects.get() for _ in range(four)]))
+        assert len(runs) == 1
+    assert Deployment.objects.count() == 5
+
+
+def test_an_orphan_without_any_template_is_a_sentence(people: People) -> None:
+    Template.objects.all().delete()
+    Orphan.report([Marked("project", "p1", "lost", LOST)])
+    http = Client()
+    http.force_login(people.operator)
+    answer = http.post(f"/orphans/{Orphan.objects.get().pk}/remove")
+    assert answer.status_code == 200
+    assert "A run needs a template, and there is none." in answer.content.decode()
+    assert Orphan.objects.exists()
 
 
 # -- in a real portal --------------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ class Deployment(models.Model):
             if earlier := cls._of_key(person, digest):
                 return earlier
         Stack.check_name(name)
-        return cls._once(
+        return cls.once(
             lambda: cls._request(person, person, name, template, parameters, via, digest, address),
             lambda: cls._of_key(person, digest),
         )
@@ -178,7 +178,7 @@ class Deployment(models.Model):
         cls, person: Any, stack: Stack, template: Template, parameters: dict[str, Any], *, via: str
     ) -> "Deployment":
         """A redeploy of this stack, for its owner or an operator (Stack.visible_to), or a Refusal."""
-        return cls._once(lambda: cls._again(person, stack, template, parameters, via, None), lambda: None)
+        return cls.once(lambda: cls._again(person, stack, template, parameters, via, None), lambda: None)
 
     @classmethod
     def request_removal(cls, person: Any, stack: Stack, *, via: str) -> "Deployment":
@@ -196,7 +196,7 @@ class Deployment(models.Model):
             run.spec = {"image": stack.template.image, "port": stack.template.port}  # a removal goes by the mark alone
             return run._enqueue()
 
-        return cls._once(make, under_way)
+        return cls.once(make, under_way)
 
     def retry(self, person: Any, *, via: str) -> "Deployment":
         """A new run for one that failed, with the same answers; what is there already is found, and not made again.
@@ -221,7 +221,7 @@ class Deployment(models.Model):
             run.save(update_fields=["retry_of"])
             return run
 
-        return self._once(make, under_way)
+        return self.once(make, under_way)
 
     def _repeat(self, person: Any, via: str) -> "Deployment":
         stack = self.stack
@@ -277,7 +277,7 @@ class Deployment(models.Model):
         return runs
 
     @staticmethod
-    def _once(make: Callable[[], "Deployment"], earlier: Callable[[], "Deployment | None"]) -> "Deployment":
+    def once(make: Callable[[], "Deployment"], earlier: Callable[[], "Deployment | None"]) -> "Deployment":
         """Makes a run in a transaction. Where somebody was faster: what they made if it serves, else once more."""
         for last in (False, True):
             try:
