@@ -229,7 +229,7 @@ class Deployment(models.Model):
         if self.kind == self.Kind.REMOVE:
             return Deployment.request_removal(person, stack, via=via)
         answers = self.environment()
-        if lost := self.template.secret_keys() - answers.keys():
+        if not self.is_readable() and (lost := self.template.secret_keys()):
             text = f"Its answers are not all known any more ({', '.join(sorted(lost))}). Deploy it anew, and give them."
             raise Refusal("CONFLICT", text)
         fields = self.template.form_fields()
@@ -424,6 +424,14 @@ class Deployment(models.Model):
     def is_pinned(self) -> bool:
         """Whether the image that it ran can be had again, by its digest, whatever became of its tag."""
         return "@" in self.spec.get("image", "") or bool(self.known_resources().image_digest)
+
+    def is_readable(self) -> bool:
+        """Whether its secrets can be read: their key is not lost."""
+        try:
+            vault.unlock(self.spec_locked)
+        except vault.Locked:
+            return False
+        return True
 
     def environment(self) -> dict[str, str]:
         """The variables that this run sets, secrets in clear as far as they can be read."""

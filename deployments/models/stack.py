@@ -1,7 +1,7 @@
 import re
 import secrets
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -13,6 +13,9 @@ from django.utils import timezone
 from ..engine import grammar
 from .refusal import Refusal
 from .template import Template
+
+if TYPE_CHECKING:
+    from .deployment import Deployment
 
 FIRST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 60, 6 * 3600
 STACK_ID = re.compile(r"stk_[0-9a-f]{20}")
@@ -104,13 +107,21 @@ class Stack(models.Model):
 
         With secrets, which come in clear, it is not for pages; without, it is what was no secret then.
         """
-        runs = self.deployments.filter(template=template).exclude(kind="remove")
-        last = runs.that_worked().first() or runs.first()
+        last = self._last_run(template)
         known = template.form_fields().keys()
         if last is None:
             return {}
         values = last.environment() if secrets else last.spec.get("env", {})
         return {key: value for key, value in values.items() if key in known}
+
+    def lost_secrets(self, template: Template) -> set[str]:
+        """Of these parameters those that cannot be read any more, as their key is lost, and so cannot be kept."""
+        last = self._last_run(template)
+        return set() if last is None or last.is_readable() else template.secret_keys()
+
+    def _last_run(self, template: Template) -> "Deployment | None":
+        runs = self.deployments.filter(template=template).exclude(kind="remove")
+        return runs.that_worked().first() or runs.first()
 
     def is_unwanted(self) -> bool:
         """Whether nothing but leftovers is there: of a stack that never worked, or whose removal was asked for."""
