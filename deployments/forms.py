@@ -28,20 +28,11 @@ def read_parameters(template: Template, given: dict[str, Any], stack: Stack | No
     former, lost = (stack.parameters(template), stack.lost_secrets(template)) if stack else ({}, set())
     if unknown := sorted(given.keys() - fields.keys()):
         raise Refusal("INVALID_PARAMETER", f"The template has no parameter “{unknown[0][:60]}”.", field=unknown[0][:60])
-    values = {}
-    for key, field in fields.items():
-        value = given.get(key, former.get(key, field.initial))
-        if key in secret and not value:
-            if key in lost:
-                raise Refusal("CONFLICT", f"{field.label}: {LOST}", field=key)
-            value = former.get(key, value)
-        if isinstance(value, dict | list):
-            raise Refusal("INVALID_PARAMETER", f"{field.label}: write a single value.", field=key)
-        try:
-            values[key] = field.clean(value)
-        except ValidationError as error:
-            raise Refusal("INVALID_PARAMETER", f"{field.label}: {' '.join(error.messages)}", field=key) from None
-    return values
+    empty = {key for key in secret if not given.get(key)}
+    for key in sorted(empty & lost):
+        raise Refusal("CONFLICT", f"{fields[key].label}: {LOST}", field=key)
+    kept = {key: value for key, value in former.items() if key in empty or key not in given}
+    return template.clean_answers({**given, **kept})
 
 
 class DeployForm(forms.Form):

@@ -232,8 +232,11 @@ class Deployment(models.Model):
         if not self.is_readable() and (lost := self.template.secret_keys()):
             text = f"Its answers are not all known any more ({', '.join(sorted(lost))}). Deploy it anew, and give them."
             raise Refusal("CONFLICT", text)
-        fields = self.template.form_fields()
-        parameters = {key: answers.get(key, field.initial) for key, field in fields.items()}
+        try:
+            parameters = self.template.clean_answers(answers)
+        except Refusal as refusal:  # the template was changed meanwhile
+            text = f"Its answers do not fit any more. {refusal.message} Deploy it anew with the form."
+            raise Refusal("CONFLICT", text, field=refusal.field) from None
         if stack.state != Stack.State.GONE:
             run = Deployment._again(person, stack, self.template, parameters, via, None)
             run.resources = {name: self.resources[name] for name in KEPT if name in self.resources}
