@@ -319,6 +319,7 @@ def _journal(run: Run) -> Journal:
         run.report,
         resources=deployment.known_resources(),
         intended=deployment.intended(),
+        known=deployment.known_ids(),
         logged=deployment.logged_lines(),
     )
     journal.phase = deployment.phase

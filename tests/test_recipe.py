@@ -78,14 +78,17 @@ class Run:
         self.refuse = None
         known = [report.resources for report in self.reports if report.kind == "phase" and report.resources]
         intended: set[tuple[str, str]] = set()
+        ids: set[str] = set()
         logged: dict[str, int] = {}
         for report in self.reports:
             data = report.data
             if report.kind == "receipt" and data["state"] in ("intended", "made"):
                 intended.add((data["kind"], data["mark"]))
+                ids |= {data["id"]} if "id" in data else set()
             if report.kind == "log":
                 logged[data["source"]] = data["first"] - 1 + len(data["lines"])
-        return Journal(self.report, resources=known[-1] if known else Resources(), intended=intended, logged=logged)
+        resources = known[-1] if known else Resources()
+        return Journal(self.report, resources=resources, intended=intended, known=ids, logged=logged)
 
     @property
     def phase(self) -> str | None:
@@ -1052,6 +1055,68 @@ async def test_undo_spares_what_somebody_put_into_our_project(simulator: Simulat
     found = Found(simulator, run.spec)
     assert [row["applicationId"] for row in found.applications] == [theirs["applicationId"]]
     assert (found.domains, found.services) == ([], [])
+
+
+ALL = ("domain", "application", "project")
+LEFT = {"project": ("project",), "application": ALL}  # by whose description somebody changes
+
+
+@pytest.mark.parametrize("kind", LEFT)
+@pytest.mark.parametrize("way", ["remove", "undo"])
+async def test_what_has_lost_our_mark_is_neither_removed_nor_taken_to_be_gone(
+    simulator: Simulator, dokploy: Dokploy, kind: str, way: str
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    made = [report for report in run.reports if report.kind == "receipt"]
+    id = {f"{kind}Id": getattr(have, f"{kind}_id")}
+    simulator.do(f"{kind}.update", **id, description="mine now")
+    removal = Run(run.spec, made)
+    if way == "remove":
+        with pytest.raises(Failure) as caught:
+            await removal.remove(dokploy)
+        assert caught.value.code == "MARK_CHANGED_AT_DOKPLOY"
+        said = caught.value.message
+    else:
+        left = await removal.undo(dokploy)
+        assert [line.partition(" (")[0] for line in left] == [f"the {one}" for one in LEFT[kind]]
+        said = left[0]
+    assert f"The {kind} “{run.spec.name}” is at Dokploy" in said
+    assert f"Put “{run.spec.mark}” back there, or remove it at Dokploy." in said
+    found = Found(simulator, run.spec)
+    there = {one: len(getattr(found, f"{one}s")) for one in ALL}
+    assert there == {one: int(one in LEFT[kind]) for one in ALL}
+    assert len(found.services) == there["application"], "an application that is there goes on running"
+    gone = {report.data["kind"] for report in removal.reports if report.data.get("state") == "gone"}
+    assert gone & set(ALL) == set(ALL) - set(LEFT[kind])
+    simulator.do(f"{kind}.update", **id, description=run.spec.mark)
+    await Run(run.spec, made).remove(dokploy)
+    Found(simulator, run.spec).is_nothing()
+
+
+@pytest.mark.parametrize("kind", LEFT)
+async def test_a_redeploy_of_what_has_lost_our_mark_makes_no_second_one(
+    simulator: Simulator, dokploy: Dokploy, kind: str
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    description = {"description": "mine now", "name": f"{run.spec.name}-renamed"}
+    simulator.do(f"{kind}.update", **{f"{kind}Id": getattr(have, f"{kind}_id")}, **description)
+    again = Run(replace(run.spec, run="dep_again"))
+    before = calls(simulator)
+    failure = await again.fails(dokploy, journal=Journal(again.report, known=run.journal().known))
+    assert (failure.code, failure.phase) == ("MARK_CHANGED_AT_DOKPLOY", f"creating_{kind}")
+    assert not CHANGES & set(calls(simulator) - before)
+
+
+async def test_a_project_that_was_renamed_is_ours_by_its_mark(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    simulator.do("project.update", projectId=have.project_id, name="renamed")
+    before = calls(simulator)
+    again = await Run(replace(run.spec, run="dep_again")).deploy(dokploy)
+    assert (again.project_id, again.application_id) == (have.project_id, have.application_id)
+    assert not {"project.create", "application.create"} & set(calls(simulator) - before)
 
 
 async def test_a_host_of_a_foreign_application_is_refused(simulator: Simulator, dokploy: Dokploy) -> None:

@@ -181,6 +181,14 @@ ENTRIES = (
         operator="Remove the domain from the other application at Dokploy to free the address.",
     ),
     Entry(
+        "MARK_CHANGED_AT_DOKPLOY",
+        "Its mark at Dokploy was changed",
+        "What the portal made for this stack does not carry its mark any more, so it is not touched on a guess.",
+        ("Somebody changed its description at Dokploy by hand.",),
+        ("Ask an operator to put the mark back, or to remove it at Dokploy. Then try again.",),
+        operator="Put the mark back into the description at Dokploy, or remove the object there. Then try again.",
+    ),
+    Entry(
         "DOKPLOY_UNAVAILABLE",
         "Dokploy cannot be reached",
         "The Dokploy server did not answer for so long that the portal gave up.",
