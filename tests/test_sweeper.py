@@ -24,7 +24,8 @@ from deployments.sweeper import look_for_orphans
 
 from .people import People, browser, end, new_token, operator, submit
 from .processes import KEY, Portal, Simulator, until
-from .test_removal import NONE, ONE, deployed, there
+from .test_live import held
+from .test_removal import NONE, ONE, change_by_hand, deployed, ended, there
 
 
 @pytest.fixture(name="people")
@@ -285,3 +286,57 @@ def test_the_sweeper_removes_what_was_left_and_reports_what_is_in_no_book(own_po
         until(lambda: "0 orphans" in orphans(), 20)
     assert there(portal, "forgotten") == NONE
     assert there(portal, "remembered") == ONE
+
+
+def test_a_create_that_lands_after_the_undo_is_named_and_frees_the_name_once_an_operator_removes_it(
+    own_portal: Any,
+) -> None:
+    """Its stack is gone by then, and nothing is deleted on a guess."""
+    portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1, STACK_HEALTH_INTERVAL_SECONDS=0.3).start()
+    with closing(browser(portal)) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        token = {**new_token(http), "Accept": "application/json"}
+    with held(portal, "project.create"):
+        answer = portal.http.post("/api/deploy", json={"name": "lands-late"}, headers=token)
+        id = answer.json()["deploymentId"]
+        portal.wait_at("project.create")
+        assert portal.http.post(f"/api/deployments/{id}/cancel", headers=token).status_code == 202
+        undone = ended(portal, token, answer)
+        assert (undone["phase"], undone["message"]) == ("rolling_back", "Rollback completed")
+        assert there(portal, "lands-late") == NONE
+    late = {**NONE, "projects": 1}
+    until(lambda: there(portal, "lands-late") == late)
+    retry = lambda run: portal.http.post(f"/api/deployments/{run['deploymentId']}/retry", headers=token)  # noqa: E731
+    refused = ended(portal, token, retry(undone))
+    assert (refused["error"]["code"], refused["error"]["retryable"]) == ("LEFTOVER_AT_DOKPLOY", True)
+    assert there(portal, "lands-late") == late
+    with closing(operator(portal)) as admin:
+        orphans = lambda: admin.get("/admin/deployments/orphan/").text  # noqa: E731
+        listed = until(lambda: (html := orphans()).count('/remove"') == 1 and html, 20)
+        assert "among the orphans" in admin.get(f"/deployments/{refused['deploymentId']}").text
+        page = listed.split('href="/orphans/')[1].split('"')[0]
+        run = submit(admin, f"/orphans/{page}", {}).headers["Location"]
+        until(lambda: "It is gone" in admin.get(run).text, 20)
+    assert there(portal, "lands-late") == NONE
+    assert ended(portal, token, retry(refused))["status"] == "success"
+    assert there(portal, "lands-late") == ONE
+
+
+def test_a_create_that_lands_beside_a_newer_stack_of_the_name_is_an_orphan_and_not_taken(own_portal: Any) -> None:
+    portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1, STACK_HEALTH_INTERVAL_SECONDS=0.3).start()
+    with closing(browser(portal)) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        token = {**new_token(http), "Accept": "application/json"}
+    made = deployed(portal, token, "doubled")["resources"]["projectId"]
+    mark = next(row for row in portal.dokploy()["projects"] if row["projectId"] == made)["description"]
+    former = f"{mark.rpartition('/')[0]}/stk_{'0' * 20}"
+    change_by_hand(portal, "project.create", name="doubled", description=former)
+    again = deployed(portal, token, "doubled")
+    assert (again["kind"], again["resources"]["projectId"]) == ("redeploy", made)
+    with closing(operator(portal)) as admin:
+        html = until(lambda: (html := admin.get("/admin/deployments/orphan/").text).count('/remove"') and html, 20)
+        assert former in html
+        assert mark not in html
+    removal = portal.http.delete("/api/stacks/doubled", headers=token)
+    assert ended(portal, token, removal)["message"] == "doubled is gone, and its name is free again"
+    assert [row["description"] for row in portal.dokploy()["projects"]] == [former]

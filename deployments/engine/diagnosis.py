@@ -172,6 +172,14 @@ ENTRIES = (
         operator="The project lacks this portal's mark. Rename or remove it at Dokploy to free the name.",
     ),
     Entry(
+        "LEFTOVER_AT_DOKPLOY",
+        "Dokploy still has an earlier project of that name",
+        "A project of this name, which the portal made for another stack, is at Dokploy. It was not touched.",
+        ("Dokploy made it long after the portal had given up on it.", "The portal's database is from a backup."),
+        ("Ask an operator to remove it, then try again. Or choose another name.",),
+        operator="Within minutes it is among the orphans in the admin panel: remove it there, and the name is free.",
+    ),
+    Entry(
         "HOST_IN_USE_AT_DOKPLOY",
         "Dokploy already serves this address",
         "Another application at Dokploy has this host name. It was not touched.",

@@ -45,8 +45,9 @@ async def create_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
         ours, changed = _ours(projects, spec, journal)
         if changed:
             raise _mark_changed("project", changed[0], spec)
-        if not ours and any(project.name == spec.name for project in projects):
-            raise _refused("NAME_IN_USE_AT_DOKPLOY")
+        if not ours and (named := [project for project in projects if project.name == spec.name]):
+            own = all(project.description.startswith(mark_of(spec.installation)) for project in named)
+            raise _refused("LEFTOVER_AT_DOKPLOY" if own else "NAME_IN_USE_AT_DOKPLOY")
         return _oldest(ours)
 
     project = await _look_or_make(
@@ -465,4 +466,5 @@ def _known(id: str | None) -> str:
 
 
 def _refused(code: str) -> Failure:
-    return Failure(code, diagnosis.BY_CODE[code].what, retryable=False)
+    entry = diagnosis.BY_CODE[code]
+    return Failure(code, entry.what, retryable=entry.retryable)
