@@ -1,7 +1,7 @@
 import re
 import secrets
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -13,9 +13,6 @@ from django.utils import timezone
 from ..engine import grammar
 from .refusal import Refusal
 from .template import Template
-
-if TYPE_CHECKING:
-    from .deployment import Deployment
 
 FIRST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 60, 6 * 3600
 STACK_ID = re.compile(r"stk_[0-9a-f]{20}")
@@ -119,7 +116,7 @@ class Stack(models.Model):
         last = self._last_run(template)
         return set() if last is None or last.is_readable() else template.secret_keys()
 
-    def _last_run(self, template: Template) -> "Deployment | None":
+    def _last_run(self, template: Template) -> Any:
         runs = self.deployments.filter(template=template).exclude(kind="remove")
         return runs.that_worked().first() or runs.first()
 
