@@ -1119,7 +1119,7 @@ async def test_what_has_lost_our_mark_is_neither_removed_nor_taken_to_be_gone(
 
 
 @pytest.mark.parametrize("kind", LEFT)
-async def test_a_redeploy_of_what_has_lost_our_mark_makes_no_second_one(
+async def test_a_redeploy_of_what_has_lost_our_mark_makes_no_second_one_and_changes_nothing(
     simulator: Simulator, dokploy: Dokploy, kind: str
 ) -> None:
     run = new_run(simulator)
@@ -1130,6 +1130,19 @@ async def test_a_redeploy_of_what_has_lost_our_mark_makes_no_second_one(
     before = calls(simulator)
     failure = await again.fails(dokploy, journal=Journal(again.report, known=run.journal().known))
     assert (failure.code, failure.phase) == ("MARK_CHANGED_AT_DOKPLOY", f"creating_{kind}")
+    assert not CHANGES & set(calls(simulator) - before)
+
+
+async def test_a_retry_that_goes_on_in_the_middle_does_not_touch_what_has_lost_our_mark(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    simulator.do("application.update", applicationId=have.application_id, description="mine now")
+    before, retry = calls(simulator), Run(replace(run.spec, run="dep_retry"))
+    journal = Journal(retry.report, resources=have, known=run.journal().known)
+    await journal.begin("configuring_application", 50, "Configuring the application")
+    assert (await retry.fails(dokploy, journal=journal)).code == "MARK_CHANGED_AT_DOKPLOY"
     assert not CHANGES & set(calls(simulator) - before)
 
 

@@ -66,27 +66,28 @@ async def get_environment(dokploy: Dokploy, spec: StackSpec, have: Resources, jo
 
 async def create_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     environment_id = _known(have.environment_id)
-
-    async def look() -> Application | None:
-        environments = await dokploy.environments(_known(have.project_id))
-        ours, changed = _ours([a for e in environments for a in e.applications], spec, journal)
-        if changed:
-            raise _mark_changed("application", changed[0], spec)
-        return _oldest(ours)
-
     application = await _look_or_make(
         "application",
         spec.mark,
-        look,
+        lambda: _our_application(dokploy, spec, have, journal),
         lambda: dokploy.create_application(environment_id, spec.name, spec.mark),
         journal,
     )
     return replace(have, application_id=application.id, app_name=application.app_name)
 
 
+async def _our_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Application | None:
+    """The project's with our mark. Failure where the one that we know has lost it: that is not touched."""
+    environments = await dokploy.environments(_known(have.project_id))
+    ours, changed = _ours([a for e in environments for a in e.applications], spec, journal)
+    if changed:
+        raise _mark_changed("application", changed[0], spec)
+    return _oldest(ours)
+
+
 async def configure_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     application_id = _known(have.application_id)
-    await dokploy.builds(application_id)  # any question: an outage is waited for, and not taken for an unclear save
+    await _our_application(dokploy, spec, have, journal)  # a retry may begin here; and an outage is no unclear save
     await journal.say(f"Setting the image {spec.image}")
     await dokploy.save_image(application_id, spec.image, spec.registry, spec.registry_username, spec.registry_password)
     await dokploy.save_environment(application_id, dotenv(spec.env))
