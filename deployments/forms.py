@@ -13,8 +13,6 @@ from .models import Deployment, Refusal, Stack, Template
 
 LOCK_SECONDS = 15 * 60
 TRIES = 5
-
-
 LOST = "What was set cannot be read any more. Give it again."
 
 
