@@ -115,7 +115,7 @@ def _deploy(request: HttpRequest) -> dict[str, Any]:
     person = request.person  # type: ignore[attr-defined]
     stack = Stack.objects.visible_to(person).existing().filter(name=name, owner=_owner(request)).first()
     template = _template(person, slug, stack)
-    values = read_parameters(template, parameters, stack.parameters(template) if stack else None)
+    values = read_parameters(template, parameters, stack)
     run = Deployment.request(
         _owner(request),
         name,

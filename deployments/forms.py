@@ -13,29 +13,24 @@ from .models import Deployment, Refusal, Stack, Template
 
 LOCK_SECONDS = 15 * 60
 TRIES = 5
+LOST = "What was set cannot be read any more. Give it again."
 
 
-def read_parameters(template: Template, given: dict[str, Any], former: dict[str, str] | None = None) -> dict[str, Any]:
+def read_parameters(template: Template, given: dict[str, Any], stack: Stack | None = None) -> dict[str, Any]:
     """The parameters, checked and typed, defaults filled in. Raises Refusal INVALID_PARAMETER with the field.
 
     given: values by key, as JSON has them; keys that the template does not know are refused.
-    former: what the stack has (Stack.parameters): kept where nothing is given, and where a secret is left empty.
+    stack: what it has is kept where nothing is given, and where a secret is left empty; CONFLICT where that is lost.
     """
-    fields, former, secret = template.form_fields(), former or {}, template.secret_keys()
+    fields, secret = template.form_fields(), template.secret_keys()
+    former, lost = (stack.parameters(template), stack.lost_secrets(template)) if stack else ({}, set())
     if unknown := sorted(given.keys() - fields.keys()):
         raise Refusal("INVALID_PARAMETER", f"The template has no parameter “{unknown[0][:60]}”.", field=unknown[0][:60])
-    values = {}
-    for key, field in fields.items():
-        value = given.get(key, former.get(key, field.initial))
-        if key in secret and not value:
-            value = former.get(key, value)
-        if isinstance(value, dict | list):
-            raise Refusal("INVALID_PARAMETER", f"{field.label}: write a single value.", field=key)
-        try:
-            values[key] = field.clean(value)
-        except ValidationError as error:
-            raise Refusal("INVALID_PARAMETER", f"{field.label}: {' '.join(error.messages)}", field=key) from None
-    return values
+    empty = {key for key in secret if not given.get(key)}
+    for key in sorted(empty & lost):
+        raise Refusal("CONFLICT", f"{fields[key].label}: {LOST}", field=key)
+    kept = {key: value for key, value in former.items() if key in empty or key not in given}
+    return template.clean_answers({**given, **kept})
 
 
 class DeployForm(forms.Form):
@@ -44,6 +39,7 @@ class DeployForm(forms.Form):
     name = forms.CharField(max_length=30, required=False)
     template = forms.ModelChoiceField(Template.objects.none(), to_field_name="slug", empty_label=None)
     idempotency_key = forms.CharField(widget=forms.HiddenInput, required=False, max_length=64)
+    stack: Stack | None = None
 
     def __init__(self, person: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,10 +57,6 @@ class DeployForm(forms.Form):
 
     def offer(self) -> list[Template]:
         return list(Template.offered_to(self.person))
-
-    def former(self, template: Template) -> dict[str, str]:
-        """What the stack has already, where there is one."""
-        return {}
 
     def cards(self) -> list[dict[str, Any]]:
         chosen = self["template"].value()
@@ -94,7 +86,7 @@ class DeployForm(forms.Form):
             prefix = f"{template.slug}-"
             given = {key: cleaned.get(prefix + key) for key in template.form_fields() if prefix + key in cleaned}
             try:
-                cleaned["parameters"] = read_parameters(template, given, self.former(template))
+                cleaned["parameters"] = read_parameters(template, given, self.stack)
             except Refusal as refusal:
                 field = f"{prefix}{refusal.field}"
                 self.add_error(field if field in self.fields else None, refusal.message)
@@ -123,6 +115,8 @@ class DeployForm(forms.Form):
 class RedeployForm(DeployForm):
     """The same for a stack that is there: filled in with what it has. A secret that is left empty stays as it is."""
 
+    stack: Stack
+
     def __init__(self, person: Any, stack: Stack, *args: Any, **kwargs: Any) -> None:
         self.stack = stack
         super().__init__(person, *args, **kwargs)
@@ -130,7 +124,10 @@ class RedeployForm(DeployForm):
         self.fields["template"].initial = stack.template.slug
         for template in self.offered:
             secret, shown = template.secret_keys(), stack.parameters(template, secrets=False)
-            for key, value in self.former(template).items():
+            for key in stack.lost_secrets(template):
+                field = self.fields[f"{template.slug}-{key}"]
+                field.help_text = f"{field.help_text} {LOST}".strip()
+            for key, value in stack.parameters(template).items():
                 field = self.fields[f"{template.slug}-{key}"]
                 if key in shown and key not in secret:
                     field.initial = value == "true" if isinstance(field, forms.BooleanField) else value
@@ -141,9 +138,6 @@ class RedeployForm(DeployForm):
         """What may be deployed, and what the stack is made of, even if that is not offered any more."""
         offered = super().offer()
         return offered if self.stack.template in offered else [self.stack.template, *offered]
-
-    def former(self, template: Template) -> dict[str, str]:
-        return self.stack.parameters(template)
 
     def request(self, address: str) -> Deployment:
         template, parameters = self.cleaned_data["template"], self.cleaned_data["parameters"]

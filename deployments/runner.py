@@ -257,7 +257,7 @@ class Runner:
             if deployment.kind == Deployment.Kind.REMOVE:
                 await self._leave(deployment, journal, failure)
             else:
-                await self._undo(dokploy, spec, former, journal, failure, patience)
+                await self._undo(deployment, dokploy, spec, former, journal, failure, patience)
         except (Interrupted, *DATABASE_AWAY):
             raise
         except vault.Locked as locked:
@@ -271,6 +271,7 @@ class Runner:
 
     async def _undo(
         self,
+        deployment: Deployment,
         dokploy: Dokploy,
         spec: StackSpec,
         former: StackSpec | None,
@@ -279,12 +280,12 @@ class Runner:
         patience: float,
     ) -> None:
         """After a failure: removes what this stack made, or gives a stack that ran before its former settings back."""
-        nothing = None
+        nothing, redeploys = None, deployment.kind == Deployment.Kind.REDEPLOY
         if journal.phase == "rolling_back":
             pass  # taken up again in the middle of it
         elif not journal.intended:
             nothing = "Nothing was made, so there is nothing to undo"
-        elif former is not None and failure.phase in UNCHANGED:
+        elif redeploys and failure.phase in UNCHANGED:
             nothing = "Nothing was changed, so there is nothing to undo"
         if nothing:
             await journal.over("failed", "failure", nothing, error=failure)
@@ -292,6 +293,8 @@ class Runner:
         await journal.begin("rolling_back", 95, "Undoing", error=failure)
         if former is not None:
             left = await orchestrator.restore(dokploy, former, journal, patience=patience)
+        elif redeploys:
+            left = ["the former version (a secret of it cannot be read any more)"]
         else:
             left = await orchestrator.undo(dokploy, spec, journal, patience=patience)
         message = f"Left at Dokploy: {'; '.join(left)}" if left else "Rollback completed"
@@ -347,6 +350,7 @@ def _journal(run: Run) -> Journal:
         run.report,
         resources=deployment.known_resources(),
         intended=deployment.intended(),
+        known=deployment.known_ids(),
         logged=deployment.logged_lines(),
     )
     journal.phase = deployment.phase
@@ -354,10 +358,10 @@ def _journal(run: Run) -> Journal:
 
 
 def _specs(deployment: Deployment) -> tuple[StackSpec, StackSpec | None]:
-    """What is asked for, and, for a redeploy, what ran before."""
+    """What is asked for, and, for a redeploy, what ran before, as far as its secrets can be read."""
     spec = deployment.stack_spec()
     former = deployment.former() if deployment.kind == Deployment.Kind.REDEPLOY else None
-    if former is None:
+    if former is None or not former.is_readable():
         return spec, None
     # A run of its own at Dokploy: the former run's deploy is there already, and done.
     again = replace(former.stack_spec(), run=f"{spec.run}.restore")

@@ -29,11 +29,21 @@ async def sweep_for_ever(dokploy: Dokploy) -> None:
 
 
 async def look_for_orphans(dokploy: Dokploy) -> None:
-    """The orphan report, once in a while for all workers together."""
+    """The orphan report, once in a while for all workers together. A look that failed is due again at once.
+
+    Of what is in no book, some was removed between the two readings, Dokploy's and ours: so it is looked for again.
+    """
     if await sync_to_async(Orphan.look_is_due)(settings.ORPHANS_SECONDS):
-        installation, known = await sync_to_async(_books)()
-        found = await steps.all_marked(dokploy, installation, known)
-        await sync_to_async(Orphan.report)(found)
+        try:
+            installation, known = await sync_to_async(_books)()
+            found = await steps.all_marked(dokploy, installation, known)
+            if unknown := await sync_to_async(Orphan.unknown)(found):
+                there = {one.id for one in await steps.all_marked(dokploy, installation, known)}
+                unknown = [one for one in unknown if one.id in there]
+            await sync_to_async(Orphan.report)(unknown)
+        except Exception:
+            await sync_to_async(Orphan.look_again)()
+            raise
 
 
 def _books() -> tuple[str, set[str]]:

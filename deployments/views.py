@@ -118,7 +118,12 @@ def retry(request: HttpRequest, id: str) -> HttpResponse:
 @login_required
 def orphan(request: HttpRequest, id: int) -> HttpResponse:
     """An operator's: takes away what is at Dokploy with our mark and in no book."""
-    found = get_object_or_404(Orphan if request.user.is_staff else Orphan.objects.none(), pk=id)
+    if not request.user.is_staff:
+        raise Http404
+    found = Orphan.objects.filter(pk=id).first()
+    if found is None:
+        messages.info(request, "That is no orphan any more: somebody has it removed already, or it is gone.")
+        return redirect("admin:deployments_orphan_changelist")
     if request.method == "POST":
         try:
             return _go_to(request, found.remove(request.user))

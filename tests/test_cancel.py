@@ -7,12 +7,14 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.fernet import Fernet
+from django.test import Client
 
 from deployments.engine.errors import Cancelled
 from deployments.engine.spec import Progress
 from deployments.models import Deployment, Refusal, Stack
 
 from .people import People, browser, end, new_token, submit
+from .people import token as token_of
 from .processes import Portal, until
 from .test_live import GATES, held
 from .test_removal import NONE, ONE, deployed, ended, there
@@ -257,6 +259,52 @@ def test_a_retry_whose_secret_cannot_be_read_any_more_is_refused_and_not_made_wi
     with pytest.raises(Refusal) as refused:
         failed.retry(people.owner, via="form")
     assert (refused.value.code, "TOKEN" in refused.value.message) == ("CONFLICT", True)
+
+
+CHANGED_MEANWHILE = [
+    ("COLOR", {"type": "choice", "choices": ["green", "blue"]}, "Select a valid choice. red is not one of"),
+    ("COUNT", {"type": "integer", "max": 3}, "Ensure this value is less than or equal to 3."),
+    ("TITLE", {"type": "text", "required": True}, "This field is required."),
+    ("TOKEN", {"type": "secret", "required": True}, "This field is required."),
+]
+
+
+@pytest.mark.parametrize(("key", "change", "why"), CHANGED_MEANWHILE)
+def test_a_retry_whose_answers_do_not_fit_the_changed_template_is_refused_at_every_door(
+    people: People, settings: Any, key: str, change: dict[str, Any], why: str
+) -> None:
+    people.template.parameters = [{"key": "COLOR", "type": "choice", "choices": ["red"]}, {"key": "COUNT"}]
+    people.template.save()
+    failed = end(people.run(people.owner, "shop", COLOR="red", COUNT="7"), "failure")
+    kept = [entry for entry in people.template.parameters if entry["key"] != key]
+    people.template.parameters = [*kept, {"key": key, "label": f"The {key.lower()}", **change}]
+    people.template.save()
+    answer = Client().post(f"/api/deployments/{failed.pk}/retry", headers=token_of(people.owner))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["field"]) == (409, "CONFLICT", key)
+    assert error["message"].startswith(f"Its answers do not fit any more. The {key.lower()}: {why}")
+    assert error["message"].endswith("Deploy it anew with the form.")
+    for person in (people.owner, people.operator):
+        http = Client()
+        http.force_login(person)
+        if person == people.operator:
+            assert (
+                f'href="/deployments/{failed.pk}/retry"' in http.get("/admin/deployments/deployment/").content.decode()
+            )
+        shown = http.post(f"/deployments/{failed.pk}/retry", follow=True).content.decode()
+        assert f"Its answers do not fit any more. The {key.lower()}: " in shown
+    assert Deployment.objects.get() == failed
+
+
+def test_a_retry_takes_the_defaults_of_what_was_added_to_the_template_meanwhile(people: People) -> None:
+    failed = end(people.run(people.owner, "shop"), "failure")
+    people.template.parameters = [
+        {"key": "COLOR", "type": "choice", "choices": ["red"], "default": "red", "required": True},
+        {"key": "TOKEN", "type": "secret"},
+    ]
+    people.template.save()
+    again = Deployment.objects.select_related("template").get(pk=failed.pk).retry(people.owner, via="form")
+    assert again.environment() == {"COLOR": "red", "TOKEN": ""}
 
 
 def test_an_operators_retry_stays_its_owners(people: People) -> None:

@@ -78,14 +78,17 @@ class Run:
         self.refuse = None
         known = [report.resources for report in self.reports if report.kind == "phase" and report.resources]
         intended: set[tuple[str, str]] = set()
+        ids: set[str] = set()
         logged: dict[str, int] = {}
         for report in self.reports:
             data = report.data
             if report.kind == "receipt" and data["state"] in ("intended", "made"):
                 intended.add((data["kind"], data["mark"]))
+                ids |= {data["id"]} if "id" in data else set()
             if report.kind == "log":
                 logged[data["source"]] = data["first"] - 1 + len(data["lines"])
-        return Journal(self.report, resources=known[-1] if known else Resources(), intended=intended, logged=logged)
+        resources = known[-1] if known else Resources()
+        return Journal(self.report, resources=resources, intended=intended, known=ids, logged=logged)
 
     @property
     def phase(self) -> str | None:
@@ -755,6 +758,29 @@ async def die(task: "asyncio.Task[Any]") -> None:
     assert task.cancelled()
 
 
+@pytest.mark.parametrize("then", ["deploy", "remove"])
+async def test_what_lands_after_the_undo_of_a_stack_that_is_still_there_is_used_or_removed_by_its_next_run(
+    simulator: Simulator, hasty: Dokploy, then: str
+) -> None:
+    """The project could not be removed, so that the stack is there; and then the create of its application is done."""
+    run = new_run(simulator)
+    simulator.close_gate("application.create")
+    simulator.fault("project.remove", "error500", times=None)
+    assert (await run.fails(hasty)).code == "DOKPLOY_UNCLEAR"
+    assert [line.partition(" (")[0] for line in await run.undo(hasty)] == ["the project"]
+    assert Found(simulator, run.spec).applications == []
+    simulator.open_gate("application.create")
+    await soon(lambda: len(Found(simulator, run.spec).applications) == 3)  # each of the phase's attempts sent one
+    simulator.switches.delete("faults")
+    next_run = Run(replace(run.spec, run="dep_next"))  # the application's receipt says that it is gone
+    if then == "deploy":
+        await next_run.deploy(hasty)
+        Found(simulator, run.spec).is_one_of_each()
+    else:
+        await next_run.remove(hasty)
+        Found(simulator, run.spec).is_nothing()
+
+
 async def test_an_undo_of_a_run_that_is_cancelled_in_the_middle_of_a_call_sees_what_the_call_makes(
     simulator: Simulator, dokploy: Dokploy
 ) -> None:
@@ -1035,8 +1061,9 @@ async def test_a_project_of_the_same_name_that_is_not_ours_is_refused_and_never_
     simulator.application(project["environment"]["environmentId"], description=description)
     before, had = calls(simulator), vars(Found(simulator, run.spec))
     failure = await run.fails(dokploy)
-    assert (failure.code, failure.phase) == ("NAME_IN_USE_AT_DOKPLOY", "creating_project")
-    assert not failure.retryable
+    ours = description == "deployportal/inst/stk_x"
+    assert failure.code == ("LEFTOVER_AT_DOKPLOY" if ours else "NAME_IN_USE_AT_DOKPLOY")
+    assert (failure.phase, failure.retryable) == ("creating_project", ours)
     assert not [report for report in run.reports if report.kind == "receipt"]
     assert await run.undo(dokploy) == []
     assert not CHANGES & set(calls(simulator) - before)
@@ -1052,6 +1079,81 @@ async def test_undo_spares_what_somebody_put_into_our_project(simulator: Simulat
     found = Found(simulator, run.spec)
     assert [row["applicationId"] for row in found.applications] == [theirs["applicationId"]]
     assert (found.domains, found.services) == ([], [])
+
+
+ALL = ("domain", "application", "project")
+LEFT = {"project": ("project",), "application": ALL}  # by whose description somebody changes
+
+
+@pytest.mark.parametrize("kind", LEFT)
+@pytest.mark.parametrize("way", ["remove", "undo"])
+async def test_what_has_lost_our_mark_is_neither_removed_nor_taken_to_be_gone(
+    simulator: Simulator, dokploy: Dokploy, kind: str, way: str
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    made = [report for report in run.reports if report.kind == "receipt"]
+    id = {f"{kind}Id": getattr(have, f"{kind}_id")}
+    simulator.do(f"{kind}.update", **id, description="mine now")
+    removal = Run(run.spec, made)
+    if way == "remove":
+        with pytest.raises(Failure) as caught:
+            await removal.remove(dokploy)
+        assert caught.value.code == "MARK_CHANGED_AT_DOKPLOY"
+        said = caught.value.message
+    else:
+        left = await removal.undo(dokploy)
+        assert [line.partition(" (")[0] for line in left] == [f"the {one}" for one in LEFT[kind]]
+        said = left[0]
+    assert f"The {kind} “{run.spec.name}” is at Dokploy" in said
+    assert f"Put “{run.spec.mark}” back there, or remove it at Dokploy." in said
+    found = Found(simulator, run.spec)
+    there = {one: len(getattr(found, f"{one}s")) for one in ALL}
+    assert there == {one: int(one in LEFT[kind]) for one in ALL}
+    assert len(found.services) == there["application"], "an application that is there goes on running"
+    gone = {report.data["kind"] for report in removal.reports if report.data.get("state") == "gone"}
+    assert gone & set(ALL) == set(ALL) - set(LEFT[kind])
+    simulator.do(f"{kind}.update", **id, description=run.spec.mark)
+    await Run(run.spec, made).remove(dokploy)
+    Found(simulator, run.spec).is_nothing()
+
+
+@pytest.mark.parametrize("kind", LEFT)
+async def test_a_redeploy_of_what_has_lost_our_mark_makes_no_second_one_and_changes_nothing(
+    simulator: Simulator, dokploy: Dokploy, kind: str
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    description = {"description": "mine now", "name": f"{run.spec.name}-renamed"}
+    simulator.do(f"{kind}.update", **{f"{kind}Id": getattr(have, f"{kind}_id")}, **description)
+    again = Run(replace(run.spec, run="dep_again"))
+    before = calls(simulator)
+    failure = await again.fails(dokploy, journal=Journal(again.report, known=run.journal().known))
+    assert (failure.code, failure.phase) == ("MARK_CHANGED_AT_DOKPLOY", f"creating_{kind}")
+    assert not CHANGES & set(calls(simulator) - before)
+
+
+async def test_a_retry_that_goes_on_in_the_middle_does_not_touch_what_has_lost_our_mark(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    simulator.do("application.update", applicationId=have.application_id, description="mine now")
+    before, retry = calls(simulator), Run(replace(run.spec, run="dep_retry"))
+    journal = Journal(retry.report, resources=have, known=run.journal().known)
+    await journal.begin("configuring_application", 50, "Configuring the application")
+    assert (await retry.fails(dokploy, journal=journal)).code == "MARK_CHANGED_AT_DOKPLOY"
+    assert not CHANGES & set(calls(simulator) - before)
+
+
+async def test_a_project_that_was_renamed_is_ours_by_its_mark(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    simulator.do("project.update", projectId=have.project_id, name="renamed")
+    before = calls(simulator)
+    again = await Run(replace(run.spec, run="dep_again")).deploy(dokploy)
+    assert (again.project_id, again.application_id) == (have.project_id, have.application_id)
+    assert not {"project.create", "application.create"} & set(calls(simulator) - before)
 
 
 async def test_a_host_of_a_foreign_application_is_refused(simulator: Simulator, dokploy: Dokploy) -> None:

@@ -1,6 +1,7 @@
 """A stack is taken away: by typing its name, by a script, by an operator; receipt by receipt, and the name is free."""
 
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -159,6 +160,37 @@ def test_a_removal_that_could_not_begin_changes_nothing(portal: Portal, token: d
     assert there(portal, "not-begun") == ONE
     assert portal.router.get("/", headers={"Host": "not-begun.localhost"}).status_code == 200
     assert deployed(portal, token, "not-begun")["kind"] == "redeploy"
+
+
+def test_a_removal_leaves_and_names_what_lost_the_mark_at_dokploy_until_it_is_put_back(
+    portal: Portal, person: httpx.Client, token: dict[str, str]
+) -> None:
+    made = deployed(portal, token, "mark-changed")["resources"]
+    project = next(row for row in portal.dokploy()["projects"] if row["projectId"] == made["projectId"])
+    change_by_hand(portal, "project.update", projectId=made["projectId"], description="mine now")
+    answer = portal.http.delete("/api/stacks/mark-changed", headers=token)
+    state = ended(portal, token, answer)
+    assert (state["phase"], state["error"]["phase"]) == ("failed", "removing_project")
+    assert (state["error"]["code"], state["message"]) == ("MARK_CHANGED_AT_DOKPLOY", "Left at Dokploy: the project")
+    assert there(portal, "mark-changed") == {**NONE, "projects": 1}
+    with closing(sqlite3.connect(portal.data / "portal.sqlite3", timeout=10)) as database:
+        query = "SELECT kind, state FROM deployments_receipt WHERE external_id IN (?, ?, ?)"
+        states = dict(database.execute(query, [made[f"{kind}Id"] for kind in ("project", "application", "domain")]))
+    assert states == {"project": "left", "application": "gone", "domain": "gone"}
+    html = person.get(answer.json()["pageUrl"]).text
+    assert f"Put “{project['description']}” back there, or remove it at Dokploy." in html
+    assert portal.http.get("/api/check/mark-changed").json()["available"] is False
+    change_by_hand(portal, "project.update", projectId=made["projectId"], description=project["description"])
+    again = ended(portal, token, portal.http.delete("/api/stacks/mark-changed", headers=token))
+    assert again["message"] == "mark-changed is gone, and its name is free again"
+    assert there(portal, "mark-changed") == NONE
+
+
+def change_by_hand(portal: Portal, procedure: str, **given: Any) -> None:
+    """What somebody does at Dokploy, past the portal."""
+    key = {"x-api-key": (portal.data / "simulator-key").read_text()}
+    address = f"http://127.0.0.1:{portal.port + 1}/api/{procedure}"
+    portal.http.post(address, json=given, headers=key).raise_for_status()
 
 
 def test_what_is_not_ones_own_is_not_there_to_be_removed(portal: Portal, person: httpx.Client) -> None:

@@ -2,10 +2,13 @@
 
 import hashlib
 import io
+import json
 import logging
 import re
 import secrets
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -24,6 +27,7 @@ from deployportal.masking import Masked
 
 from .people import People, browser, end, new_token, operator, socket, submit, token
 from .processes import Portal, until
+from .test_removal import ONE, there
 
 CANARY = "canary-parameter-5c1e"
 PASSWORD = "canary-password-9a4b"
@@ -237,6 +241,67 @@ async def test_a_run_whose_secret_cannot_be_read_fails_with_a_sentence(transacti
     assert run.error is not None
     assert re.fullmatch(r"[A-Z][^.]+\.( [A-Z][^.]+\.)*", run.error["message"])
     assert run.stack.state == "gone", "nothing was made: the name is free"
+
+
+ASK = {"content_type": "application/json"}
+
+
+def test_a_secret_that_cannot_be_read_any_more_is_asked_for_and_not_emptied(people: People, settings: Any) -> None:
+    people.template.registry_password_locked = ""
+    people.template.save()
+    first = end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    client, header = Client(), token(people.owner)
+    for parameters in ({}, {"GREETING": "ho"}, {"API_TOKEN": ""}):
+        answer = client.post("/api/deploy", {"name": "shop", "parameters": parameters}, headers=header, **ASK)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["field"]) == (409, "CONFLICT", "API_TOKEN")
+        assert error["message"] == "API_TOKEN: What was set cannot be read any more. Give it again."
+    client.force_login(people.owner)
+    page = f"/stacks/{first.stack_id}/deploy"
+    shown = client.get(page).content.decode()
+    assert "What was set cannot be read any more. Give it again." in shown
+    assert "Leave it empty to keep" not in shown
+    assert 'value="hi"' in shown
+    refused = client.post(page, {"template": "stack", "stack-API_TOKEN": "", "stack-GREETING": "ho"})
+    assert refused.status_code == 400
+    assert "API_TOKEN: What was set cannot be read any more." in refused.content.decode()
+    assert Deployment.objects.get() == first, "nothing was begun"
+    again = {"name": "shop", "parameters": {"API_TOKEN": "another"}}
+    assert client.post("/api/deploy", again, headers=header, **ASK).status_code == 202
+    assert Deployment.objects.first().environment() == {"API_TOKEN": "another", "GREETING": "hi"}
+
+
+def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_never_removed(own_portal: Any) -> None:
+    portal: Portal = own_portal(ENCRYPTION_KEYS=Fernet.generate_key().decode()).start()
+    with closing(sqlite3.connect(portal.data / "portal.sqlite3", timeout=10)) as database:
+        database.execute("UPDATE deployments_template SET parameters = ?", [json.dumps(PARAMETERS)])
+        database.commit()
+    with closing(browser(portal)) as mine:
+        header = {**new_token(mine), "Accept": "application/json"}
+
+    def deploy(value: str) -> Any:
+        given = {"name": "key-lost", "parameters": {"API_TOKEN": value}}
+        started = portal.http.post("/api/deploy", json=given, headers=header).json()
+        ask = lambda: portal.http.get(started["statusUrl"], headers=header).json()  # noqa: E731
+        return until(lambda: (state := ask())["status"] != "in_progress" and state, 30)
+
+    assert deploy("one")["status"] == "success"
+    assert portal.stop() == 0
+    until(portal.ports_are_free, 10)
+    portal.env["ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
+    portal.start()
+    portal.turn(pull_error="no space left on device")
+    failed = deploy("two")
+    assert (failed["error"]["code"], failed["phase"]) == ("SERVER_DISK_FULL", "rolling_back")
+    left = "Left at Dokploy: the former version (a secret of it cannot be read any more)"
+    assert failed["message"] == left
+    assert there(portal, "key-lost") == ONE
+    portal.turn(pull_error=None)
+    assert deploy("three")["status"] == "success"
+    assert there(portal, "key-lost") == ONE
+    service = next(row for row in portal.dokploy()["services"] if row["name"].startswith("key-lost-"))
+    assert "API_TOKEN=three" in service["env"]
 
 
 def test_a_template_whose_password_cannot_be_read_is_refused_with_a_sentence(people: People, settings: Any) -> None:

@@ -1,20 +1,31 @@
 """What was left is removed by itself, and what is in no book is shown to operators and removed on request only."""
 
+import asyncio
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.conf import settings
+from django.db import connection
+from django.test import Client
 from django.utils import timezone
 
-from deployments.engine.spec import Marked, Progress
-from deployments.models import Deployment, Installation, Orphan, Refusal, Stack
+from deployments.engine.dokploy import Dokploy
+from deployments.engine.errors import DokployError
+from deployments.engine.spec import Marked, Progress, mark_of
+from deployments.models import Deployment, Installation, Orphan, Receipt, Refusal, Stack, Template
+from deployments.sweeper import look_for_orphans
 
 from .people import People, browser, end, new_token, operator, submit
-from .processes import Portal, until
-from .test_removal import NONE, ONE, deployed, there
+from .processes import KEY, Portal, Simulator, until
+from .test_live import held
+from .test_removal import NONE, ONE, change_by_hand, deployed, ended, there
 
 
 @pytest.fixture(name="people")
@@ -111,6 +122,52 @@ def test_one_worker_of_several_looks_for_orphans(people: People) -> None:
     assert [Orphan.look_is_due(60) for _ in range(2)] == [True, False]
 
 
+def test_a_look_for_orphans_that_failed_is_due_again_at_once(people: People, simulator: Simulator) -> None:
+    lost(simulator)
+    simulator.fault("project.all", "redirect")
+    with pytest.raises(DokployError):
+        async_to_sync(look)(simulator)
+    async_to_sync(look)(simulator)
+    assert Orphan.objects.get().name == "lost"
+    assert not Orphan.look_is_due(60), "one that went well is not"
+
+
+def lost(simulator: Simulator) -> None:
+    """A project with our mark that is in no book."""
+    simulator.do("project.create", name="lost", description=f"{mark_of(Installation.current().id)}stk_{'0' * 20}")
+
+
+async def look(simulator: Simulator) -> None:
+    dokploy = Dokploy(f"http://127.0.0.1:{simulator.port}", KEY)
+    try:
+        await look_for_orphans(dokploy)
+    finally:
+        await dokploy.aclose()
+
+
+def test_a_stack_that_is_removed_while_orphans_are_looked_for_is_none(people: People, simulator: Simulator) -> None:
+    lost(simulator)
+    run = end(people.run(people.owner, "shop"))
+    mark = f"{mark_of(Installation.current().id)}{run.stack_id}"
+    id = simulator.do("project.create", name="shop", description=mark)["project"]["projectId"]
+    receipt = Receipt.objects.create(stack=run.stack, deployment=run, kind="project", mark=mark, external_id=id)
+
+    def remove() -> None:
+        simulator.do("project.remove", projectId=id)
+        Receipt.objects.filter(pk=receipt.pk).update(state=Receipt.State.GONE)
+
+    async def look_meanwhile() -> None:
+        looking = asyncio.ensure_future(look(simulator))
+        assert await asyncio.to_thread(simulator.wait_at, "project.all:answer") == 1
+        await sync_to_async(remove)()  # it was listed, and is in no book any more
+        simulator.open_gate("project.all:answer")
+        await looking
+
+    simulator.close_gate("project.all:answer")
+    async_to_sync(look_meanwhile)()
+    assert [orphan.name for orphan in Orphan.objects.all()] == ["lost"]
+
+
 def test_an_orphan_whose_mark_somebody_has_changed_is_not_taken_into_the_books(people: People) -> None:
     Orphan.report([Marked("project", "p1", "lost", "i/stk_00000000000000000001 (keep this!)")])
     with pytest.raises(Refusal) as refused:
@@ -126,6 +183,60 @@ def test_an_orphan_of_a_stack_that_exists_is_not_removed_with_it(people: People)
         Orphan.objects.get().remove(people.operator)
     assert refused.value.code == "CONFLICT"
     assert "“shop”, which exists" in refused.value.message
+
+
+LOST = "i/stk_10000000000000000000"
+
+
+def test_an_orphan_that_is_removed_twice_is_one_run(people: People) -> None:
+    Orphan.report([Marked("project", "p1", "lost", LOST)])
+    first, second = Orphan.objects.get(), Orphan.objects.get()
+    run = first.remove(people.operator)
+    assert second.remove(people.other) == run
+    assert list(run.stack.receipts.values_list("external_id", flat=True)) == ["p1"]
+    end(run)
+    with pytest.raises(Refusal) as refused:
+        second.remove(people.other)
+    assert "It is no orphan any more" in refused.value.message
+    assert Deployment.objects.count() == 1
+    http = Client()
+    http.force_login(people.operator)
+    stale = http.post(f"/orphans/{second.pk}/remove", follow=True)
+    assert stale.redirect_chain == [("/admin/deployments/orphan/", 302)]
+    assert "That is no orphan any more" in stale.content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(settings.ON_SQLITE, reason="there one waits for the other before it looks")
+def test_operators_who_remove_an_orphan_in_one_instant_get_one_run() -> None:
+    people, four = People(), 4
+    for number in range(5):
+        Orphan.report([Marked("project", f"p{number}", "lost", f"{LOST[:6]}{number}{LOST[7:]}")])
+        start = threading.Barrier(four)
+
+        def remove(orphan: Orphan, start: threading.Barrier = start) -> Deployment:
+            connection.ensure_connection()
+            start.wait(10)
+            try:
+                return orphan.remove(people.operator)
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(four) as pool:
+            runs = set(pool.map(remove, [Orphan.objects.get() for _ in range(four)]))
+        assert len(runs) == 1
+    assert Deployment.objects.count() == 5
+
+
+def test_an_orphan_without_any_template_is_a_sentence(people: People) -> None:
+    Template.objects.all().delete()
+    Orphan.report([Marked("project", "p1", "lost", LOST)])
+    http = Client()
+    http.force_login(people.operator)
+    answer = http.post(f"/orphans/{Orphan.objects.get().pk}/remove")
+    assert answer.status_code == 200
+    assert "A run needs a template, and there is none." in answer.content.decode()
+    assert Orphan.objects.exists()
 
 
 # -- in a real portal --------------------------------------------------------------------------------------------------
@@ -175,3 +286,57 @@ def test_the_sweeper_removes_what_was_left_and_reports_what_is_in_no_book(own_po
         until(lambda: "0 orphans" in orphans(), 20)
     assert there(portal, "forgotten") == NONE
     assert there(portal, "remembered") == ONE
+
+
+def test_a_create_that_lands_after_the_undo_is_named_and_frees_the_name_once_an_operator_removes_it(
+    own_portal: Any,
+) -> None:
+    """Its stack is gone by then, and nothing is deleted on a guess."""
+    portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1, STACK_HEALTH_INTERVAL_SECONDS=0.3).start()
+    with closing(browser(portal)) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        token = {**new_token(http), "Accept": "application/json"}
+    with held(portal, "project.create"):
+        answer = portal.http.post("/api/deploy", json={"name": "lands-late"}, headers=token)
+        id = answer.json()["deploymentId"]
+        portal.wait_at("project.create")
+        assert portal.http.post(f"/api/deployments/{id}/cancel", headers=token).status_code == 202
+        undone = ended(portal, token, answer)
+        assert (undone["phase"], undone["message"]) == ("rolling_back", "Rollback completed")
+        assert there(portal, "lands-late") == NONE
+    late = {**NONE, "projects": 1}
+    until(lambda: there(portal, "lands-late") == late)
+    retry = lambda run: portal.http.post(f"/api/deployments/{run['deploymentId']}/retry", headers=token)  # noqa: E731
+    refused = ended(portal, token, retry(undone))
+    assert (refused["error"]["code"], refused["error"]["retryable"]) == ("LEFTOVER_AT_DOKPLOY", True)
+    assert there(portal, "lands-late") == late
+    with closing(operator(portal)) as admin:
+        orphans = lambda: admin.get("/admin/deployments/orphan/").text  # noqa: E731
+        listed = until(lambda: (html := orphans()).count('/remove"') == 1 and html, 20)
+        assert "among the orphans" in admin.get(f"/deployments/{refused['deploymentId']}").text
+        page = listed.split('href="/orphans/')[1].split('"')[0]
+        run = submit(admin, f"/orphans/{page}", {}).headers["Location"]
+        until(lambda: "It is gone" in admin.get(run).text, 20)
+    assert there(portal, "lands-late") == NONE
+    assert ended(portal, token, retry(refused))["status"] == "success"
+    assert there(portal, "lands-late") == ONE
+
+
+def test_a_create_that_lands_beside_a_newer_stack_of_the_name_is_an_orphan_and_not_taken(own_portal: Any) -> None:
+    portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1, STACK_HEALTH_INTERVAL_SECONDS=0.3).start()
+    with closing(browser(portal)) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        token = {**new_token(http), "Accept": "application/json"}
+    made = deployed(portal, token, "doubled")["resources"]["projectId"]
+    mark = next(row for row in portal.dokploy()["projects"] if row["projectId"] == made)["description"]
+    former = f"{mark.rpartition('/')[0]}/stk_{'0' * 20}"
+    change_by_hand(portal, "project.create", name="doubled", description=former)
+    again = deployed(portal, token, "doubled")
+    assert (again["kind"], again["resources"]["projectId"]) == ("redeploy", made)
+    with closing(operator(portal)) as admin:
+        html = until(lambda: (html := admin.get("/admin/deployments/orphan/").text).count('/remove"') and html, 20)
+        assert former in html
+        assert mark not in html
+    removal = portal.http.delete("/api/stacks/doubled", headers=token)
+    assert ended(portal, token, removal)["message"] == "doubled is gone, and its name is free again"
+    assert [row["description"] for row in portal.dokploy()["projects"]] == [former]

@@ -172,6 +172,14 @@ ENTRIES = (
         operator="The project lacks this portal's mark. Rename or remove it at Dokploy to free the name.",
     ),
     Entry(
+        "LEFTOVER_AT_DOKPLOY",
+        "Dokploy still has an earlier project of that name",
+        "A project of this name, which the portal made for another stack, is at Dokploy. It was not touched.",
+        ("Dokploy made it long after the portal had given up on it.", "The portal's database is from a backup."),
+        ("Ask an operator to remove it, then try again. Or choose another name.",),
+        operator="Within minutes it is among the orphans in the admin panel: remove it there, and the name is free.",
+    ),
+    Entry(
         "HOST_IN_USE_AT_DOKPLOY",
         "Dokploy already serves this address",
         "Another application at Dokploy has this host name. It was not touched.",
@@ -179,6 +187,14 @@ ENTRIES = (
         ("Choose another name.",),
         retryable=False,
         operator="Remove the domain from the other application at Dokploy to free the address.",
+    ),
+    Entry(
+        "MARK_CHANGED_AT_DOKPLOY",
+        "Its mark at Dokploy was changed",
+        "What the portal made for this stack does not carry its mark any more, so it is not touched on a guess.",
+        ("Somebody changed its description at Dokploy by hand.",),
+        ("Ask an operator to put the mark back, or to remove it at Dokploy. Then try again.",),
+        operator="Put the mark back into the description at Dokploy, or remove the object there. Then try again.",
     ),
     Entry(
         "DOKPLOY_UNAVAILABLE",

@@ -21,8 +21,8 @@ _CONTROL = re.compile(
 class Journal:
     """Turns what a step says into reports, one after the other.
 
-    `intended`: kind and mark of what earlier workers of this run were about to make; `logged`: how many log lines of
-    each deploy they have reported. Both only matter to a run that is taken up again.
+    `intended`: kind and mark of what was about to be made, or was, and is not gone; `known`: the ids of it, as far as
+    they were written down; `logged`: how many log lines of each deploy earlier workers of this run have reported.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Journal:
         *,
         resources: Resources | None = None,
         intended: Iterable[tuple[str, str]] = (),
+        known: Iterable[str] = (),
         logged: dict[str, int] | None = None,
     ) -> None:
         self._report = report
@@ -38,6 +39,7 @@ class Journal:
         self.resources = resources or Resources()
         self._secrets: list[str] = []
         self.intended = set(intended)
+        self.known = set(known)
         self._logged = logged or {}
         self._next_log = 0.0
         self.phase = "initializing"
@@ -131,6 +133,7 @@ class Journal:
 
     async def made(self, kind: str, mark: str, id: str) -> None:
         """After it; also for what was found to be ours. Writing down the same thing twice changes nothing."""
+        self.known.add(id)
         await self._receipt("made", kind, mark=mark, id=id)
 
     async def removing(self, kind: str, id: str) -> None:

@@ -1,8 +1,9 @@
 """The steps of a deployment and of a removal. Every step looks before it acts, so that running it twice is harmless.
 
 What is ours is known by its mark alone (StackSpec.mark, in the description of projects and applications, in the title
-of a deploy). Dokploy's creates are not idempotent, its names are not unique, and an error answer does not mean that
-nothing was made: an unclear outcome is resolved by looking, never by making again.
+of a deploy). What has lost it, and is known by its id, is neither touched nor taken to be gone. Dokploy's creates are
+not idempotent, its names are not unique, and an error answer does not mean that nothing was made: an unclear outcome is
+resolved by looking, never by making again.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from . import diagnosis, versions
 from .build_log import BuildLog
-from .dokploy import Application, Build, Dokploy, Domain, Environment, Job, Project
+from .dokploy import Application, Build, Dokploy, Domain, Job, Project
 from .errors import DokployError, Failure, NotFound, Unavailable, Unclear
 from .grammar import dotenv
 from .journal import Journal
@@ -31,7 +32,8 @@ FOREIGN_APPLICATIONS = 100  # looked through for a host in use; each is a call
 PULLED = re.compile(r"^Digest: (sha256:[0-9a-f]{64})$", re.MULTILINE)  # what `docker pull` says of what it got
 
 M = TypeVar("M", Project, Application, Domain)
-D = TypeVar("D", Project, Application)  # what has a date
+D = TypeVar("D", Project, Application)  # what has a date and a mark
+Both = tuple[list[D], list[D]]
 
 
 async def create_project(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
@@ -39,11 +41,14 @@ async def create_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
         raise _refused("DOKPLOY_TOO_OLD")
 
     async def look() -> Project | None:
-        named = [project for project in await dokploy.projects() if project.name == spec.name]
-        ours = _oldest([project for project in named if project.description == spec.mark])
-        if named and ours is None:
-            raise _refused("NAME_IN_USE_AT_DOKPLOY")
-        return ours
+        projects = await dokploy.projects()
+        ours, changed = _ours(projects, spec, journal)
+        if changed:
+            raise _mark_changed("project", changed[0], spec)
+        if not ours and (named := [project for project in projects if project.name == spec.name]):
+            own = all(project.description.startswith(mark_of(spec.installation)) for project in named)
+            raise _refused("LEFTOVER_AT_DOKPLOY" if own else "NAME_IN_USE_AT_DOKPLOY")
+        return _oldest(ours)
 
     project = await _look_or_make(
         "project", spec.mark, look, lambda: dokploy.create_project(spec.name, spec.mark), journal
@@ -61,24 +66,28 @@ async def get_environment(dokploy: Dokploy, spec: StackSpec, have: Resources, jo
 
 async def create_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     environment_id = _known(have.environment_id)
-
-    async def look() -> Application | None:
-        environments = await dokploy.environments(_known(have.project_id))
-        return _oldest([a for e in environments for a in e.applications if a.description == spec.mark])
-
     application = await _look_or_make(
         "application",
         spec.mark,
-        look,
+        lambda: _our_application(dokploy, spec, have, journal),
         lambda: dokploy.create_application(environment_id, spec.name, spec.mark),
         journal,
     )
     return replace(have, application_id=application.id, app_name=application.app_name)
 
 
+async def _our_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Application | None:
+    """The project's with our mark. Failure where the one that we know has lost it: that is not touched."""
+    environments = await dokploy.environments(_known(have.project_id))
+    ours, changed = _ours([a for e in environments for a in e.applications], spec, journal)
+    if changed:
+        raise _mark_changed("application", changed[0], spec)
+    return _oldest(ours)
+
+
 async def configure_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     application_id = _known(have.application_id)
-    await dokploy.builds(application_id)  # any question: an outage is waited for, and not taken for an unclear save
+    await _our_application(dokploy, spec, have, journal)  # a retry may begin here; and an outage is no unclear save
     await journal.say(f"Setting the image {spec.image}")
     await dokploy.save_image(application_id, spec.image, spec.registry, spec.registry_username, spec.registry_password)
     await dokploy.save_environment(application_id, dotenv(spec.env))
@@ -277,7 +286,8 @@ async def _no_answer(dokploy: Dokploy, have: Resources, seen: Climb, attempt: in
 
 async def settle_deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     """Nothing of ours waits or runs at Dokploy any more. Deleting under a running deploy would leave its container."""
-    for _, application in await _our_applications(dokploy, spec):
+    ours, _ = await _applications(dokploy, spec, journal)
+    for application in ours:
         await dokploy.clean_queue(application.id)
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
@@ -307,60 +317,72 @@ def _still_running() -> Failure:
 
 
 async def remove_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
-    for _, application in await _our_applications(dokploy, spec):
+    ours, changed = await _applications(dokploy, spec, journal)
+    for application in ours:
         for domain in await dokploy.domains(application.id):
             await journal.removing("domain", domain.id)
             await _delete(dokploy.delete_domain, domain.id)
             if any(other.id == domain.id for other in await dokploy.domains(application.id)):
                 raise Unclear("Dokploy still lists the domain.")
             await journal.gone("domain", domain.id)
+    for application in changed:
+        if any(domain.id in journal.known for domain in await dokploy.domains(application.id)):
+            raise _mark_changed("application", application, spec)
     await journal.gone("domain")
     return replace(have, domain_id=None)
 
 
 async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
-    await _let_it_land("application", lambda: _our_applications(dokploy, spec), journal)
-    for _, application in await _our_applications(dokploy, spec):
+    await _let_it_land("application", lambda: _applications(dokploy, spec, journal), journal)
+    ours, changed = await _applications(dokploy, spec, journal)
+    for application in ours:
         if await _is_deploying(dokploy, application.id):
             raise _still_running()
         await journal.removing("application", application.id)
         await _delete(dokploy.delete_application, application.id)
-        if any(other.id == application.id for _, other in await _our_applications(dokploy, spec)):
+        if any(other.id == application.id for found in await _applications(dokploy, spec, journal) for other in found):
             raise Unclear("Dokploy still lists the application.")
         await journal.gone("application", application.id)
+    if changed:
+        raise _mark_changed("application", changed[0], spec)
     await journal.gone("application")
     await journal.gone("deploy")
     return replace(have, application_id=None, app_name=None, dokploy_deployment_id=None)
 
 
 async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
-    await _let_it_land("project", lambda: _our_projects(dokploy, spec), journal)
-    for project in await _our_projects(dokploy, spec):
+    await _let_it_land("project", lambda: _projects(dokploy, spec, journal), journal)
+    ours, changed = await _projects(dokploy, spec, journal)
+    for project in ours:
         environments = await dokploy.environments(project.id)
-        ours = sum(application.description == spec.mark for e in environments for application in e.applications)
-        if sum(environment.services for environment in environments) > ours:
+        marked = sum(application.description == spec.mark for e in environments for application in e.applications)
+        if sum(environment.services for environment in environments) > marked:
             raise Failure("DOKPLOY_REFUSED", "It holds a service that this portal did not make.", retryable=False)
-        if ours:
+        if marked:
             raise Failure("DOKPLOY_REFUSED", "Its application is still there.")
         await journal.removing("project", project.id)
         await _delete(dokploy.remove_project, project.id)
-        if any(other.id == project.id for other in await _our_projects(dokploy, spec)):
+        if any(other.id == project.id for found in await _projects(dokploy, spec, journal) for other in found):
             raise Unclear("Dokploy still lists the project.")
         await journal.gone("project", project.id)
+    if changed:
+        raise _mark_changed("project", changed[0], spec)
     await journal.gone("project")
     return replace(have, project_id=None, environment_id=None)
 
 
 async def closing_look(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> None:
     """The last act of a run: surplus empty objects with our mark go (a create that seemed lost and was not)."""
-    for _, application in await _our_applications(dokploy, spec):
+    applications, _ = await _applications(dokploy, spec, journal)
+    for application in applications:
         if application.id not in (have.application_id, None) and not await dokploy.builds(application.id):
             await _delete(dokploy.delete_application, application.id)
         elif application.id == have.application_id:
             for domain in await dokploy.domains(application.id):
                 if domain.host == spec.host and domain.id != have.domain_id:
                     await _delete(dokploy.delete_domain, domain.id)
-    for project in await _our_projects(dokploy, spec):
+    projects, _ = await _projects(dokploy, spec, journal)
+    for project in projects:
         surplus = project.id != have.project_id
         if surplus and not any(environment.services for environment in await dokploy.environments(project.id)):
             await _delete(dokploy.remove_project, project.id)
@@ -416,9 +438,9 @@ async def _look_or_make(
     return found
 
 
-async def _let_it_land(kind: str, look: Callable[[], Awaitable[list[Any]]], journal: Journal) -> None:
+async def _let_it_land(kind: str, look: Callable[[], Awaitable[Both[Any]]], journal: Journal) -> None:
     """Where something was about to be made and is not there: its request may still be on its way, so a pause."""
-    if any(intended == kind for intended, _ in journal.intended) and not await look():
+    if any(intended == kind for intended, _ in journal.intended) and not any(await look()):
         await asyncio.sleep(SECOND_LOOK_SECONDS)
 
 
@@ -428,18 +450,34 @@ async def _delete(call: Callable[[str], Awaitable[None]], id: str) -> None:
         await call(id)
 
 
-async def _our_projects(dokploy: Dokploy, spec: StackSpec) -> list[Project]:
-    return [project for project in await dokploy.projects() if project.description == spec.mark]
+async def _projects(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> Both[Project]:
+    return _ours(await dokploy.projects(), spec, journal)
 
 
-async def _our_applications(dokploy: Dokploy, spec: StackSpec) -> list[tuple[Environment, Application]]:
-    return [
-        (environment, application)
-        for project in await _our_projects(dokploy, spec)
+async def _applications(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> Both[Application]:
+    """In projects of ours, and wherever else what we know by its id is by now."""
+    found = [
+        application
+        for project in await dokploy.projects()
+        if project.description == spec.mark or journal.known & {project.id, *project.application_ids}
         for environment in await dokploy.environments(project.id)
         for application in environment.applications
-        if application.description == spec.mark
     ]
+    return _ours(found, spec, journal)
+
+
+def _ours(found: list[D], spec: StackSpec, journal: Journal) -> Both[D]:
+    """What carries our mark; and what we know by its id and what does not carry the mark any more."""
+    ours = [one for one in found if one.description == spec.mark]
+    return ours, [one for one in found if one.id in journal.known and one not in ours]
+
+
+def _mark_changed(kind: str, one: Project | Application, spec: StackSpec) -> Failure:
+    text = (
+        f"The {kind} “{one.name[:60]}” is at Dokploy, and its description was changed by hand: it lacks this portal's "
+        f"mark, so it was not touched. Put “{spec.mark}” back there, or remove it at Dokploy. Then try again."
+    )
+    return Failure("MARK_CHANGED_AT_DOKPLOY", text)
 
 
 def _oldest(found: list[D]) -> D | None:
@@ -453,4 +491,5 @@ def _known(id: str | None) -> str:
 
 
 def _refused(code: str) -> Failure:
-    return Failure(code, diagnosis.BY_CODE[code].what, retryable=False)
+    entry = diagnosis.BY_CODE[code]
+    return Failure(code, entry.what, retryable=entry.retryable)

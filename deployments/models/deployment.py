@@ -168,7 +168,7 @@ class Deployment(models.Model):
             if earlier := cls._of_key(person, digest):
                 return earlier
         Stack.check_name(name)
-        return cls._once(
+        return cls.once(
             lambda: cls._request(person, person, name, template, parameters, via, digest, address),
             lambda: cls._of_key(person, digest),
         )
@@ -178,7 +178,7 @@ class Deployment(models.Model):
         cls, person: Any, stack: Stack, template: Template, parameters: dict[str, Any], *, via: str
     ) -> "Deployment":
         """A redeploy of this stack, for its owner or an operator (Stack.visible_to), or a Refusal."""
-        return cls._once(lambda: cls._again(person, stack, template, parameters, via, None), lambda: None)
+        return cls.once(lambda: cls._again(person, stack, template, parameters, via, None), lambda: None)
 
     @classmethod
     def request_removal(cls, person: Any, stack: Stack, *, via: str) -> "Deployment":
@@ -196,7 +196,7 @@ class Deployment(models.Model):
             run.spec = {"image": stack.template.image, "port": stack.template.port}  # a removal goes by the mark alone
             return run._enqueue()
 
-        return cls._once(make, under_way)
+        return cls.once(make, under_way)
 
     def retry(self, person: Any, *, via: str) -> "Deployment":
         """A new run for one that failed, with the same answers; what is there already is found, and not made again.
@@ -221,7 +221,7 @@ class Deployment(models.Model):
             run.save(update_fields=["retry_of"])
             return run
 
-        return self._once(make, under_way)
+        return self.once(make, under_way)
 
     def _repeat(self, person: Any, via: str) -> "Deployment":
         stack = self.stack
@@ -229,11 +229,14 @@ class Deployment(models.Model):
         if self.kind == self.Kind.REMOVE:
             return Deployment.request_removal(person, stack, via=via)
         answers = self.environment()
-        if lost := self.template.secret_keys() - answers.keys():
+        if not self.is_readable() and (lost := self.template.secret_keys()):
             text = f"Its answers are not all known any more ({', '.join(sorted(lost))}). Deploy it anew, and give them."
             raise Refusal("CONFLICT", text)
-        fields = self.template.form_fields()
-        parameters = {key: answers.get(key, field.initial) for key, field in fields.items()}
+        try:
+            parameters = self.template.clean_answers(answers)
+        except Refusal as refusal:  # the template was changed meanwhile
+            text = f"Its answers do not fit any more. {refusal.message} Deploy it anew with the form."
+            raise Refusal("CONFLICT", text, field=refusal.field) from None
         if stack.state != Stack.State.GONE:
             run = Deployment._again(person, stack, self.template, parameters, via, None)
             run.resources = {name: self.resources[name] for name in KEPT if name in self.resources}
@@ -277,7 +280,7 @@ class Deployment(models.Model):
         return runs
 
     @staticmethod
-    def _once(make: Callable[[], "Deployment"], earlier: Callable[[], "Deployment | None"]) -> "Deployment":
+    def once(make: Callable[[], "Deployment"], earlier: Callable[[], "Deployment | None"]) -> "Deployment":
         """Makes a run in a transaction. Where somebody was faster: what they made if it serves, else once more."""
         for last in (False, True):
             try:
@@ -425,6 +428,14 @@ class Deployment(models.Model):
     def is_pinned(self) -> bool:
         """Whether the image that it ran can be had again, by its digest, whatever became of its tag."""
         return "@" in self.spec.get("image", "") or bool(self.known_resources().image_digest)
+
+    def is_readable(self) -> bool:
+        """Whether its secrets can be read: their key is not lost."""
+        try:
+            vault.unlock(self.spec_locked)
+        except vault.Locked:
+            return False
+        return True
 
     def environment(self) -> dict[str, str]:
         """The variables that this run sets, secrets in clear as far as they can be read."""
@@ -584,6 +595,11 @@ class Deployment(models.Model):
     def intended(self) -> set[tuple[str, str]]:
         """Kind and mark of what was about to be made, or was made, and is not gone."""
         return set(self.stack.receipts.exclude(state=Receipt.State.GONE).values_list("kind", "mark"))
+
+    def known_ids(self) -> set[str]:
+        """The ids at Dokploy of what was made and is not gone."""
+        there = self.stack.receipts.exclude(state=Receipt.State.GONE).exclude(external_id="")
+        return set(there.values_list("external_id", flat=True))
 
     def logged_lines(self) -> dict[str, int]:
         """How many lines of each deploy's log are among the events."""

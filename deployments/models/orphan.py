@@ -42,20 +42,30 @@ class Orphan(models.Model):
         return bool(Installation.objects.filter(long_ago).update(looked_for_orphans_at=timezone.now()))
 
     @classmethod
-    def report(cls, found: Iterable[Marked]) -> None:
-        """Writes down what of all that was found is in no book. What is being made or removed just now is in one."""
+    def look_again(cls) -> None:
+        """The last look did not come to its end: the next is due now, again for one worker."""
+        Installation.objects.update(looked_for_orphans_at=None)
+
+    @classmethod
+    def unknown(cls, found: Iterable[Marked]) -> list[Marked]:
+        """What of all that was found is in no book. What is being made or removed just now is in one."""
         known = Receipt.objects.exclude(state=Receipt.State.GONE)
         ids = set(known.values_list("external_id", flat=True))
         nameless = set(known.filter(external_id="").values_list("kind", "mark"))
         busy = set(Deployment.objects.running().values_list("stack_id", flat=True))
-        orphans = {
-            one.id: one
+        return [
+            one
             for one in found
             if one.id not in ids
             and (one.kind, one.mark) not in nameless  # made, or about to be, and its id not written down
             and one.mark.rpartition("/")[2] not in busy
-        }
+        ]
+
+    @classmethod
+    def report(cls, found: Iterable[Marked]) -> None:
+        """Writes down what of all that was found is in no book."""
         with transaction.atomic():
+            orphans = {one.id: one for one in cls.unknown(found)}
             cls.objects.exclude(external_id__in=orphans).delete()
             for one in orphans.values():
                 values = {"kind": one.kind, "name": one.name[:255], "mark": one.mark, "seen_at": timezone.now()}
@@ -64,39 +74,44 @@ class Orphan(models.Model):
     def remove(self, person: Any) -> Deployment:
         """Takes it into the books again and puts its removal into the queue: a run like any other, to be watched.
 
-        It takes away all that carries the same mark. Refusal CONFLICT where that mark is a stack's that exists, or one
-        that somebody has changed.
+        It takes away all that carries the same mark. Asked for twice it is the same run. Refusal CONFLICT where that
+        mark is a stack's that exists, or one that somebody has changed, or where there is no template.
         """
         id = self.mark.rpartition("/")[2]
         if not STACK_ID.fullmatch(id):
             text = f"Its mark ({self.mark}) was changed by hand, so it is not known what it is. Remove it at Dokploy."
             raise Refusal("CONFLICT", text)
-        with transaction.atomic():
-            name = f"left-{id.removeprefix('stk_')[:12]}"
-            url = Stack.address_of(name)
-            known = {"name": name, "host": host_of(url), "url": url, "state": Stack.State.BROKEN}
-            stack = Stack.objects.filter(pk=id).first()
-            if stack is None:
-                template = Template.objects.first()
-                stack = Stack.objects.create(pk=id, owner=person, template=template, **known)  # type: ignore[misc]
-            elif stack.state == Stack.State.GONE:
-                Stack.objects.filter(pk=id).update(**known)
-                stack.refresh_from_db()
-            else:
-                text = (
-                    f"It carries the mark of “{stack.name}”, which exists. Remove it at Dokploy, or remove the stack."
-                )
-                raise Refusal("CONFLICT", text)
-            run = Deployment.request_removal(person, stack, via=Deployment.Via.FORM)
-            for one in Orphan.objects.filter(mark=self.mark):
-                Receipt.objects.create(
-                    stack=stack,
-                    deployment=run,
-                    kind=one.kind,
-                    mark=f"{one.mark}/{one.external_id}",  # of one kind there may be several
-                    phase="removing",
-                    external_id=one.external_id,
-                    state=Receipt.State.MADE,
-                )
-            Orphan.objects.filter(mark=self.mark).delete()
-            return run
+        removals = Deployment.objects.running().filter(stack=id, kind=Deployment.Kind.REMOVE)
+        return Deployment.once(lambda: self._remove(person, id), removals.first)
+
+    def _remove(self, person: Any, id: str) -> Deployment:
+        if not Orphan.objects.filter(pk=self.pk).exists():
+            raise Refusal("CONFLICT", "It is no orphan any more: somebody has it removed already, or it is gone.")
+        name = f"left-{id.removeprefix('stk_')[:12]}"
+        url = Stack.address_of(name)
+        known = {"name": name, "host": host_of(url), "url": url, "state": Stack.State.BROKEN}
+        stack = Stack.objects.filter(pk=id).first()
+        if stack is None:
+            template = Template.objects.first()
+            if template is None:
+                raise Refusal("CONFLICT", "A run needs a template, and there is none. Make one first.")
+            stack = Stack.objects.create(pk=id, owner=person, template=template, **known)
+        elif stack.state == Stack.State.GONE:
+            Stack.objects.filter(pk=id).update(**known)
+            stack.refresh_from_db()
+        else:
+            text = f"It carries the mark of “{stack.name}”, which exists. Remove it at Dokploy, or remove the stack."
+            raise Refusal("CONFLICT", text)
+        run = Deployment.request_removal(person, stack, via=Deployment.Via.FORM)
+        for one in Orphan.objects.filter(mark=self.mark):
+            Receipt.objects.create(
+                stack=stack,
+                deployment=run,
+                kind=one.kind,
+                mark=f"{one.mark}/{one.external_id}",  # of one kind there may be several
+                phase="removing",
+                external_id=one.external_id,
+                state=Receipt.State.MADE,
+            )
+        Orphan.objects.filter(mark=self.mark).delete()
+        return run

@@ -104,13 +104,21 @@ class Stack(models.Model):
 
         With secrets, which come in clear, it is not for pages; without, it is what was no secret then.
         """
-        runs = self.deployments.filter(template=template).exclude(kind="remove")
-        last = runs.that_worked().first() or runs.first()
+        last = self._last_run(template)
         known = template.form_fields().keys()
         if last is None:
             return {}
         values = last.environment() if secrets else last.spec.get("env", {})
         return {key: value for key, value in values.items() if key in known}
+
+    def lost_secrets(self, template: Template) -> set[str]:
+        """Of these parameters those that cannot be read any more, as their key is lost, and so cannot be kept."""
+        last = self._last_run(template)
+        return set() if last is None or last.is_readable() else template.secret_keys()
+
+    def _last_run(self, template: Template) -> Any:
+        runs = self.deployments.filter(template=template).exclude(kind="remove")
+        return runs.that_worked().first() or runs.first()
 
     def is_unwanted(self) -> bool:
         """Whether nothing but leftovers is there: of a stack that never worked, or whose removal was asked for."""

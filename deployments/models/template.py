@@ -185,6 +185,19 @@ class Template(models.Model):
         """The parameters as form fields, by key. Form and API read them through the same ones."""
         return {entry["key"]: _field(entry) for entry in self.parameters}
 
+    def clean_answers(self, answers: dict[str, Any]) -> dict[str, Any]:
+        """The answers by key, checked and typed. Refusal INVALID_PARAMETER with the field that does not fit."""
+        cleaned = {}
+        for key, field in self.form_fields().items():
+            value = answers.get(key, field.initial)
+            if isinstance(value, dict | list):
+                raise Refusal("INVALID_PARAMETER", f"{field.label}: write a single value.", field=key)
+            try:
+                cleaned[key] = field.clean(value)
+            except ValidationError as error:
+                raise Refusal("INVALID_PARAMETER", f"{field.label}: {' '.join(error.messages)}", field=key) from None
+        return cleaned
+
     def secret_keys(self) -> set[str]:
         return {entry["key"] for entry in self.parameters if entry.get("type") == "secret"}
 

@@ -180,7 +180,7 @@ def test_after_yesterdays_backup_is_restored_nothing_unknown_is_taken_or_deleted
     portal.ask("today")  # its name is free here, and not at Dokploy
     run: Any = portal.ended("today")
     assert (run["status"], run["phase"]) == ("failure", "failed")
-    assert "NAME_IN_USE_AT_DOKPLOY" in run["error"]
+    assert "LEFTOVER_AT_DOKPLOY" in run["error"]
     is_told_alike(portal, run, figures)
     assert objects(portal.dokploy(), "today") == unknown == ONE
     assert portal.router.get("/", headers={"Host": "today.localhost"}).status_code == 200
