@@ -8,11 +8,11 @@ import logging
 import os
 import secrets
 import socket
-import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -337,11 +337,12 @@ class Runner:
                     run.task.cancel()
 
 
-def end_process() -> NoReturn:
-    """Ends it with 0 after a drain, without waiting for its threads: what they wait for may be away for long."""
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(0)
+def end_soon() -> None:
+    """After a drain: the process ends by itself, and if a thread of it still waits for something that is away, a second
+    later all the same, with 0."""
+    watchdog = threading.Timer(1.0, os._exit, [0])
+    watchdog.daemon = True
+    watchdog.start()
 
 
 def _journal(run: Run) -> Journal:

@@ -22,7 +22,7 @@ from twisted.internet import defer, reactor
 
 from deployments import consumers, live, people, terminal
 from deployments.models import Deployment, Template
-from deployments.runner import Runner, end_process
+from deployments.runner import Runner, end_soon
 
 STARTING_SECONDS = 20
 SAMPLE = "hello"
@@ -56,7 +56,7 @@ class Command(BaseCommand):
             if simulator is not None:
                 self.stop_simulator(simulator)
             lock.close()
-        end_process()
+        end_soon()
 
     # -- one of us, and its ports --------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from deployments.consumers import answer_the_bell
-from deployments.runner import Runner, end_process
+from deployments.runner import Runner, end_soon
 
 
 class Command(BaseCommand):
@@ -28,4 +28,4 @@ class Command(BaseCommand):
         await stop.wait()
         bell.cancel()
         await runner.drain()
-        end_process()
+        end_soon()
