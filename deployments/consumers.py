@@ -23,7 +23,12 @@ TRY_AGAIN_LATER, SIGNED_OUT, NOT_FOUND = 3013, 4401, 4404
 
 
 class RunnerConsumer(AsyncConsumer):
-    """Owns the process's runner. A message only rings its bell: the runner lives beside the handler, which returns."""
+    """Owns the process's runner. A message only rings its bell: the runner lives beside the handler, which returns.
+
+    Subscribes no channel of its own: where that failed, Channels' worker would go on handing its messages to the dead.
+    """
+
+    channel_layer_alias = None
 
     async def wake(self, message: dict[str, Any]) -> None:
         Runner.of_this_process().ring()
