@@ -113,7 +113,7 @@ async def deploy(request: HttpRequest) -> HttpResponse:
 def _deploy(request: HttpRequest) -> dict[str, Any]:
     name, slug, parameters = _read_body(request)
     person = request.person  # type: ignore[attr-defined]
-    stack = Stack.objects.visible_to(person).existing().filter(name=name, owner=_owner(request)).first()
+    stack = Stack.of(person, name)
     template = _template(person, slug, stack)
     values = read_parameters(template, parameters, stack)
     run = Deployment.request(

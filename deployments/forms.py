@@ -85,8 +85,9 @@ class DeployForm(forms.Form):
         if template is not None:
             prefix = f"{template.slug}-"
             given = {key: cleaned.get(prefix + key) for key in template.form_fields() if prefix + key in cleaned}
+            stack = self.stack or Stack.of(self.person, cleaned.get("name", ""))
             try:
-                cleaned["parameters"] = read_parameters(template, given, self.stack)
+                cleaned["parameters"] = read_parameters(template, given, stack)
             except Refusal as refusal:
                 field = f"{prefix}{refusal.field}"
                 self.add_error(field if field in self.fields else None, refusal.message)

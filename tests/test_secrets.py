@@ -28,6 +28,7 @@ from deployportal.masking import Masked
 from .people import People, browser, end, new_token, operator, socket, submit, token
 from .processes import Portal, until
 from .test_removal import ONE, there
+from .test_serve import run
 
 CANARY = "canary-parameter-5c1e"
 PASSWORD = "canary-password-9a4b"
@@ -184,6 +185,14 @@ def test_a_redeploy_keeps_a_secret_that_is_left_empty_and_shows_it_nowhere(peopl
     assert Deployment.objects.first().environment() == {"API_TOKEN": "another", "GREETING": ""}
 
 
+def test_whoever_types_the_name_of_a_stack_of_theirs_keeps_its_secret(people: People, client: Client) -> None:
+    end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
+    client.force_login(people.owner)
+    client.post("/", {"name": "shop", "template": "stack", "stack-API_TOKEN": "", "stack-GREETING": "ho"})
+    again = end(Deployment.objects.first())
+    assert (again.kind, again.environment()) == ("redeploy", {"API_TOKEN": CANARY, "GREETING": "ho"})
+
+
 def test_keys_can_be_rotated(settings: Any) -> None:
     old, new = (Fernet.generate_key().decode() for _ in range(2))
     settings.ENCRYPTION_KEYS = [old]
@@ -286,7 +295,12 @@ def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_neve
         ask = lambda: portal.http.get(started["statusUrl"], headers=header).json()  # noqa: E731
         return until(lambda: (state := ask())["status"] != "in_progress" and state, 30)
 
+    def runs_with() -> list[str]:
+        return next(row["env"] for row in portal.dokploy()["services"] if row["name"].startswith("key-lost-"))
+
     assert deploy("one")["status"] == "success"
+    assert run("deploy", "key-lost", "--set", "GREETING=ho", env=portal.env).returncode == 0
+    assert {"API_TOKEN=one", "GREETING=ho"} <= set(runs_with())
     assert portal.stop() == 0
     until(portal.ports_are_free, 10)
     portal.env["ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
@@ -300,8 +314,7 @@ def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_neve
     portal.turn(pull_error=None)
     assert deploy("three")["status"] == "success"
     assert there(portal, "key-lost") == ONE
-    service = next(row for row in portal.dokploy()["services"] if row["name"].startswith("key-lost-"))
-    assert "API_TOKEN=three" in service["env"]
+    assert "API_TOKEN=three" in runs_with()
 
 
 def test_a_template_whose_password_cannot_be_read_is_refused_with_a_sentence(people: People, settings: Any) -> None:

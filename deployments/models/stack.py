@@ -73,6 +73,13 @@ class Stack(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    @classmethod
+    def of(cls, person: Any, name: str) -> "Stack | None":
+        """This person's stack of that name. Who did not sign in has none: what they deploy is everybody's."""
+        if not person.is_authenticated or person.username == settings.OPEN_USERNAME:
+            return None
+        return cls.objects.existing().filter(owner=person, name=name).first()
+
     @staticmethod
     def check_name(name: str) -> str:
         """The name if it may be a stack's; Refusal INVALID_NAME with a sentence if not."""

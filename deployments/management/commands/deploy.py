@@ -10,7 +10,7 @@ from rich.console import Console
 
 from deployments import people, terminal
 from deployments.forms import read_parameters
-from deployments.models import Deployment, Refusal, Template
+from deployments.models import Deployment, Refusal, Stack, Template
 
 
 class Command(BaseCommand):
@@ -18,7 +18,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name")
-        parser.add_argument("--template", metavar="SLUG", help="the template (default: the first)")
+        parser.add_argument("--template", metavar="SLUG", help="the template (default: the stack's, else the first)")
         parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter")
         parser.add_argument("--user", help="the owner (default: the demo's visitor, or the first operator)")
 
@@ -34,12 +34,14 @@ class Command(BaseCommand):
         if settings.ON_SQLITE:
             self.look_for_the_portal()
         person = self.person(options["user"])
-        offered = Template.objects.filter(active=True)
-        template = offered.filter(slug=options["template"]).first() if options["template"] else offered.first()
+        stack, offered = Stack.of(person, options["name"]), Template.objects.filter(active=True)
+        if options["template"]:
+            offered = offered.filter(slug=options["template"])
+        template = stack.template if stack and not options["template"] else offered.first()
         if template is None:
             raise Refusal("INVALID_PARAMETER", f"There is no template “{options['template'] or ''}”.")
         pairs = [pair.partition("=") for pair in options["set"]]
-        values = read_parameters(template, {key: value for key, _, value in pairs})
+        values = read_parameters(template, {key: value for key, _, value in pairs}, stack)
         return Deployment.request(person, options["name"], template, values, via=Deployment.Via.COMMAND)
 
     def look_for_the_portal(self) -> None:
