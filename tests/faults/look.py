@@ -1,6 +1,7 @@
 """What is there after a fault: objects at Dokploy, rows, pages. Nothing here reads a log line."""
 
 import re
+import resource
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -81,6 +82,12 @@ class Watched(Portal):
             "WHERE deployment_id = ? ORDER BY seq"
         )
         return self.rows(query, id)
+
+    def has_room(self, size: int) -> None:
+        """The largest file that it may write: with 0 every write of it fails, as on a full disk."""
+        assert self.process is not None
+        _, hard = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, hard))
 
     # -- what a person asks for ----------------------------------------------------------------------------------------
 

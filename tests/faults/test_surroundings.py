@@ -56,13 +56,6 @@ def test_a_database_that_another_process_locks_for_ten_seconds_is_waited_for(por
     is_over(portal, "locked-out", 1, figures)
 
 
-def room(portal: Watched, size: int) -> None:
-    """The largest file that the portal may write: with 0 every write of it fails, as on a full disk."""
-    assert portal.process is not None
-    _, hard = resource.prlimit(portal.process.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(portal.process.pid, resource.RLIMIT_FSIZE, (size, hard))
-
-
 @pytest.mark.parametrize("seconds", [4, 25])  # 25: the lease is given up meanwhile
 def test_a_full_disk_gives_no_false_success_and_the_run_goes_on_when_there_is_room(
     portal: Watched, figures: Figures, seconds: int
@@ -70,7 +63,7 @@ def test_a_full_disk_gives_no_false_success_and_the_run_goes_on_when_there_is_ro
     with held(portal, "application.create"):
         portal.ask("no-room")
         portal.wait_at("application.create")
-        room(portal, 0)
+        portal.has_room(0)
     version = portal.run_of("no-room")["version"]
     refused = portal.http.post("/api/deploy", json={"name": "not-taken"})
     assert refused.status_code >= 500
@@ -78,7 +71,7 @@ def test_a_full_disk_gives_no_false_success_and_the_run_goes_on_when_there_is_ro
     while time.monotonic() - since < seconds:
         run = portal.run_of("no-room")
         assert (run["status"], run["version"]) == ("in_progress", version)
-    room(portal, resource.RLIM_INFINITY)
+    portal.has_room(resource.RLIM_INFINITY)
     assert portal.ended("no-room", 60)["phase"] == "completed"
     is_over(portal, "no-room", 1, figures)
     assert portal.rows("SELECT id FROM deployments_stack WHERE name = 'not-taken'") == []
