@@ -23,7 +23,7 @@ TIMED := $(addprefix tests/faults/test_,workers.py redis.py told_to_stop.py scal
 
 faults: .venv/.installed-dev
 	@$(BIN)/python -m pytest tests/faults -m faults --numprocesses 4 --dist load $(TIMED:%=--ignore=%) $(ARGS)
-	@$(BIN)/python -m pytest $(TIMED) -m faults $(ARGS)
+	@FIGURES_SO_FAR=1 $(BIN)/python -m pytest $(TIMED) -m faults $(ARGS)
 
 # make soak SEED=7 COUNT=40 MINUTES=2: deployments under faults that are drawn from the seed.
 soak: export SOAK_SEED = $(SEED)

@@ -16,7 +16,6 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
-from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified, JsonResponse, StreamingHttpResponse
 from django.urls import reverse
 from django.utils.http import parse_etags
@@ -25,7 +24,7 @@ from django.views.decorators.csrf import csrf_exempt
 from . import check, people
 from .forms import read_parameters
 from .hub import Hub, RunTopic, Watch
-from .models import Deployment, Event, Refusal, Stack, Template
+from .models import DATABASE_AWAY, Deployment, Event, Refusal, Stack, Template
 from .people import Pass
 
 KEEP_ALIVE_SECONDS = 8.0
@@ -73,7 +72,7 @@ def door(*methods: str) -> Callable[[View], View]:
                 return await view(request, *args, **kwargs)
             except Refusal as refusal:
                 return refused(refusal)
-            except (OperationalError, InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 log.warning("%s is refused without the database: %s", request.path, str(error).strip())
                 return refused(Refusal("PAUSED", AWAY, retry_after=60))
 

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, close_old_connections
+from django.db import close_old_connections
 from django.db.models import Count, Sum
 from django.template.loader import render_to_string
 
 from . import live, page
-from .models import Deployment, Event, Refusal
+from .models import DATABASE_AWAY, Deployment, Event, Refusal
 from .people import Pass, still_valid
 
 FRAME_SECONDS = 0.1
@@ -107,7 +107,7 @@ class Topic:
             self.dirty.clear()
             try:
                 await self.look()
-            except (OperationalError, InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 log.warning("%s waits for the database: %s", self.name, type(error).__name__)
                 await asyncio.sleep(FRAME_SECONDS * 5)
                 await sync_to_async(close_old_connections)()

@@ -10,13 +10,14 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, close_old_connections
+from django.db import close_old_connections
 
 from . import faults, live, vault
 from .engine import diagnosis, orchestrator
@@ -25,7 +26,7 @@ from .engine.errors import Cancelled, Failure, Interrupted
 from .engine.journal import Journal
 from .engine.recipe import RECIPES, REMOVAL, UNCHANGED
 from .engine.spec import Progress, StackSpec
-from .models import Deployment, LeaseLost
+from .models import DATABASE_AWAY, Deployment, LeaseLost
 from .models.deployment import CRASHES
 from .sweeper import sweep_for_ever
 
@@ -35,7 +36,7 @@ DRAIN_SECONDS = 9.0  # for the calls in hand, which take 8 at most
 LET_GO_SECONDS = 2.0
 QUESTIONS_KEPT = 300
 
-DATABASE_AWAY = (OperationalError, InterfaceError)
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +61,25 @@ class Run:
 
     def guard(self, procedure: str) -> None:
         """Right before each call that changes something: is the lease surely still ours, and are we to go on?"""
-        if self.draining or time.monotonic() - self.renewed > SELF_STOP_SECONDS:
-            raise LeaseLost
+        if self.draining:
+            raise Interrupted
+        self.check_lease()
         self.breakable = False
         self.reach(procedure, faults.BEFORE_CALL)
+
+    def check_lease(self) -> None:
+        if time.monotonic() - self.renewed > SELF_STOP_SECONDS:
+            raise LeaseLost
+
+    async def ask(self, question: Callable[..., T], *given: Any) -> T:
+        """Of the database, in one thread hop. While it is away the lease bounds the waiting."""
+        while True:
+            self.check_lease()
+            try:
+                return await sync_to_async(question)(*given)
+            except DATABASE_AWAY as error:
+                log.warning("%s waits for the database: %s", self.deployment.pk, str(error).strip())
+                await _reconnect()
 
     def note_request(self, exchange: Exchange) -> None:
         """Every change, and the questions until there are many: polls of a long pull say nothing new."""
@@ -78,18 +94,11 @@ class Run:
         Raises Interrupted when the run is to stop: with nothing written where the lease is lost, after the commit
         where this worker is being drained or the run was cancelled.
         """
-        while True:
-            if time.monotonic() - self.renewed > SELF_STOP_SECONDS:
-                raise LeaseLost
-            try:
-                await sync_to_async(self._record)(progress)
-                break
-            except DATABASE_AWAY as error:  # the lease bounds the waiting
-                log.warning("A report of %s waits for the database: %s", self.deployment.pk, str(error).strip())
-                await _reconnect()
-        self.breakable = True
-        if self.draining:
-            raise Interrupted
+        await self.ask(self._record, progress)
+        if "alive" not in progress.data:  # a sign of life says nothing of the call in hand
+            self.breakable = True
+            if self.draining:
+                raise Interrupted
         if self.deployment.cancel_requested_at and not self.undoing:
             raise Cancelled
 
@@ -125,6 +134,7 @@ class Runner:
         )
         self._bell = asyncio.Event()
         self._runs: dict[str, Run] = {}
+        self._driving: set[asyncio.Task[None]] = set()  # those of the runs, and those that are letting go
         self._draining = False
 
     @classmethod
@@ -164,9 +174,11 @@ class Runner:
         await live.sent()
 
     async def _over(self, seconds: float) -> None:
-        """Until nothing is looked for and no run is in hand any more."""
-        tasks = {self._looking, *(run.task for run in self._runs.values())}
-        await asyncio.wait(tasks, timeout=seconds)
+        """Until nothing is looked for, and every run is let go."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while working := [task for task in (self._looking, *self._driving) if not task.done()]:
+                    await asyncio.wait(working)
 
     # -- work ----------------------------------------------------------------------------------------------------------
 
@@ -179,6 +191,7 @@ class Runner:
             except DATABASE_AWAY as error:
                 log.warning("Looking for work waits for the database: %s", str(error).strip())
                 await _reconnect()
+                self.ring()
             except Exception:  # whatever it was: a runner that looks for nothing any more helps nobody
                 log.exception("Looking for work failed")
                 await asyncio.sleep(1)
@@ -195,6 +208,8 @@ class Runner:
         run.draining = self._draining
         self._runs[deployment.pk] = run
         run.task = asyncio.create_task(self._drive(run))
+        self._driving.add(run.task)
+        run.task.add_done_callback(self._driving.discard)
 
     async def _drive(self, run: Run) -> None:
         """Runs one deployment until it is over, or until it must be let go."""
@@ -223,11 +238,11 @@ class Runner:
     async def _deploy(self, run: Run) -> None:
         deployment = run.deployment
         run.reach("claim", faults.AFTER_COMMIT)
-        journal = await sync_to_async(_journal)(run)
+        journal = await run.ask(_journal, run)
         dokploy = self._dokploy.for_run(run.guard, run.note_request)
         patience = settings.DOKPLOY_PATIENCE_SECONDS
         try:
-            spec, former = await sync_to_async(_specs)(deployment)
+            spec, former = await run.ask(_specs, deployment)
             journal.secrets = (settings.DOKPLOY_API_KEY, *spec.secrets, *(former.secrets if former else ()))
             if deployment.error:  # taken up again while undoing
                 failure = _failure_of(deployment.error)
@@ -243,7 +258,7 @@ class Runner:
                 if deployment.phase != "initializing":
                     await journal.note("Taken up again after an interruption")
                 try:
-                    begin, phases = await sync_to_async(deployment.begin_with)(), RECIPES[deployment.kind]
+                    begin, phases = await run.ask(deployment.begin_with), RECIPES[deployment.kind]
                     await orchestrator.run(dokploy, spec, journal, phases=phases, begin_with=begin, patience=patience)
                     await journal.over("completed", "success", deployment.last_words(), progress=100)
                     return
@@ -251,11 +266,11 @@ class Runner:
                     failure = error
                 except Cancelled:
                     failure = _own_failure("CANCELLED", deployment.phase)
-                    secrets, journal = journal.secrets, await sync_to_async(_journal)(run)
+                    secrets, journal = journal.secrets, await run.ask(_journal, run)
                     journal.secrets = secrets
             run.undoing = True
             if deployment.kind == Deployment.Kind.REMOVE:
-                await self._leave(deployment, journal, failure)
+                await self._leave(run, journal, failure)
             else:
                 await self._undo(deployment, dokploy, spec, former, journal, failure, patience)
         except (Interrupted, *DATABASE_AWAY):
@@ -300,9 +315,9 @@ class Runner:
         message = f"Left at Dokploy: {'; '.join(left)}" if left else "Rollback completed"
         await journal.over("rolling_back", "failure", message, error=failure, left=left)
 
-    async def _leave(self, deployment: Deployment, journal: Journal, failure: Failure) -> None:
+    async def _leave(self, run: Run, journal: Journal, failure: Failure) -> None:
         """After a removal that failed: there is nothing to undo, what it did not come to is named."""
-        if not await sync_to_async(deployment.done_something)():
+        if not await run.ask(run.deployment.done_something):
             await journal.over("failed", "failure", "Nothing was removed, so nothing has changed", error=failure)
             return
         names = [phase.name for phase in REMOVAL]
@@ -316,8 +331,10 @@ class Runner:
     # -- leases --------------------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
+        pause = BEAT_SECONDS
         while True:
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(pause)
+            pause = BEAT_SECONDS
             if not self._runs:
                 continue
             asked = time.monotonic()
@@ -326,6 +343,7 @@ class Runner:
             except DATABASE_AWAY as error:
                 log.warning("The heartbeat waits for the database: %s", str(error).strip())
                 await _reconnect()
+                pause = 0  # another ten seconds, and every run would stop itself
                 continue
             except Exception:
                 log.exception("The heartbeat failed")

@@ -1558,6 +1558,13 @@ async def test_a_deploy_that_outlasts_its_limit_fails_with_what_dokploy_says_of_
     assert failure.message == "After 0.5 s it still waits in Dokploy's queue."
 
 
+async def test_answers_that_fail_do_not_prolong_the_limit_of_a_deploy(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator, deploy_timeout=1.0)
+    simulator.fault("deployment.all", "reset_before", times=None)
+    failure = await run.fails(dokploy, patience=20)
+    assert failure.message == "After 1 s Dokploy does not say what became of it."
+
+
 # -- bringing the former version back ----------------------------------------------------------------------------------
 
 

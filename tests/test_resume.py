@@ -133,6 +133,23 @@ def test_a_thread_that_has_something_to_say_when_the_loop_has_stopped_does_not_k
     assert process.returncode == 0
 
 
+def test_sigterm_finishes_a_long_call_in_hand_and_writes_down_what_it_made(own_portal: Any) -> None:
+    portal = own_portal().start()
+    with held(portal, "application.create:answer"):
+        id = portal.deploy("in-hand")
+        portal.wait_at("application.create:answer")
+        seen = portal.status(id)["version"]
+        until(lambda: portal.status(id)["version"] > seen, 10)  # a sign of life, in the middle of the call
+        portal.process.send_signal(signal.SIGTERM)
+        until(lambda: "Stopping." in portal.output.read_text())
+        portal.open_gate("application.create:answer")
+        assert portal.process.wait(15) == 0
+    with closing(sqlite3.connect(portal.data / "portal.sqlite3")) as database:
+        query = "SELECT state FROM deployments_receipt WHERE kind = 'application'"
+        assert database.execute(query).fetchall() == [("made",)]
+        assert database.execute("SELECT lease_until FROM deployments_deployment").fetchall() == [(None,)]
+
+
 def test_sigterm_while_another_process_locks_the_database_ends_in_time(own_portal: Any) -> None:
     portal = own_portal().start()
     with held(portal, "application.create"):

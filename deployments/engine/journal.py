@@ -40,6 +40,7 @@ class Journal:
         self._secrets: list[str] = []
         self.intended = set(intended)
         self.known = set(known)
+        self.since: dict[str, float] = {}  # when, by the loop's clock, what has a limit of its own was begun
         self._logged = logged or {}
         self._next_log = 0.0
         self.phase = "initializing"

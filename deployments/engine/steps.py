@@ -87,7 +87,9 @@ async def _our_application(dokploy: Dokploy, spec: StackSpec, have: Resources, j
 
 async def configure_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     application_id = _known(have.application_id)
-    await _our_application(dokploy, spec, have, journal)  # a retry may begin here; and an outage is no unclear save
+    # Asked first: a retry may begin here, and an outage that shows now is waited for and costs no attempt.
+    if await _our_application(dokploy, spec, have, journal) is None:
+        raise NotFound("The application is not there any more.")
     await journal.say(f"Setting the image {spec.image}")
     await dokploy.save_image(application_id, spec.image, spec.registry, spec.registry_username, spec.registry_password)
     await dokploy.save_environment(application_id, dotenv(spec.env))
@@ -132,9 +134,11 @@ async def _refuse_foreign_host(dokploy: Dokploy, spec: StackSpec) -> None:
 
 
 async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
-    """Sends the deploy unless it was sent, and follows it to its end, for `deploy_timeout` seconds at most."""
+    """Sends the deploy unless it was sent, and follows it to its end, for `deploy_timeout` seconds at most, all
+    attempts of this worker together."""
+    since = journal.since.setdefault(spec.deploy_titles, asyncio.get_running_loop().time())
     try:
-        async with asyncio.timeout(spec.deploy_timeout):
+        async with asyncio.timeout_at(since + spec.deploy_timeout):
             return await _send_and_follow(dokploy, spec, have, journal)
     except TimeoutError:
         raise await _overdue(dokploy, spec, have) from None

@@ -1,6 +1,6 @@
 """State: the only writer of it. Every change is a verb; a message or a page only ever reads."""
 
-from .deployment import Deployment, Event, LeaseLost
+from .deployment import DATABASE_AWAY, Deployment, Event, LeaseLost
 from .installation import Installation
 from .orphan import Orphan
 from .refusal import Refusal
@@ -9,6 +9,7 @@ from .template import Template
 from .token import ApiToken
 
 __all__ = [
+    "DATABASE_AWAY",
     "ApiToken",
     "Deployment",
     "Event",

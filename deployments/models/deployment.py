@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, InterfaceError, InternalError, OperationalError, models, transaction
 from django.db.models import ExpressionWrapper, F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -22,6 +22,8 @@ from .refusal import Refusal
 from .stack import Receipt, Stack
 from .template import Template
 
+# What Django raises where the database is away, or has ended the session of who stood still in a transaction.
+DATABASE_AWAY = (OperationalError, InterfaceError, InternalError)
 LEASE_SECONDS = 30
 CRASHES = 5  # a run that killed its worker so often is ended
 KEPT = {"project_id", "environment_id", "application_id", "app_name"}  # what a retry needs to go on in the middle
@@ -239,7 +241,8 @@ class Deployment(models.Model):
             raise Refusal("CONFLICT", text, field=refusal.field) from None
         if stack.state != Stack.State.GONE:
             run = Deployment._again(person, stack, self.template, parameters, via, None)
-            run.resources = {name: self.resources[name] for name in KEPT if name in self.resources}
+            if (self.error or {}).get("code") != "DOKPLOY_NOT_FOUND":  # what is gone is made again, from the start
+                run.resources = {name: self.resources[name] for name in KEPT if name in self.resources}
             run.save(update_fields=["resources"])
             stack.receipts.filter(state=Receipt.State.LEFT).update(state=Receipt.State.MADE, why="")
             return run

@@ -106,6 +106,23 @@ def test_what_somebody_deletes_by_hand_under_a_run_ends_it_in_time_and_leaves_no
     is_over(portal, "deleted", 1, figures)
 
 
+def test_a_stack_whose_application_somebody_deletes_can_be_tried_again_until_it_works(
+    portal: Watched, figures: Figures
+) -> None:
+    portal.ask("again")
+    portal.ended("again")
+    row = next(row for row in portal.dokploy()["applications"] if row["name"] == "again")
+    with held(portal, "application.saveDockerProvider"):
+        portal.ask("again")
+        portal.wait_at("application.saveDockerProvider")
+        portal.by_hand("application.delete", applicationId=row["applicationId"])
+    run = portal.ended("again")
+    assert run["status"] == "failure"
+    portal.http.post(f"/api/deployments/{run['id']}/retry").raise_for_status()
+    assert portal.ended("again")["phase"] == "completed"
+    is_over(portal, "again", 1, figures)
+
+
 def test_a_domain_that_somebody_deletes_by_hand_is_never_called_live(portal: Watched, figures: Figures) -> None:
     with held(portal, "job"):
         portal.ask("nowhere")

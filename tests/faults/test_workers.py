@@ -1,6 +1,7 @@
 """Workers that die, freeze and wake up again, scaled out: the run goes on elsewhere, and who lost it writes nothing."""
 
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,11 +139,8 @@ def test_a_frozen_worker_that_wakes_up_after_another_took_over_writes_nothing(
     figures.ended += 2
 
 
-def test_a_worker_that_freezes_in_the_middle_of_a_transaction_holds_nobody_up(
-    portal: ScaledOut, figures: Figures
-) -> None:
-    """Its locks would be held as long as it is frozen."""
-    worker = portal.work()
+def frozen_in_a_transaction(portal: ScaledOut, worker: "subprocess.Popen[str]") -> str:
+    """The run that the worker has begun to write an event of."""
     with held(portal, "application.create"):
         id = portal.deploy("locked")
         portal.wait_at("application.create")
@@ -152,9 +150,28 @@ def test_a_worker_that_freezes_in_the_middle_of_a_transaction_holds_nobody_up(
             portal.open_gate("application.create")
             until(lambda: rows(portal, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
             worker.send_signal(signal.SIGSTOP)
-        portal.work()
-        died, seen = time.time(), portal.status(id)["version"]
-        other = portal.deploy("beside")
+    return id
+
+
+def test_a_worker_that_wakes_up_without_its_transaction_writes_it_again(portal: ScaledOut, figures: Figures) -> None:
+    worker = portal.work()
+    id = frozen_in_a_transaction(portal, worker)
+    open_ones = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
+    until(lambda: rows(portal, open_ones), 5)
+    until(lambda: not rows(portal, open_ones), 20)  # the server has ended it
+    worker.send_signal(signal.SIGCONT)
+    assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
+    is_one_of_each(portal, id, figures)
+
+
+def test_a_worker_that_freezes_in_the_middle_of_a_transaction_holds_nobody_up(
+    portal: ScaledOut, figures: Figures
+) -> None:
+    """Its locks would be held as long as it is frozen."""
+    id = frozen_in_a_transaction(portal, portal.work())
+    portal.work()
+    died, seen = time.time(), portal.status(id)["version"]
+    other = portal.deploy("beside")
     figures.resume.append(next_event(portal, id, seen) - died)
     assert figures.resume[-1] < RESUME_SECONDS
     assert portal.finished(other)["phase"] == portal.finished(id)["phase"] == "completed"
