@@ -1,4 +1,8 @@
-"""What is there after a fault: objects at Dokploy, rows, pages. Nothing here reads a log line."""
+"""What is there after a fault: objects at Dokploy, rows, pages. Nothing here reads a log line.
+
+What must hold: of each stack at most one project, application and domain; what we made stands in a receipt; every run
+ends; its events have no gap and are told alike everywhere; no secret is told; nobody else's object is touched.
+"""
 
 import re
 import resource
@@ -120,7 +124,7 @@ def objects(there: Any, name: str) -> dict[str, int]:
 
 
 def is_told_alike(portal: Watched, run: dict[str, Any], figures: Figures) -> None:
-    """I4: the events of this run, which is over, have no gap; page, JSON and database say the same."""
+    """The events of this run, which is over, have no gap; page, JSON and database say the same."""
     numbers = [event["seq"] for event in portal.events_of(run["id"])]
     figures.missing += len(set(range(1, run["version"] + 1)) - set(numbers))
     assert numbers == list(range(1, run["version"] + 1)), run
@@ -136,7 +140,7 @@ def is_told_alike(portal: Watched, run: dict[str, Any], figures: Figures) -> Non
 
 
 def is_as_it_should_be(portal: Watched, names: Sequence[str], expected: int, figures: Figures) -> None:
-    """I1, I2: of each stack's objects as many as expected, and none that no receipt knows."""
+    """Of each stack's objects as many as expected, and none that no receipt knows."""
     there = portal.dokploy()
     for name in names:
         found = objects(there, name)
@@ -146,7 +150,7 @@ def is_as_it_should_be(portal: Watched, names: Sequence[str], expected: int, fig
 
 
 def nobody_is_forgotten(portal: Watched, there: Any, figures: Figures, foreign: Sequence[str] = ()) -> None:
-    """I2: what is at Dokploy stands in a receipt, by its id, or by its mark where the answer with the id was lost."""
+    """What is at Dokploy stands in a receipt, by its id, or by its mark where the answer with the id was lost."""
     query = "SELECT kind, mark, external_id FROM deployments_receipt WHERE state != 'gone'"
     receipts = portal.rows(query)
     known = {receipt["external_id"] for receipt in receipts} | {(r["kind"], r["mark"]) for r in receipts}
@@ -169,7 +173,7 @@ def rows(portal: ScaledOut, query: str, *values: Any) -> list[dict[str, Any]]:
 
 
 def is_one_of_each(portal: ScaledOut, id: str, figures: Figures) -> None:
-    """I1, I4: of each object of this run's stack there is one, and no event of the run is missing."""
+    """Of each object of this run's stack there is one, and no event of the run is missing."""
     there, name = portal.dokploy(), portal.status(id)["name"]
     found = {
         "project": sum(row["name"] == name for row in there["projects"]),

@@ -68,9 +68,8 @@ class Soak:
         self.portal, self.draw, self.figures = portal, draw, figures
         self.names: list[str] = []
         self.runs: list[str] = []
-        self.touched: set[str] = (
-            set()
-        )  # somebody deleted something of theirs by hand: under a deploy a container is left
+        # Of these somebody deleted something by hand, which under a deploy leaves a container.
+        self.touched: set[str] = set()
 
     def step(self) -> None:
         happenings: dict[Callable[[], None], int] = {
@@ -204,7 +203,7 @@ def test_whatever_befalls_it_every_run_ends_and_nothing_is_doubled_lost_or_left(
     while len(soak.runs) < COUNT and time.monotonic() < deadline:
         soak.step()
     portal.reset()
-    until(lambda: soak.under_way() == 0, ENDING_SECONDS)  # I3
+    until(lambda: soak.under_way() == 0, ENDING_SECONDS)
     portal.env["SWEEPER_SECONDS"] = "0"  # or it would begin with what is left while that is counted
     soak.stop()
     until(lambda: soak.under_way() == 0, ENDING_SECONDS)
@@ -212,20 +211,20 @@ def test_whatever_befalls_it_every_run_ends_and_nothing_is_doubled_lost_or_left(
     assert {run["id"] for run in runs if run["via"] != "sweeper"} == set(soak.runs)
     figures.ended = len(runs)
     for run in runs:
-        is_told_alike(portal, run, figures)  # I4
+        is_told_alike(portal, run, figures)
         assert run["phase"] in ("completed", "rolling_back", "failed")
     there = portal.dokploy()
     for stack in portal.rows("SELECT * FROM deployments_stack"):
         if stack["state"] == "gone":  # its name may be another stack's by now
             assert stack["id"] not in str(there["projects"] + there["applications"]), stack
         else:
-            of_each_one(portal, stack, objects(there, stack["name"]), stack["name"] in soak.touched, figures)  # I1
+            of_each_one(portal, stack, objects(there, stack["name"]), stack["name"] in soak.touched, figures)
     known = [id for row in before for id in row.values() if isinstance(id, str)]
     left_by_hand = [row["name"] for row in there["services"] if row["name"].rpartition("-")[0] in soak.touched]
-    nobody_is_forgotten(portal, there, figures, [*known, *left_by_hand])  # I2
-    assert foreign(portal) == before  # I6
+    nobody_is_forgotten(portal, there, figures, [*known, *left_by_hand])
+    assert foreign(portal) == before
     key = (portal.data / "simulator-key").read_text()
-    assert key not in portal.output.read_text() + str(portal.rows("SELECT message, data FROM deployments_event"))  # I5
+    assert key not in portal.output.read_text() + str(portal.rows("SELECT message, data FROM deployments_event"))
 
 
 def of_each_one(portal: Watched, stack: dict[str, Any], found: dict[str, int], touched: bool, figures: Figures) -> None:
