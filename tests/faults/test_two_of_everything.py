@@ -1,0 +1,79 @@
+"""Two who want the same in one instant: one gets it, the other gets a sentence or the same."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ..processes import ScaledOut, until
+from ..test_live import held
+from .conftest import Figures
+from .look import Watched, is_as_it_should_be, is_told_alike, objects, rows
+
+RACES, SWEEPERS = 12, 3
+
+
+@pytest.fixture
+def portal(tmp_path: Path) -> Iterator[Watched]:
+    portal = Watched(tmp_path / "portal").start()
+    yield portal
+    portal.close()
+
+
+def test_a_cancel_that_races_the_end_is_done_or_is_refused(portal: Watched, figures: Figures) -> None:
+    names = [f"race-{number}" for number in range(RACES)]
+    with held(portal, "container"):
+        for name in names:
+            portal.ask(name)
+        for name in names:
+            until(lambda name=name: portal.run_of(name)["phase"] == "verifying_health", 30)
+    ids = {name: portal.run_of(name)["id"] for name in names}
+
+    def cancel(name: str) -> int:
+        return httpx.post(f"{portal.url}/api/deployments/{ids[name]}/cancel", headers=portal.token).status_code
+
+    with ThreadPoolExecutor(RACES) as pool:
+        answers = dict(zip(names, pool.map(cancel, names), strict=True))
+    for name in names:
+        run = portal.ended(name)
+        cancelled = run["status"] == "failure" and "CANCELLED" in run["error"]
+        assert answers[name] == (202 if cancelled else 409)
+        assert cancelled or run["phase"] == "completed"
+        is_told_alike(portal, run, figures)
+        is_as_it_should_be(portal, [name], int(not cancelled), figures)
+        figures.ended += 1
+
+
+def test_one_name_that_many_want_at_once_is_one_persons_and_makes_one_stack(portal: Watched, figures: Figures) -> None:
+    def ask(number: int) -> int:
+        headers = {} if number % 2 else portal.token  # somebody who did not sign in, and the visitor
+        return httpx.post(f"{portal.url}/api/deploy", json={"name": "wanted"}, headers=headers).status_code
+
+    with ThreadPoolExecutor(RACES) as pool:
+        answers = sorted(pool.map(ask, range(RACES)))
+    assert answers == [202] + [409] * (RACES - 1)
+    assert portal.ended("wanted")["phase"] == "completed"
+    assert objects(portal.dokploy(), "wanted") == dict.fromkeys(("project", "application", "domain", "service"), 1)
+    assert len(portal.rows("SELECT id FROM deployments_deployment")) == 1
+    figures.ended += 1
+
+
+def test_several_sweepers_ask_for_one_removal_of_what_was_left(scaled_out: ScaledOut, figures: Figures) -> None:
+    scaled_out.env["SWEEPER_SECONDS"] = "0.1"
+    scaled_out.turn(pull_error="no space left on device")
+    scaled_out.fault("application.delete", "unauthorized", times=None)
+    for _ in range(SWEEPERS):
+        scaled_out.work()
+    id = scaled_out.deploy("left")
+    assert scaled_out.finished(id, 60)["status"] == "failure"
+    assert len(scaled_out.dokploy()["applications"]) == 1
+    scaled_out.switches.delete("faults")
+    rows(scaled_out, "UPDATE deployments_deployment SET completed_at = completed_at - interval '1 hour'")  # its pause
+    until(lambda: rows(scaled_out, "SELECT 1 FROM deployments_stack WHERE state = 'gone'"), 30)
+    removals = rows(scaled_out, "SELECT via, status FROM deployments_deployment WHERE kind = 'remove'")
+    assert removals == [{"via": "sweeper", "status": "success"}]
+    there = scaled_out.dokploy()
+    assert [there[kind] for kind in ("projects", "applications", "domains", "services")] == [[]] * 4
+    figures.ended += 2
