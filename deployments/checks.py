@@ -10,6 +10,7 @@ from cryptography.fernet import Fernet
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
+from . import faults
 from .engine import grammar
 
 DOKPLOY = "dokploy"
@@ -138,6 +139,12 @@ def check_doors(**kwargs: Any) -> Iterator[CheckMessage]:
     """Who gets in, and how."""
     if not settings.DEMO:
         yield from _check_strictness()
+    if settings.FAULT and not faults.is_rehearsal():
+        yield Error(
+            "FAULT is set, but Dokploy or people are on other machines: dying on purpose is for rehearsals on one.",
+            hint="Remove FAULT from the environment.",
+            id="deployportal.E016",
+        )
     if len(settings.SECRET_KEY) < SHORTEST_SECRET_KEY:
         yield Error(
             f"SECRET_KEY has fewer than {SHORTEST_SECRET_KEY} characters: sign-ins could be forged.",
@@ -188,12 +195,6 @@ def _check_strictness() -> Iterator[CheckMessage]:
             "SIMULATOR_SWITCH_KEY is set, but a real Dokploy is in use: fault switches are for the demo only.",
             hint="Remove SIMULATOR_SWITCH_KEY from the environment.",
             id="deployportal.E011",
-        )
-    if settings.FAULT:
-        yield Error(
-            "FAULT is set, but a real Dokploy is in use: dying on purpose is for the tests of the demo only.",
-            hint="Remove FAULT from the environment.",
-            id="deployportal.E016",
         )
     if any(host == "*" or host.startswith(".") for host in settings.ALLOWED_HOSTS):
         yield Error(

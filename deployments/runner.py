@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -273,7 +272,7 @@ class Runner:
                 await self._leave(run, journal, failure)
             else:
                 await self._undo(deployment, dokploy, spec, former, journal, failure, patience)
-        except (Interrupted, *DATABASE_AWAY):
+        except (Interrupted, *DATABASE_AWAY, MemoryError):
             raise
         except vault.Locked as locked:
             log.error("%s cannot begin: %s", deployment.pk, locked)
@@ -353,14 +352,6 @@ class Runner:
                     run.renewed = asked
                 else:
                     run.task.cancel()
-
-
-def end_soon() -> None:
-    """After a drain: the process ends by itself, and if a thread of it still waits for something that is away, a second
-    later all the same, with 0."""
-    watchdog = threading.Timer(1.0, os._exit, [0])
-    watchdog.daemon = True
-    watchdog.start()
 
 
 def _journal(run: Run) -> Journal:

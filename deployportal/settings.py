@@ -87,7 +87,7 @@ SIMULATOR_PULL_SECONDS = number("SIMULATOR_PULL_SECONDS", 6)
 SIMULATOR_START_SECONDS = number("SIMULATOR_START_SECONDS", 3)
 SIMULATOR_LATENCY_SECONDS = number("SIMULATOR_LATENCY_SECONDS", 0.03)
 SIMULATOR_SWITCH_KEY = text("SIMULATOR_SWITCH_KEY")
-FAULT = text("FAULT")  # where the portal is to die (deployments/faults.py; demo only)
+FAULT = text("FAULT")  # where the portal is to die (deployments/faults.py; rehearsals only)
 
 # The first template, and the address that every stack gets.
 STACK_IMAGE = text("STACK_IMAGE", "git.app.flexinit.nl/oussamadouhou/oh-my-opencode-free:latest")

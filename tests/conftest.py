@@ -14,6 +14,8 @@ from django.db import connections
 from . import environment
 from .processes import Portal, Simulator
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 REQUIRED = bool(os.environ.get("CI"))  # where everything is there, a skip is a failure
 
 
@@ -99,3 +101,13 @@ def own_portal(tmp_path: Path) -> Iterator[Any]:
     yield make
     for portal in made:
         portal.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    need(CHROMIUM, "there is no Chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield opened
+        opened.close()

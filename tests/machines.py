@@ -17,7 +17,21 @@ import psycopg
 import redis
 
 from .conftest import need
-from .processes import ROOT, ScaledOut, Simulator, free_ports, until
+from .processes import ROOT, Portal, ScaledOut, Simulator, free_ports, until
+
+PLAIN_PROXY = """
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 60s
+    timeout server 60s
+frontend plain
+    bind 127.0.0.1:{bind}
+    http-request del-header Upgrade
+    default_backend portal
+backend portal
+    server one 127.0.0.1:{portal}
+"""
 
 
 class PostgreSQL:
@@ -143,6 +157,28 @@ class Proxied(ScaledOut):
             web.kill()
             web.wait()
         super().close()
+
+
+class PlainProxy:
+    """In front of a portal, one that knows nothing of WebSockets: of each request it hands on what it understands."""
+
+    def __init__(self, folder: Path, portal: Portal) -> None:
+        need(shutil.which("haproxy"), "HAProxy is not installed")
+        self.port = free_ports()
+        configuration = folder / "plain-proxy.cfg"
+        configuration.write_text(PLAIN_PROXY.format(bind=self.port, portal=portal.port))
+        self._process = subprocess.Popen(["haproxy", "-db", "-q", "-f", str(configuration)])
+        until(self._answers, 10)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/help/").status_code == 200
+        except httpx.TransportError:
+            return False
 
 
 class Clock:

@@ -149,11 +149,11 @@ def command(data: Path) -> list[str]:
     return ["-m", "deployments.simulator", *addresses, "--data", str(data)]
 
 
-def until(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 5.0, pause: float = 0.005) -> Any:
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.005)
+        time.sleep(pause)
     return result
 
 
@@ -355,11 +355,12 @@ class ScaledOut(Portal):
         self.workers.append(self.spawn("django", *(command or ("worker",))))
         return self.workers[-1]
 
-    def spawn(self, module: str, *arguments: str) -> "subprocess.Popen[str]":
+    def spawn(self, module: str, *arguments: str, **pipes: Any) -> "subprocess.Popen[str]":
         env = {**self.env, "DJANGO_SETTINGS_MODULE": "deployportal.settings", "PYTHONPATH": str(self.root)}
         with self.output.open("a") as output:
             command = [sys.executable, "-m", module, *arguments]
-            return subprocess.Popen(command, cwd=self.root, env=env, stdout=output, stderr=output, text=True)
+            given: dict[str, Any] = {"stdout": output, "stderr": output, **pipes}
+            return subprocess.Popen(command, cwd=self.root, env=env, text=True, **given)
 
     def close(self) -> None:
         for worker in self.workers:

@@ -1,65 +1,13 @@
-"""Several processes: each run is one worker's, and what one process commits the pages of another show."""
+"""Several processes: what one commits the pages of another show."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from .machines import Proxied
-from .processes import ROOT, Portal, ScaledOut, Simulator
+from .processes import ScaledOut, Simulator
 from .test_live import GATES, SECONDS, held, long_poller, poller, socket, streamer, walk
-
-ROUNDS = 300
-MAKE_RUNS = f"""
-from deployments import people
-from deployments.models import Deployment, Stack, Template
-owner, template, names = people.open_user(), Template.objects.first(), [f"run-{{n:03}}" for n in range({ROUNDS})]
-stacks = [Stack(name=name, owner=owner, template=template, host=name, url="http://" + name) for name in names]
-Stack.objects.bulk_create(stacks)
-runs = [Deployment(stack=stack, template=template, requested_by=owner, version=1) for stack in stacks]
-Deployment.objects.bulk_create(runs)
-"""
-
-
-def claims_of_three_workers(env: dict[str, str]) -> list[list[str]]:
-    """What each of three processes got, of ROUNDS runs that they all tried to get at once."""
-
-    def python(*arguments: str, **more: Any) -> Any:
-        return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, text=True, **more)
-
-    assert python("manage.py", "setup").wait(60) == 0
-    assert python("manage.py", "shell", "-v", "0", "-c", MAKE_RUNS).wait(60) == 0
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    workers = [python("-m", "tests.claimer", **pipes) for _ in range(3)]
-    for worker in workers:
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    first = [worker.stdout.readline().strip() for worker in workers]
-    return [[id, *worker.communicate("go\n", 60)[0].split()] for id, worker in zip(first, workers, strict=True)]
-
-
-def each_run_was_got_once(claims: list[list[str]]) -> None:
-    got = [id for worker in claims for id in worker]
-    assert len(got) == ROUNDS
-    assert len(set(got)) == ROUNDS
-    assert all(claims), "a worker got nothing: nothing was tried"
-
-
-def test_each_run_is_claimed_once_on_sqlite(tmp_path: Path) -> None:
-    portal = Portal(tmp_path, PORTAL_OPEN_QUOTA=1000, PORTAL_QUOTA=1000)
-    each_run_was_got_once(claims_of_three_workers(portal.env))
-    portal.close()
-
-
-def test_each_run_is_claimed_once_on_postgresql(tmp_path: Path, postgres: str) -> None:
-    portal = Portal(tmp_path, DATABASE_URL=postgres, PORTAL_OPEN_QUOTA=1000, PORTAL_QUOTA=1000)
-    each_run_was_got_once(claims_of_three_workers(portal.env))
-    portal.close()
 
 
 @pytest.fixture

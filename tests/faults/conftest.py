@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,24 +11,11 @@ from typing import Any
 import pytest
 
 from ..machines import PostgreSQL, Redis
-from ..processes import ScaledOut, Simulator
+from ..processes import Simulator
+from .look import Apart, Figures
 
 HERE = Path(__file__).parent
 KEPT = "faults/figures"
-
-
-@dataclass
-class Figures:
-    """What was killed, how the runs ended, and what must be 0. resume: seconds from a process's start, or a worker's
-    death, to the next event of a run that was under way."""
-
-    killed: int = 0
-    ended: int = 0
-    duplicates: int = 0
-    orphans: int = 0
-    missing: int = 0
-    resume: list[float] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,16 +46,29 @@ def own_redis() -> Iterator[Redis]:
     server.close()
 
 
-@pytest.fixture
-def scaled_out(tmp_path: Path, own_postgres: PostgreSQL, own_redis: Redis) -> Iterator[ScaledOut]:
-    """A web process, and no worker yet, on a PostgreSQL and a Redis of the test's own."""
-    (tmp_path / "simulator").mkdir()
-    simulator = Simulator(tmp_path / "simulator")
-    portal = ScaledOut(tmp_path, simulator, own_postgres.url, own_redis.url)
+@contextmanager
+def standing(data: Path, postgres_url: str, redis_url: str) -> Iterator[Apart]:
+    (data / "simulator").mkdir()
+    simulator = Simulator(data / "simulator")
+    portal = Apart(data, simulator, postgres_url, redis_url)
     portal.env["RUNNER_SWEEP_SECONDS"] = "1"
     yield portal.start()
     portal.close()
     simulator.close()
+
+
+@pytest.fixture
+def scaled_out(tmp_path: Path, postgres: str, redis: str) -> Iterator[Apart]:
+    """A web process, and no worker yet."""
+    with standing(tmp_path, postgres, redis) as portal:
+        yield portal
+
+
+@pytest.fixture
+def scaled_out_alone(tmp_path: Path, own_postgres: PostgreSQL, own_redis: Redis) -> Iterator[Apart]:
+    """The same, on a PostgreSQL and a Redis of the test's own."""
+    with standing(tmp_path, own_postgres.url, own_redis.url) as portal:
+        yield portal
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

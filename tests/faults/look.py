@@ -7,9 +7,13 @@ ends; its events have no gap and are told alike everywhere; no secret is told; n
 import re
 import resource
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,18 +27,85 @@ from websockets.sync.client import ClientConnection
 from deployments.live import RUNNER_CHANNEL
 
 from ..machines import Redis, timed
-from ..people import browser, new_token
+from ..people import PASSWORD, browser, new_token, operator, sign_in
 from ..processes import Portal, ScaledOut, client, until
 from ..test_live import GATES
-from .conftest import Figures
 
 KINDS = ("project", "application", "domain")
+FURNITURE = f"""
+from django.contrib.auth.models import User
+from deployments.models import Template
+User.objects.create_superuser("operator", password="{PASSWORD}")
+Template.objects.create(slug="broken", name="Broken", image="registry.invalid/broken:1", position=9)
+"""
 ROOMY = {"PORTAL_QUOTA": 1000, "PORTAL_OPEN_QUOTA": 1000, "STACK_HEALTH_INTERVAL_SECONDS": 0.2}
 RESUME_SECONDS = 30 + 5  # a lease, and a look for what is due
 
 
-class Watched(Portal):
-    """A portal of a test's own on SQLite, its person at a browser, and its rows, which can be read when it is dead."""
+@dataclass
+class Figures:
+    """What was killed, how the runs ended, and what must be 0. resume: seconds from a process's start, or a worker's
+    death, to the next event of a run that was under way."""
+
+    killed: int = 0
+    ended: int = 0
+    duplicates: int = 0
+    orphans: int = 0
+    missing: int = 0
+    resume: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+
+class Books(Portal):
+    """A portal whose rows can be read, also when it is dead."""
+
+    suffix = "localhost"
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """What it answers; each value stands as ? in it."""
+        raise NotImplementedError
+
+    def write(self, statement: str, *values: Any) -> None:
+        """By hand, past the portal."""
+        raise NotImplementedError
+
+    def operator(self) -> httpx.Client:
+        """A browser of an operator's."""
+        return operator(self)
+
+    def run_of(self, name: str) -> dict[str, Any]:
+        """The newest run of this stack, as it stands in the database."""
+        query = (
+            "SELECT run.* FROM deployments_deployment run JOIN deployments_stack stack ON stack.id = run.stack_id "
+            "WHERE stack.name = ? ORDER BY run.created_at DESC LIMIT 1"
+        )
+        return self.rows(query, name)[0]
+
+    def ended(self, name: str, seconds: float = 60) -> dict[str, Any]:
+        return until(lambda: (run := self.run_of(name))["status"] != "in_progress" and run, seconds, pause=0.05)
+
+    def events_of(self, id: str) -> list[dict[str, Any]]:
+        """at: seconds since 1970."""
+        query = "SELECT seq, kind, message, at FROM deployments_event WHERE deployment_id = ? ORDER BY seq"
+        return [{**row, "at": _seconds(row["at"])} for row in self.rows(query, id)]
+
+    # -- what a person asks for ----------------------------------------------------------------------------------------
+
+    def ask(self, name: str, **more: Any) -> None:
+        """Asks for a run; the portal may die of it, here and below."""
+        self.send("POST", "/api/deploy", json={"name": name, **more})
+
+    def ask_removal(self, name: str) -> None:
+        self.send("DELETE", f"/api/stacks/{name}")
+
+    def send(self, method: str, path: str, **more: Any) -> None:
+        with suppress(httpx.TransportError):
+            answer = self.http.request(method, path, **more)
+            assert answer.status_code == 202, answer.text
+
+
+class Watched(Books):
+    """A portal of a test's own on SQLite, and its person at a browser."""
 
     def __init__(self, data: Path, **env: Any) -> None:
         data.mkdir(parents=True, exist_ok=True)
@@ -65,73 +136,83 @@ class Watched(Portal):
         return status
 
     def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
-        with closing(sqlite3.connect(f"file:{self.data / 'portal.sqlite3'}?mode=ro", uri=True, timeout=20)) as database:
+        with closing(sqlite3.connect(f"file:{self._database}?mode=ro", uri=True, timeout=20)) as database:
             database.row_factory = sqlite3.Row
             return [dict(row) for row in database.execute(query, values)]
 
-    def run_of(self, name: str) -> dict[str, Any]:
-        """The newest run of this stack, as it stands in the database."""
-        query = (
-            "SELECT run.* FROM deployments_deployment run JOIN deployments_stack stack ON stack.id = run.stack_id "
-            "WHERE stack.name = ? ORDER BY run.created_at DESC LIMIT 1"
-        )
-        return self.rows(query, name)[0]
+    def write(self, statement: str, *values: Any) -> None:
+        with closing(sqlite3.connect(self._database, timeout=20)) as database, database:
+            database.execute(statement, values)
 
-    def ended(self, name: str, seconds: float = 60) -> dict[str, Any]:
-        return until(lambda: (run := self.run_of(name))["status"] != "in_progress" and run, seconds)
-
-    def events_of(self, id: str) -> list[dict[str, Any]]:
-        query = (
-            "SELECT seq, kind, message, (julianday(at) - 2440587.5) * 86400 AS at FROM deployments_event "
-            "WHERE deployment_id = ? ORDER BY seq"
-        )
-        return self.rows(query, id)
+    @property
+    def _database(self) -> Path:
+        return self.data / "portal.sqlite3"
 
     def has_room(self, size: int) -> None:
         """The largest file that it may write: with 0 every write of it fails, as on a full disk."""
-        assert self.process is not None
-        _, hard = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, hard))
+        self._limit(resource.RLIMIT_FSIZE, size)
 
-    # -- what a person asks for ----------------------------------------------------------------------------------------
+    def has_memory(self, size: int) -> None:
+        """How many bytes it may have: with 0 it gets no more than it has, and whatever asks for more fails."""
+        self._limit(resource.RLIMIT_AS, size)
+
+    def _limit(self, what: int, size: int) -> None:
+        assert self.process is not None
+        _, hard = resource.prlimit(self.process.pid, what)
+        resource.prlimit(self.process.pid, what, (size, hard))
 
     def by_hand(self, procedure: str, **given: Any) -> Any:
         """What somebody does at Dokploy, past the portal."""
         answer = self.hand.post(procedure, json=given).raise_for_status()
         return answer.json() if answer.content else None
 
-    def ask(self, name: str, **more: Any) -> None:
-        """Asks for a run; the portal may die of it."""
-        with suppress(httpx.TransportError):
-            answer = self.http.post("/api/deploy", json={"name": name, **more})
-            assert answer.status_code == 202, answer.text
 
-    def ask_removal(self, name: str) -> None:
-        with suppress(httpx.TransportError):
-            answer = self.http.delete(f"/api/stacks/{name}")
-            assert answer.status_code == 202, answer.text
+class Apart(Books, ScaledOut):
+    """Web process and workers apart, on PostgreSQL and Redis. Who asks need not have signed in, unless `person` has."""
+
+    suffix = "apps.test"
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        with psycopg.connect(self.env["DATABASE_URL"], row_factory=dict_row) as database:
+            cursor = database.execute(query.replace("?", "%s"), values)
+            return cursor.fetchall() if cursor.description else []
+
+    write = rows  # type: ignore[assignment]
+
+    def furnish(self) -> None:
+        """Makes an operator, and the template that always fails, as the demo has them."""
+        command = [sys.executable, "manage.py", "shell", "-v", "0", "-c", FURNITURE]
+        subprocess.run(command, cwd=self.root, env=self.env, check=True)
+
+    def operator(self) -> httpx.Client:
+        return sign_in(browser(self), "operator", PASSWORD)
 
 
-def objects(there: Any, name: str) -> dict[str, int]:
+def _seconds(at: datetime | str) -> float:
+    """SQLite keeps a time as text, in UTC."""
+    return (datetime.fromisoformat(f"{at}+00:00") if isinstance(at, str) else at).timestamp()
+
+
+def objects(there: Any, name: str, suffix: str = Books.suffix) -> dict[str, int]:
     """How many objects of this stack are at Dokploy."""
     apps = [row["appName"] for row in there["applications"] if row["name"] == name]
     return {
         "project": sum(row["name"] == name for row in there["projects"]),
         "application": len(apps),
-        "domain": sum(row["host"] == f"{name}.localhost" for row in there["domains"]),
+        "domain": sum(row["host"] == f"{name}.{suffix}" for row in there["domains"]),
         "service": sum(re.fullmatch(rf"{name}-[^-]+", row["name"]) is not None for row in there["services"]),
     }
 
 
-def is_told_alike(portal: Watched, run: dict[str, Any], figures: Figures) -> None:
+def is_told_alike(portal: Books, run: dict[str, Any], figures: Figures) -> None:
     """The events of this run, which is over, have no gap; page, JSON and database say the same."""
     numbers = [event["seq"] for event in portal.events_of(run["id"])]
     figures.missing += len(set(range(1, run["version"] + 1)) - set(numbers))
     assert numbers == list(range(1, run["version"] + 1)), run
     state, told = portal.status(run["id"]), portal.events(run["id"])["events"]
     assert [event["seq"] for event in told] == numbers
-    for field in ("phase", "status", "progress", "message", "version"):
-        assert state[field] == run[field], (run, field)
+    for name in ("phase", "status", "progress", "message", "version"):
+        assert state[name] == run[name], (run, name)
     last = told[-1]
     assert (last["phase"], last["status"]) == (run["phase"], run["status"])
     page = portal.person.get(f"/deployments/{run['id']}").text
@@ -139,17 +220,17 @@ def is_told_alike(portal: Watched, run: dict[str, Any], figures: Figures) -> Non
     assert ("It is live" in page or "It is gone" in page) == (run["status"] == "success")
 
 
-def is_as_it_should_be(portal: Watched, names: Sequence[str], expected: int, figures: Figures) -> None:
+def is_as_it_should_be(portal: Books, names: Sequence[str], expected: int, figures: Figures) -> None:
     """Of each stack's objects as many as expected, and none that no receipt knows."""
     there = portal.dokploy()
     for name in names:
-        found = objects(there, name)
+        found = objects(there, name, portal.suffix)
         figures.duplicates += sum(count > expected for count in found.values())
         assert found == dict.fromkeys(found, expected), name
     nobody_is_forgotten(portal, there, figures)
 
 
-def nobody_is_forgotten(portal: Watched, there: Any, figures: Figures, foreign: Sequence[str] = ()) -> None:
+def nobody_is_forgotten(portal: Books, there: Any, figures: Figures, foreign: Sequence[str] = ()) -> None:
     """What is at Dokploy stands in a receipt, by its id, or by its mark where the answer with the id was lost."""
     query = "SELECT kind, mark, external_id FROM deployments_receipt WHERE state != 'gone'"
     receipts = portal.rows(query)
@@ -166,36 +247,28 @@ def nobody_is_forgotten(portal: Watched, there: Any, figures: Figures, foreign: 
 # -- scaled out --------------------------------------------------------------------------------------------------------
 
 
-def rows(portal: ScaledOut, query: str, *values: Any) -> list[dict[str, Any]]:
-    with psycopg.connect(portal.env["DATABASE_URL"], row_factory=dict_row) as database:
-        cursor = database.execute(query, values)
-        return cursor.fetchall() if cursor.description else []
-
-
-def is_one_of_each(portal: ScaledOut, id: str, figures: Figures) -> None:
+def is_one_of_each(portal: Apart, id: str, figures: Figures) -> None:
     """Of each object of this run's stack there is one, and no event of the run is missing."""
-    there, name = portal.dokploy(), portal.status(id)["name"]
-    found = {
-        "project": sum(row["name"] == name for row in there["projects"]),
-        "application": sum(row["name"] == name for row in there["applications"]),
-        "domain": sum(row["host"] == f"{name}.apps.test" for row in there["domains"]),
-        "service": sum(row["name"].rpartition("-")[0] == name for row in there["services"]),
-    }
-    figures.duplicates += sum(count > 1 for count in found.values())
-    assert found == dict.fromkeys(found, 1), name
+    is_as_it_should_be(portal, [portal.status(id)["name"]], 1, figures)
     is_told_whole(portal, id, figures)
 
 
-def is_told_whole(portal: ScaledOut, id: str, figures: Figures) -> None:
+def is_told_whole(portal: Apart, id: str, figures: Figures) -> None:
     """No event of this run, which is over, is missing."""
-    numbers = [row["seq"] for row in rows(portal, "SELECT seq FROM deployments_event WHERE deployment_id = %s", id)]
+    numbers = [event["seq"] for event in portal.events_of(id)]
     version = portal.status(id)["version"]
     figures.missing += len(set(range(1, version + 1)) - set(numbers))
     figures.ended += 1
     assert sorted(numbers) == list(range(1, version + 1))
 
 
-def group_of(portal: ScaledOut, id: str) -> str:
+def taken_up(portal: Apart, id: str) -> float:
+    """Waits until another worker has taken this run up after an interruption; when it said so."""
+    notes = until(lambda: [event for event in portal.events_of(id) if event["kind"] == "note"], RESUME_SECONDS)
+    return float(notes[0]["at"])
+
+
+def group_of(portal: Apart, id: str) -> str:
     """The channel at Redis through which those who watch this run are told to look."""
     return f"{portal.env['CHANNEL_PREFIX']}__group__run.{id}"
 
@@ -213,7 +286,7 @@ def shows(page: ClientConnection, text: str, seconds: float = 20) -> str:
     return frame
 
 
-def is_moved_by_messages(portal: ScaledOut, page: ClientConnection) -> None:
+def is_moved_by_messages(portal: Apart, page: ClientConnection) -> None:
     """Opens the gate of each phase once the page shows it, to the end. By the comparison of versions alone, which comes
     every three seconds, each would take that long."""
     texts = [*(f"{number} of 7" for number in range(2, 8)), "data-done"]

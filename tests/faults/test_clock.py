@@ -10,10 +10,9 @@ import pytest
 from deployments.models.deployment import LEASE_SECONDS
 
 from ..machines import Clock
-from ..processes import ScaledOut, Simulator, until
+from ..processes import until
 from ..test_live import held
-from .conftest import Figures
-from .look import Watched, is_as_it_should_be, is_told_alike, is_told_whole, rows
+from .look import Apart, Figures, Watched, is_as_it_should_be, is_told_alike, is_told_whole
 from .test_workers import EACH_ONE
 
 HOUR = 3600
@@ -31,18 +30,6 @@ def portal(tmp_path: Path, clock: Clock) -> Iterator[Watched]:
     portal = Watched(tmp_path / "portal", **clock.env).start()
     yield portal
     portal.close()
-
-
-@pytest.fixture
-def scaled_out(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
-    """Its workers take one run at a time."""
-    (tmp_path / "simulator").mkdir()
-    simulator = Simulator(tmp_path / "simulator")
-    portal = ScaledOut(tmp_path, simulator, postgres, redis, RUNNER_LIMIT=1)
-    portal.env["RUNNER_SWEEP_SECONDS"] = "1"
-    yield portal.start()
-    portal.close()
-    simulator.close()
 
 
 def was_seen(last: float, jump: int) -> None:
@@ -78,17 +65,18 @@ def test_on_one_machine_a_run_outlives_a_clock_that_jumps(
 
 @JUMPS
 def test_scaled_out_a_worker_whose_clock_jumps_keeps_its_run_and_takes_nobodys(
-    scaled_out: ScaledOut, clock: Clock, jump: int, figures: Figures
+    scaled_out: Apart, clock: Clock, jump: int, figures: Figures
 ) -> None:
     """A worker that takes up a newer run has looked for what is due, oldest first: it might have taken an older one."""
 
     def run(id: str) -> dict[str, Any]:
         query = "SELECT lease_owner, lease_token, extract(epoch FROM lease_until - now()) AS lease, lease_until"
-        return rows(scaled_out, f"{query} FROM deployments_deployment WHERE id = %s", id)[0]
+        return scaled_out.rows(f"{query} FROM deployments_deployment WHERE id = ?", id)[0]
 
     def taken(id: str) -> str:
         return str(until(lambda: run(id)["lease_owner"], 20))
 
+    scaled_out.env["RUNNER_LIMIT"] = "1"
     with held(scaled_out, "application.create"):
         true, scaled_out.env = scaled_out.env, {**scaled_out.env, **clock.env}
         scaled_out.work()
@@ -114,5 +102,4 @@ def test_scaled_out_a_worker_whose_clock_jumps_keeps_its_run_and_takes_nobodys(
     found = {kind: len(there[kind]) for kind in EACH_ONE}
     figures.duplicates += sum(count > 3 for count in found.values())
     assert found == dict.fromkeys(EACH_ONE, 3)
-    events = "SELECT extract(epoch FROM at) AS at FROM deployments_event WHERE deployment_id = %s ORDER BY seq"
-    was_seen(float(rows(scaled_out, events, third)[-1]["at"]), jump)
+    was_seen(scaled_out.events_of(third)[-1]["at"], jump)

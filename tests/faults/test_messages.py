@@ -8,10 +8,8 @@ import pytest
 from deployments.live import RUNNER_CHANNEL
 
 from ..machines import Redis
-from ..processes import ScaledOut
 from ..test_live import GATES, held, socket
-from .conftest import Figures
-from .look import group_of, is_heard, is_moved_by_messages, is_one_of_each, rows, shows
+from .look import Apart, Figures, group_of, is_heard, is_moved_by_messages, is_one_of_each, shows
 
 COUNT, WAKES, WORKERS = 12, 200, 3
 TEN_MEGABYTES = "x" * 10_000_000
@@ -27,14 +25,14 @@ POISONS = {
 
 
 @pytest.fixture
-def portal(scaled_out: ScaledOut) -> ScaledOut:
+def portal(scaled_out_alone: Apart) -> Apart:
     """With the sweep off: only messages start runs."""
-    scaled_out.env["RUNNER_SWEEP_SECONDS"] = "0"
-    return scaled_out
+    scaled_out_alone.env["RUNNER_SWEEP_SECONDS"] = "0"
+    return scaled_out_alone
 
 
 def test_however_often_the_bell_rings_each_run_is_claimed_once(
-    portal: ScaledOut, own_redis: Redis, figures: Figures
+    portal: Apart, own_redis: Redis, figures: Figures
 ) -> None:
     workers = [portal.work() for _ in range(WORKERS)]
     is_heard(own_redis, WORKERS)
@@ -48,13 +46,13 @@ def test_however_often_the_bell_rings_each_run_is_claimed_once(
     for id in ids:
         assert portal.finished(id, 60)["phase"] == "completed"
         is_one_of_each(portal, id, figures)
-    claims = rows(portal, "SELECT lease_token, crashes FROM deployments_deployment")
+    claims = portal.rows("SELECT lease_token, crashes FROM deployments_deployment")
     assert claims == [{"lease_token": 1, "crashes": 0}] * COUNT
 
 
 @pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)
 def test_after_a_message_that_is_none_of_ours_the_next_is_heard(
-    portal: ScaledOut, own_redis: Redis, poison: bytes, figures: Figures
+    portal: Apart, own_redis: Redis, poison: bytes, figures: Figures
 ) -> None:
     portal.work()
     is_heard(own_redis)

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from ..processes import IMAGE, ROOT, ScaledOut, Simulator, until
+from ..processes import IMAGE, ROOT, until
 from ..test_live import held, socket
-from .conftest import Figures
-from .look import Watched, is_as_it_should_be, is_one_of_each, is_told_alike
+from .look import Apart, Figures, Watched, is_as_it_should_be, is_one_of_each, is_told_alike
 
 OLD, NEW = "deploying", "rolling_out"  # one phase, as either version calls it
 NEWER_IMAGE = f"{IMAGE}.newer"
@@ -35,17 +34,6 @@ def portal(tmp_path: Path) -> Iterator[Watched]:
     portal = Watched(tmp_path / "portal", STACK_IMAGE=IMAGE).start()
     yield portal
     portal.close()
-
-
-@pytest.fixture
-def scaled_out(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
-    (tmp_path / "simulator").mkdir()
-    simulator = Simulator(tmp_path / "simulator")
-    portal = ScaledOut(tmp_path, simulator, postgres, redis)
-    portal.env["RUNNER_SWEEP_SECONDS"] = "1"
-    yield portal.start()
-    portal.close()
-    simulator.close()
 
 
 def images(there: Any, name: str) -> set[str]:
@@ -84,7 +72,7 @@ def test_a_newer_version_on_one_machine_finishes_what_the_older_began(
 
 
 def test_a_newer_worker_finishes_what_the_older_began_and_the_older_pages_show_it(
-    scaled_out: ScaledOut, newer: Path, figures: Figures
+    scaled_out: Apart, newer: Path, figures: Figures
 ) -> None:
     older = scaled_out.work()
     with held(scaled_out, "job"):

@@ -12,21 +12,20 @@ import pytest
 from deployments.runner import SELF_STOP_SECONDS
 
 from ..machines import PostgreSQL
-from ..processes import ScaledOut, until
+from ..processes import until
 from ..test_live import held, socket
-from .conftest import Figures
-from .look import RESUME_SECONDS, is_one_of_each, lasts, rows, shows
+from .look import RESUME_SECONDS, Apart, Figures, is_one_of_each, lasts, shows
 
 ANSWER_SECONDS = 20  # a request waits ten for a connection
 PLACES = ["project.create", "application.create:answer", "domain.create", "job", "container"]
 
 
 @pytest.fixture
-def portal(scaled_out: ScaledOut) -> ScaledOut:
-    return scaled_out
+def portal(scaled_out_alone: Apart) -> Apart:
+    return scaled_out_alone
 
 
-def is_refused(portal: ScaledOut, id: str) -> None:
+def is_refused(portal: Apart, id: str) -> None:
     """Who asks for something now is told that it does not work, in time, and not how the portal is made."""
     asks = [("GET", f"/deployments/{id}"), ("GET", f"/api/deployments/{id}"), ("POST", "/api/deploy")]
 
@@ -44,17 +43,17 @@ def is_refused(portal: ScaledOut, id: str) -> None:
         assert "Traceback" not in answer.text
 
 
-def is_over(portal: ScaledOut, id: str, figures: Figures) -> None:
+def is_over(portal: Apart, id: str, figures: Figures) -> None:
     """The run has worked, people get what they ask for again, and what was refused has left nothing."""
     portal.http.get(f"/deployments/{id}").raise_for_status()
     assert portal.finished(portal.deploy("afterwards"), RESUME_SECONDS)["phase"] == "completed"
     assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
     is_one_of_each(portal, id, figures)
-    assert rows(portal, "SELECT 1 FROM deployments_stack WHERE name = 'refused'") == []
+    assert portal.rows("SELECT 1 FROM deployments_stack WHERE name = 'refused'") == []
 
 
 def test_a_run_outlives_a_database_that_restarts_in_every_phase(
-    portal: ScaledOut, own_postgres: PostgreSQL, figures: Figures
+    portal: Apart, own_postgres: PostgreSQL, figures: Figures
 ) -> None:
     portal.work()
     with held(portal, *PLACES):
@@ -72,7 +71,7 @@ def test_a_run_outlives_a_database_that_restarts_in_every_phase(
 @pytest.mark.parametrize("seconds", [5, SELF_STOP_SECONDS + 12])  # an attempt to connect may go on for ten
 @pytest.mark.parametrize("place", ["application.create", "job"])
 def test_a_run_goes_on_after_a_database_was_away_and_nothing_is_done_twice(
-    portal: ScaledOut, own_postgres: PostgreSQL, seconds: float, place: str, figures: Figures
+    portal: Apart, own_postgres: PostgreSQL, seconds: float, place: str, figures: Figures
 ) -> None:
     portal.work()
     with held(portal, place), ExitStack() as pages:
@@ -89,12 +88,12 @@ def test_a_run_goes_on_after_a_database_was_away_and_nothing_is_done_twice(
         own_postgres.start()
         shows(page, "data-done", RESUME_SECONDS + 30)
     is_over(portal, id, figures)
-    claims = rows(portal, "SELECT lease_token FROM deployments_deployment WHERE id = %s", id)[0]["lease_token"]
+    claims = portal.rows("SELECT lease_token FROM deployments_deployment WHERE id = ?", id)[0]["lease_token"]
     assert (claims > 1) == (seconds > SELF_STOP_SECONDS), "only one that was away so long is taken up anew"
 
 
 def test_a_run_waits_for_a_database_that_takes_no_more_connections(
-    portal: ScaledOut, own_postgres: PostgreSQL, figures: Figures
+    portal: Apart, own_postgres: PostgreSQL, figures: Figures
 ) -> None:
     portal.work()
     with held(portal, "application.create"):

@@ -6,10 +6,9 @@ from contextlib import ExitStack
 import pytest
 
 from ..machines import Redis, timed
-from ..processes import ScaledOut, until
+from ..processes import until
 from ..test_live import GATES, held, socket
-from .conftest import Figures
-from .look import group_of, is_heard, is_moved_by_messages, is_one_of_each, lasts, rows, shows
+from .look import Apart, Figures, group_of, is_heard, is_moved_by_messages, is_one_of_each, lasts, shows
 
 REQUEST_SECONDS, PAGE_SECONDS, RUN_SECONDS = 2, 10, 20
 AWAY_SECONDS = 5  # longer than an attempt to reach it takes
@@ -26,18 +25,18 @@ gone = pytest.mark.parametrize(("goes", "comes"), AWAY.values(), ids=AWAY)
 
 
 @pytest.fixture
-def portal(scaled_out: ScaledOut) -> ScaledOut:
-    return scaled_out
+def portal(scaled_out_alone: Apart) -> Apart:
+    return scaled_out_alone
 
 
-def deploy(portal: ScaledOut, name: str) -> str:
+def deploy(portal: Apart, name: str) -> str:
     """Asks for a run, and is answered quickly; its id."""
     made: list[str] = []
     assert timed(lambda: made.append(portal.deploy(name))) < REQUEST_SECONDS
     return made[0]
 
 
-def answers_quickly(portal: ScaledOut, id: str) -> None:
+def answers_quickly(portal: Apart, id: str) -> None:
     """The page, the state and the first event of the stream."""
     for ask in (
         lambda: portal.http.get(f"/deployments/{id}").raise_for_status(),
@@ -49,7 +48,7 @@ def answers_quickly(portal: ScaledOut, id: str) -> None:
 
 @pytest.mark.parametrize("goes", [Redis.stop, Redis.freeze])
 def test_what_is_asked_for_while_redis_is_away_runs_all_the_same(
-    portal: ScaledOut, own_redis: Redis, goes: Act, figures: Figures
+    portal: Apart, own_redis: Redis, goes: Act, figures: Figures
 ) -> None:
     portal.work()
     is_heard(own_redis)
@@ -61,7 +60,7 @@ def test_what_is_asked_for_while_redis_is_away_runs_all_the_same(
 
 @pytest.mark.parametrize("acts", TROUBLE.values(), ids=TROUBLE)
 def test_a_run_goes_on_and_its_pages_show_the_end_whatever_redis_does(
-    portal: ScaledOut, own_redis: Redis, acts: Sequence[Act], figures: Figures
+    portal: Apart, own_redis: Redis, acts: Sequence[Act], figures: Figures
 ) -> None:
     portal.work()
     is_heard(own_redis)
@@ -87,7 +86,7 @@ def test_a_run_goes_on_and_its_pages_show_the_end_whatever_redis_does(
 
 @gone
 def test_messages_move_a_page_again_that_was_opened_while_redis_was_away(
-    portal: ScaledOut, own_redis: Redis, goes: Act, comes: Act, figures: Figures
+    portal: Apart, own_redis: Redis, goes: Act, comes: Act, figures: Figures
 ) -> None:
     portal.work()
     is_heard(own_redis)
@@ -107,7 +106,7 @@ def test_messages_move_a_page_again_that_was_opened_while_redis_was_away(
 @gone
 @pytest.mark.parametrize("starts", ["before", "meanwhile"])
 def test_a_bell_alone_starts_a_run_when_redis_is_back(
-    portal: ScaledOut, own_redis: Redis, goes: Act, comes: Act, starts: str, figures: Figures
+    portal: Apart, own_redis: Redis, goes: Act, comes: Act, starts: str, figures: Figures
 ) -> None:
     portal.env.update(RUNNER_SWEEP_SECONDS="0", PGAPPNAME="the-worker")
     if starts == "before":
@@ -116,7 +115,7 @@ def test_a_bell_alone_starts_a_run_when_redis_is_back(
     goes(own_redis)
     if starts == "meanwhile":
         portal.work()
-        until(lambda: rows(portal, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'the-worker'"), 20)
+        until(lambda: portal.rows("SELECT 1 FROM pg_stat_activity WHERE application_name = 'the-worker'"), 20)
     lasts(AWAY_SECONDS)
     comes(own_redis)
     is_heard(own_redis)

@@ -19,7 +19,7 @@ from websockets.exceptions import WebSocketException
 from ..machines import PostgreSQL, Proxied, Redis
 from ..processes import ROOT, Simulator, until
 from ..test_live import socket
-from .conftest import Figures
+from .look import Figures
 
 COUNT, SECONDS, WORKERS = 200, 300, 3
 SEEN_SECONDS = 10  # by when the pages show what has happened

@@ -15,8 +15,7 @@ from deployments.engine.steps import SETTLE_SECONDS
 from ..people import operator
 from ..processes import until
 from ..test_live import held
-from .conftest import Figures
-from .look import Watched, is_as_it_should_be, is_told_alike, objects
+from .look import Figures, Watched, is_as_it_should_be, is_told_alike, objects
 
 LIMIT = 10  # seconds for one deploy
 ENTRY = diagnosis.BY_CODE["TIMEOUT"]

@@ -6,17 +6,19 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from ..processes import until
 from ..test_live import held
-from .conftest import Figures
-from .look import Watched, is_as_it_should_be, is_told_alike, objects
+from .look import Figures, Watched, is_as_it_should_be, is_told_alike, objects
 
 LOCKED_SECONDS = 10.0
+STARVED_SECONDS = 10.0
 NONE, ONE = (dict.fromkeys(("project", "application", "domain", "service"), count) for count in (0, 1))
 
 
@@ -75,6 +77,33 @@ def test_a_full_disk_gives_no_false_success_and_the_run_goes_on_when_there_is_ro
     assert portal.ended("no-room", 60)["phase"] == "completed"
     is_over(portal, "no-room", 1, figures)
     assert portal.rows("SELECT id FROM deployments_stack WHERE name = 'not-taken'") == []
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["application.create", "application.delete"])
+def test_a_portal_that_gets_no_more_memory_ends_its_run_when_there_is_some_or_when_it_is_started_again(
+    portal: Watched, figures: Figures, place: str
+) -> None:
+    """It may die of it, and it may refuse what it is asked; what it says is true."""
+    broken = place == "application.delete"
+    with held(portal, place):
+        portal.ask("starved", template="broken" if broken else "web-page")
+        portal.wait_at(place)
+        portal.has_memory(0)
+    ends = time.monotonic() + STARVED_SECONDS
+    while time.monotonic() < ends and portal.process.poll() is None:
+        with suppress(httpx.HTTPError):
+            portal.http.get("/", timeout=1)
+    if portal.process.poll() is None:
+        portal.has_memory(resource.RLIM_INFINITY)
+    until(lambda: portal.process.poll() is not None or portal.run_of("starved")["completed_at"], 90, pause=0.05)
+    if portal.process.poll() is not None:
+        until(portal.ports_are_free, 10)
+        portal.start()
+    assert portal.ended("starved")["phase"] == ("rolling_back" if broken else "completed")
+    is_over(portal, "starved", int(not broken), figures)
 
 
 # -- Dokploy -----------------------------------------------------------------------------------------------------------

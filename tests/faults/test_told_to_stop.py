@@ -2,48 +2,52 @@
 
 import time
 
+import pytest
+
 from ..machines import PostgreSQL, Redis
-from ..processes import ScaledOut, until
+from ..processes import until
 from ..test_live import held
-from .conftest import Figures
-from .look import RESUME_SECONDS, is_heard, is_one_of_each, rows
+from .look import RESUME_SECONDS, Apart, Figures, is_heard, is_one_of_each, taken_up
 
 STOP_SECONDS, AT_ONCE_SECONDS = 15, 2
 
 
+@pytest.fixture
+def portal(scaled_out_alone: Apart) -> Apart:
+    return scaled_out_alone
+
+
 def test_without_its_database_a_worker_that_is_told_to_stop_ends_in_time(
-    scaled_out: ScaledOut, own_postgres: PostgreSQL, own_redis: Redis, figures: Figures
+    portal: Apart, own_postgres: PostgreSQL, own_redis: Redis, figures: Figures
 ) -> None:
-    worker = scaled_out.work()
-    with held(scaled_out, "job"):
-        id = scaled_out.deploy("stopped")
-        scaled_out.wait_at("job")
-        scaled_out.work()
+    worker = portal.work()
+    with held(portal, "job"):
+        id = portal.deploy("stopped")
+        portal.wait_at("job")
+        portal.work()
         is_heard(own_redis, 2)
         own_postgres.stop()
         worker.terminate()
         assert worker.wait(STOP_SECONDS) == 0
         own_postgres.start()
-    assert scaled_out.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
-    is_one_of_each(scaled_out, id, figures)
+    assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
+    is_one_of_each(portal, id, figures)
 
 
 def test_with_redis_frozen_a_worker_that_is_told_to_stop_ends_in_time_and_another_goes_on_at_once(
-    scaled_out: ScaledOut, own_redis: Redis, figures: Figures
+    portal: Apart, own_redis: Redis, figures: Figures
 ) -> None:
-    worker = scaled_out.work()
-    with held(scaled_out, "job"):
-        id = scaled_out.deploy("stopped")
-        scaled_out.wait_at("job")
-        until(lambda: scaled_out.status(id)["phase"] == "deploying")
-        scaled_out.work()
+    worker = portal.work()
+    with held(portal, "job"):
+        id = portal.deploy("stopped")
+        portal.wait_at("job")
+        until(lambda: portal.status(id)["phase"] == "deploying")
+        portal.work()
         is_heard(own_redis, 2)
         own_redis.freeze()
         worker.terminate()
         assert worker.wait(STOP_SECONDS) == 0
         ended = time.time()
-        note = "SELECT extract(epoch FROM at) AS at FROM deployments_event WHERE deployment_id = %s AND kind = 'note'"
-        taken_up = until(lambda: rows(scaled_out, note, id), RESUME_SECONDS)
-        assert float(taken_up[0]["at"]) - ended < AT_ONCE_SECONDS
-    assert scaled_out.finished(id)["phase"] == "completed"
-    is_one_of_each(scaled_out, id, figures)
+        assert taken_up(portal, id) - ended < AT_ONCE_SECONDS
+    assert portal.finished(id)["phase"] == "completed"
+    is_one_of_each(portal, id, figures)

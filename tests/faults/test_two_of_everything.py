@@ -1,18 +1,30 @@
 """Two who want the same in one instant: one gets it, the other gets a sentence or the same."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from ..processes import ScaledOut, until
+from ..processes import ROOT, Portal, until
 from ..test_live import held
-from .conftest import Figures
-from .look import Watched, is_as_it_should_be, is_told_alike, objects, rows
+from .look import Apart, Figures, Watched, is_as_it_should_be, is_told_alike, objects
 
 RACES, SWEEPERS = 12, 3
+ROUNDS = 300
+MAKE_RUNS = f"""
+from deployments import people
+from deployments.models import Deployment, Stack, Template
+owner, template, names = people.open_user(), Template.objects.first(), [f"run-{{n:03}}" for n in range({ROUNDS})]
+stacks = [Stack(name=name, owner=owner, template=template, host=name, url="http://" + name) for name in names]
+Stack.objects.bulk_create(stacks)
+runs = [Deployment(stack=stack, template=template, requested_by=owner, version=1) for stack in stacks]
+Deployment.objects.bulk_create(runs)
+"""
 
 
 @pytest.fixture
@@ -60,7 +72,7 @@ def test_one_name_that_many_want_at_once_is_one_persons_and_makes_one_stack(port
     figures.ended += 1
 
 
-def test_several_sweepers_ask_for_one_removal_of_what_was_left(scaled_out: ScaledOut, figures: Figures) -> None:
+def test_several_sweepers_ask_for_one_removal_of_what_was_left(scaled_out: Apart, figures: Figures) -> None:
     scaled_out.env["SWEEPER_SECONDS"] = "0.1"
     scaled_out.turn(pull_error="no space left on device")
     scaled_out.fault("application.delete", "unauthorized", times=None)
@@ -70,10 +82,48 @@ def test_several_sweepers_ask_for_one_removal_of_what_was_left(scaled_out: Scale
     assert scaled_out.finished(id, 60)["status"] == "failure"
     assert len(scaled_out.dokploy()["applications"]) == 1
     scaled_out.switches.delete("faults")
-    rows(scaled_out, "UPDATE deployments_deployment SET completed_at = completed_at - interval '1 hour'")  # its pause
-    until(lambda: rows(scaled_out, "SELECT 1 FROM deployments_stack WHERE state = 'gone'"), 30)
-    removals = rows(scaled_out, "SELECT via, status FROM deployments_deployment WHERE kind = 'remove'")
+    scaled_out.rows("UPDATE deployments_deployment SET completed_at = completed_at - interval '1 hour'")  # its pause
+    until(lambda: scaled_out.rows("SELECT 1 FROM deployments_stack WHERE state = 'gone'"), 30)
+    removals = scaled_out.rows("SELECT via, status FROM deployments_deployment WHERE kind = 'remove'")
     assert removals == [{"via": "sweeper", "status": "success"}]
     there = scaled_out.dokploy()
     assert [there[kind] for kind in ("projects", "applications", "domains", "services")] == [[]] * 4
     figures.ended += 2
+
+
+def claims_of_three_workers(env: dict[str, str]) -> list[list[str]]:
+    """What each of three processes got, of ROUNDS runs that they all tried to get at once."""
+
+    def python(*arguments: str, **more: Any) -> Any:
+        return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, text=True, **more)
+
+    assert python("manage.py", "setup").wait(60) == 0
+    assert python("manage.py", "shell", "-v", "0", "-c", MAKE_RUNS).wait(60) == 0
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    workers = [python("-m", "tests.faults.claimer", **pipes) for _ in range(3)]
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    first = [worker.stdout.readline().strip() for worker in workers]
+    return [[id, *worker.communicate("go\n", 60)[0].split()] for id, worker in zip(first, workers, strict=True)]
+
+
+def each_run_was_got_once(claims: list[list[str]]) -> None:
+    got = [id for worker in claims for id in worker]
+    assert len(got) == ROUNDS
+    assert len(set(got)) == ROUNDS
+    assert all(claims), "a worker got nothing: nothing was tried"
+
+
+def test_each_run_is_claimed_once_on_sqlite(tmp_path: Path) -> None:
+    portal = Portal(tmp_path, PORTAL_OPEN_QUOTA=1000, PORTAL_QUOTA=1000)
+    each_run_was_got_once(claims_of_three_workers(portal.env))
+    portal.close()
+
+
+def test_each_run_is_claimed_once_on_postgresql(tmp_path: Path, postgres: str) -> None:
+    portal = Portal(tmp_path, DATABASE_URL=postgres, PORTAL_OPEN_QUOTA=1000, PORTAL_QUOTA=1000)
+    each_run_was_got_once(claims_of_three_workers(portal.env))
+    portal.close()

@@ -1,19 +1,26 @@
 """Many who watch, and some who were away: everybody sees the end, and every event once."""
 
 import asyncio
+import os
 import re
 import resource
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
 
+from .. import people
+from ..machines import PlainProxy
+from ..processes import until
 from ..test_live import held
-from .conftest import Figures
-from .look import Watched, is_as_it_should_be, is_told_alike
+from .look import Figures, Watched, is_as_it_should_be, is_told_alike, shows
 
 CROWD, CONNECTING, SECONDS, MEGABYTES = 1000, 50, 60, 300
+SILENT = 50  # of each kind
 STREAM = {"Accept": "text/event-stream"}
 
 
@@ -52,8 +59,7 @@ def test_a_thousand_pages_all_see_the_end(portal: Watched, figures: Figures) -> 
 
 async def crowd(portal: Watched, id: str) -> list[str]:
     """The last frame of each; the gate of the job opens when all have their first."""
-    cookies = "; ".join(f"{name}={value}" for name, value in portal.person.cookies.items())
-    url, headers = f"ws://localhost:{portal.port}/ws/deployments/{id}", {"Cookie": cookies}
+    url, headers = f"ws://localhost:{portal.port}/ws/deployments/{id}", {"Cookie": cookies(portal)}
     origin, few, there = f"http://localhost:{portal.port}", asyncio.Semaphore(CONNECTING), asyncio.Barrier(CROWD + 1)
 
     async def watch() -> str:
@@ -89,4 +95,92 @@ def test_who_was_away_gets_what_was_missed_once_and_in_order(portal: Watched, fi
     for strange in ("bogus", "-1", "999999"):
         assert [event["event"] for event in portal.stream(id, **STREAM, **{"Last-Event-ID": strange})] == ["complete"]
     is_told_alike(portal, run, figures)
+    figures.ended += 1
+
+
+def test_who_does_not_read_holds_nobody_up_and_costs_no_memory(portal: Watched, figures: Figures) -> None:
+    with held(portal, "job"):
+        portal.ask("unread")
+        portal.wait_at("job")
+        id = portal.run_of("unread")["id"]
+        before, open_before = held_memory(portal), open_sockets(portal)
+        stream = f"GET /api/status/{id} HTTP/1.1", "Accept: text/event-stream", f"Authorization: {bearer(portal)}"
+        page = f"GET /ws/deployments/{id} HTTP/1.1", *UPGRADE, f"Origin: {portal.url}", f"Cookie: {cookies(portal)}"
+        silent = [unread(portal, *request) for request in (stream, page) for _ in range(SILENT)]
+        try:
+            until(lambda: open_sockets(portal) >= open_before + len(silent), 30)
+            with people.socket(portal, f"/ws/deployments/{id}", portal.person) as watched:
+                portal.open_gate("job")
+                shows(watched, "data-done")
+            is_told_alike(portal, portal.ended("unread"), figures)
+            assert held_memory(portal) - before < MEGABYTES / 3
+            until(lambda: open_sockets(portal) <= open_before + SILENT, SECONDS)  # who answers no ping is let go
+            assert all(began.startswith((b"HTTP/1.1 101", b"HTTP/1.1 200")) for began in map(first_bytes, silent))
+        finally:
+            for one in silent:
+                one.close()
+    is_as_it_should_be(portal, ["unread"], 1, figures)
+    figures.ended += 1
+
+
+UPGRADE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+
+
+def unread(portal: Watched, *lines: str) -> socket.socket:
+    """A connection that asks, and does not read what comes."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.settimeout(SECONDS)
+    connection.connect(("127.0.0.1", portal.port))
+    connection.sendall("\r\n".join([*lines, f"Host: 127.0.0.1:{portal.port}", "", ""]).encode())
+    return connection
+
+
+def first_bytes(connection: socket.socket) -> bytes:
+    return connection.recv(100)
+
+
+def open_sockets(portal: Watched) -> int:
+    """How many the portal holds."""
+    assert portal.process is not None
+    return sum(link_of(entry).startswith("socket:") for entry in Path(f"/proc/{portal.process.pid}/fd").iterdir())
+
+
+def link_of(entry: Path) -> str:
+    try:
+        return os.readlink(entry)
+    except FileNotFoundError:  # closed in this moment
+        return ""
+
+
+def bearer(portal: Watched) -> str:
+    return portal.token["Authorization"]
+
+
+def cookies(portal: Watched) -> str:
+    return "; ".join(f"{name}={value}" for name, value in portal.person.cookies.items())
+
+
+@pytest.mark.browser
+def test_behind_a_proxy_without_websocket_the_page_sees_the_end(
+    portal: Watched, tmp_path: Path, browser: Any, figures: Figures
+) -> None:
+    with closing(PlainProxy(tmp_path, portal)) as proxy, closing(browser.new_context()) as context:
+        tab = context.new_page()
+        tab.set_default_timeout(20_000)
+        with held(portal, "job"):
+            tab.goto(f"http://localhost:{proxy.port}/")
+            tab.get_by_label("Name", exact=True).fill("proxied")
+            tab.get_by_role("button", name="Deploy").click()
+            tab.wait_for_url("**/deployments/dep_*")
+            tab.get_by_text("Refreshing every 5 s").wait_for()
+            portal.wait_at("job")
+        tab.get_by_role("heading", name="It is live").wait_for()
+    is_told_alike(portal, portal.ended("proxied"), figures)
+    is_as_it_should_be(portal, ["proxied"], 1, figures)
     figures.ended += 1

@@ -10,10 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from ..processes import ScaledOut, Simulator, until
+from ..processes import until
 from ..test_live import GATES, held
-from .conftest import Figures
-from .look import RESUME_SECONDS, Watched, is_as_it_should_be, is_one_of_each, is_told_alike, rows
+from .look import RESUME_SECONDS, Apart, Figures, Watched, is_as_it_should_be, is_one_of_each, is_told_alike, taken_up
 
 GATE = 7  # the number of a lock; who writes an event waits for it, in the middle of a transaction
 STANDS_STILL = f"""
@@ -25,36 +24,28 @@ EACH_ONE = dict.fromkeys(("projects", "applications", "domains", "services"), 1)
 
 
 @pytest.fixture
-def portal(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
-    (tmp_path / "simulator").mkdir()
-    simulator = Simulator(tmp_path / "simulator")
-    portal = ScaledOut(tmp_path, simulator, postgres, redis)
-    portal.env["RUNNER_SWEEP_SECONDS"] = "1"
-    yield portal.start()
-    portal.close()
-    simulator.close()
+def portal(scaled_out: Apart) -> Apart:
+    return scaled_out
 
 
-def written(portal: ScaledOut) -> Any:
+def written(portal: Apart) -> Any:
     """Every row that a worker could write."""
-    runs = rows(portal, "SELECT id, version, status, phase, lease_token FROM deployments_deployment ORDER BY id")
+    runs = portal.rows("SELECT id, version, status, phase, lease_token FROM deployments_deployment ORDER BY id")
     return (
         runs,
-        rows(portal, "SELECT id, seq FROM deployments_event ORDER BY id"),
-        rows(portal, "SELECT id, state, external_id FROM deployments_receipt ORDER BY id"),
+        portal.rows("SELECT id, seq FROM deployments_event ORDER BY id"),
+        portal.rows("SELECT id, state, external_id FROM deployments_receipt ORDER BY id"),
     )
 
 
-def next_event(portal: ScaledOut, id: str, after: int) -> float:
+def next_event(portal: Apart, id: str, after: int) -> float:
     """When the first event after this one was written."""
-    query = (
-        "SELECT extract(epoch FROM at) AS at FROM deployments_event WHERE deployment_id = %s AND seq > %s ORDER BY seq"
-    )
-    return float(until(lambda: rows(portal, query, id, after), RESUME_SECONDS + 10)[0]["at"])
+    later = until(lambda: [event for event in portal.events_of(id) if event["seq"] > after], RESUME_SECONDS + 10)
+    return float(later[0]["at"])
 
 
 @pytest.mark.parametrize("place", ["project.create:answer", "domain.create", "job"])
-def test_the_run_of_a_killed_worker_goes_on_within_a_lease(portal: ScaledOut, place: str, figures: Figures) -> None:
+def test_the_run_of_a_killed_worker_goes_on_within_a_lease(portal: Apart, place: str, figures: Figures) -> None:
     worker = portal.work()
     with held(portal, place):
         id = portal.deploy("killed")
@@ -69,21 +60,19 @@ def test_the_run_of_a_killed_worker_goes_on_within_a_lease(portal: ScaledOut, pl
     is_one_of_each(portal, id, figures)
 
 
-def test_a_drained_workers_run_goes_on_elsewhere_within_two_seconds(portal: ScaledOut, figures: Figures) -> None:
+def test_a_drained_workers_run_goes_on_elsewhere_within_two_seconds(portal: Apart, figures: Figures) -> None:
     worker = portal.work()
     with held(portal, "job"):
         id = portal.deploy("drained")
         portal.wait_at("job")
         portal.env["PGAPPNAME"] = "the-other"
         portal.work()
-        until(lambda: rows(portal, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'the-other'"), 20)
+        until(lambda: portal.rows("SELECT 1 FROM pg_stat_activity WHERE application_name = 'the-other'"), 20)
         until(lambda: portal.status(id)["phase"] == "deploying")
         worker.terminate()
         assert worker.wait(15) == 0
         ended = time.time()
-        note = "SELECT extract(epoch FROM at) AS at FROM deployments_event WHERE deployment_id = %s AND kind = 'note'"
-        taken_up = until(lambda: rows(portal, note, id), RESUME_SECONDS)
-        assert float(taken_up[0]["at"]) - ended < 2
+        assert taken_up(portal, id) - ended < 2
     assert portal.finished(id)["phase"] == "completed"
     is_one_of_each(portal, id, figures)
 
@@ -132,7 +121,7 @@ def test_on_one_machine_a_run_goes_on_within_two_seconds_of_an_orderly_restart(
 
 @pytest.mark.parametrize("place", ["application.create", "application.create:answer", "job"])
 def test_a_frozen_worker_that_wakes_up_after_another_took_over_writes_nothing(
-    portal: ScaledOut, place: str, figures: Figures
+    portal: Apart, place: str, figures: Figures
 ) -> None:
     worker = portal.work()
     with held(portal, place):
@@ -161,35 +150,33 @@ def stands_still(process: "subprocess.Popen[str]") -> bool:
     return all(thread.read_text().rpartition(") ")[2].startswith("T") for thread in threads)
 
 
-def frozen_in_a_transaction(portal: ScaledOut, worker: "subprocess.Popen[str]") -> str:
+def frozen_in_a_transaction(portal: Apart, worker: "subprocess.Popen[str]") -> str:
     """The run that the worker has begun to write an event of."""
     with held(portal, "application.create"):
         id = portal.deploy("locked")
         portal.wait_at("application.create")
-        rows(portal, STANDS_STILL)
+        portal.rows(STANDS_STILL)
         with psycopg.connect(portal.env["DATABASE_URL"]) as gate:
             gate.execute(f"SELECT pg_advisory_xact_lock({GATE})")
             portal.open_gate("application.create")
-            until(lambda: rows(portal, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+            until(lambda: portal.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
             worker.send_signal(signal.SIGSTOP)
             until(lambda: stands_still(worker))
     return id
 
 
-def test_a_worker_that_wakes_up_without_its_transaction_writes_it_again(portal: ScaledOut, figures: Figures) -> None:
+def test_a_worker_that_wakes_up_without_its_transaction_writes_it_again(portal: Apart, figures: Figures) -> None:
     worker = portal.work()
     id = frozen_in_a_transaction(portal, worker)
     open_ones = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
-    until(lambda: rows(portal, open_ones), 5)
-    until(lambda: not rows(portal, open_ones), 20)  # the server has ended it
+    until(lambda: portal.rows(open_ones), 5)
+    until(lambda: not portal.rows(open_ones), 20)  # the server has ended it
     worker.send_signal(signal.SIGCONT)
     assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
     is_one_of_each(portal, id, figures)
 
 
-def test_a_worker_that_freezes_in_the_middle_of_a_transaction_holds_nobody_up(
-    portal: ScaledOut, figures: Figures
-) -> None:
+def test_a_worker_that_freezes_in_the_middle_of_a_transaction_holds_nobody_up(portal: Apart, figures: Figures) -> None:
     """Its locks would be held as long as it is frozen."""
     id = frozen_in_a_transaction(portal, portal.work())
     portal.work()
@@ -204,7 +191,7 @@ def test_a_worker_that_freezes_in_the_middle_of_a_transaction_holds_nobody_up(
 
 
 def test_a_run_outlives_connections_to_the_database_that_are_cut_in_every_phase(
-    portal: ScaledOut, figures: Figures
+    portal: Apart, figures: Figures
 ) -> None:
     portal.work()
     places = ["project.create", "application.create", "domain.create", "job", "container"]
@@ -215,8 +202,7 @@ def test_a_run_outlives_connections_to_the_database_that_are_cut_in_every_phase(
                 until(lambda: portal.status(id)["phase"] == "verifying_health")
             else:
                 portal.wait_at(place)
-            rows(
-                portal,
+            portal.rows(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
                 "AND pid <> pg_backend_pid()",
             )

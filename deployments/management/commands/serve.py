@@ -20,9 +20,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rich.console import Console
 from twisted.internet import defer, reactor
 
-from deployments import consumers, live, people, terminal
+from deployments import consumers, live, people, terminal, watchdog
 from deployments.models import Deployment, Template
-from deployments.runner import Runner, end_soon
+from deployments.runner import Runner
 
 STARTING_SECONDS = 20
 SAMPLE = "hello"
@@ -56,7 +56,7 @@ class Command(BaseCommand):
             if simulator is not None:
                 self.stop_simulator(simulator)
             lock.close()
-        end_soon()
+        watchdog.end_soon()
 
     # -- one of us, and its ports --------------------------------------------------------------------------------------
 
@@ -168,6 +168,7 @@ class Command(BaseCommand):
         tasks: set[asyncio.Task[None]] = set()
 
         def begin() -> None:
+            watchdog.guard(loop)
             live.bind()
             tasks.add(loop.create_task(consumers.answer_the_bell(application)))
             Runner.of_this_process().ring()  # runs that an earlier process left are due at once

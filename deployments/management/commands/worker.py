@@ -5,8 +5,9 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from deployments import watchdog
 from deployments.consumers import answer_the_bell
-from deployments.runner import Runner, end_soon
+from deployments.runner import Runner
 
 
 class Command(BaseCommand):
@@ -20,12 +21,13 @@ class Command(BaseCommand):
     async def work(self) -> None:
         from deployportal.asgi import application
 
-        stop = asyncio.Event()
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, stop.set)
+        watchdog.guard(loop)
         runner = Runner.of_this_process()
         bell = asyncio.create_task(answer_the_bell(application))
         await stop.wait()
         bell.cancel()
         await runner.drain()
-        end_soon()
+        watchdog.end_soon()

@@ -1,4 +1,4 @@
-"""A process that claims runs until none is due; prints the ids that it got. Started by test_scaled_out.
+"""A process that claims runs until none is due; prints the ids that it got. Started by test_two_of_everything.
 
 After the first it waits for a line, so that no process gets them all before the others are awake.
 """

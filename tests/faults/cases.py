@@ -1,0 +1,162 @@
+"""The runs that are killed at every point: how each is asked for, and what is there at its end.
+
+The points are those that the code itself passes (FAULT=record:…): a new phase is covered without being told.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from ..people import submit
+from ..processes import until
+from .look import Books
+
+Act = Callable[[Books, Sequence[str]], None]
+FULL_DISK = "no space left on device"
+CANCELLED_AT = "application.deploy"
+MOST = 0.9  # of the points at least so many are passed again by a run that is asked for in the same way
+
+
+@dataclass(frozen=True)
+class Case:
+    """before: what was there already. called: the stack's name by the time of the run. end: its last phase and status;
+    objects: how many of each kind are there then. except_for: the points of another run, which are tried there.
+    """
+
+    ask: Act
+    end: tuple[str, str]
+    objects: int
+    before: Act = lambda portal, names: None
+    called: Callable[[Books, str], str] = lambda portal, name: name
+    except_for: Act | None = None
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def deploy(portal: Books, names: Sequence[str]) -> None:
+    for name in names:
+        portal.ask(name)
+
+
+def deploy_broken(portal: Books, names: Sequence[str]) -> None:
+    for name in names:
+        portal.ask(name, template="broken")
+
+
+def live(portal: Books, names: Sequence[str]) -> None:
+    deploy(portal, names)
+    for name in names:
+        assert portal.ended(name)["status"] == "success"
+
+
+def remove(portal: Books, names: Sequence[str]) -> None:
+    for name in names:
+        portal.ask_removal(name)
+
+
+def cancel(portal: Books, names: Sequence[str]) -> None:
+    """In the middle of a call. Only what comes after it counts."""
+    portal.close_gate(CANCELLED_AT)
+    deploy(portal, names)
+    until(lambda: portal.switches.get("gates").json()[CANCELLED_AT] == len(names), 60)
+    for name in names:
+        portal.send("POST", f"/api/deployments/{portal.run_of(name)['id']}/cancel")
+    forget_points(portal)
+    with suppress(httpx.TransportError):  # who dies of it may be the portal itself
+        portal.open_gate(CANCELLED_AT)
+
+
+def fail_and_leave(portal: Books, names: Sequence[str]) -> None:
+    """They fail, and what was made of the first is left at Dokploy."""
+    portal.turn(pull_error=FULL_DISK)
+    portal.fault("application.delete", "error500", times=None)
+    deploy(portal, names)
+    for name in names:
+        assert "Left at Dokploy" in portal.ended(name, 120)["message"]
+    portal.switches.delete("faults")
+    portal.turn(pull_error=None)
+
+
+def retry(portal: Books, names: Sequence[str]) -> None:
+    for name in names:
+        portal.send("POST", f"/api/deployments/{portal.run_of(name)['id']}/retry")
+
+
+def forgotten(portal: Books, names: Sequence[str]) -> None:
+    """They are live, and no book knows it any more, as after yesterday's backup; which has been found out."""
+    live(portal, names)
+    for name in names:
+        stack = stack_of(portal, name)
+        portal.write("DELETE FROM deployments_receipt WHERE stack_id = ?", stack)
+        portal.write("UPDATE deployments_stack SET state = 'gone' WHERE id = ?", stack)
+    portal.write("UPDATE deployments_installation SET looked_for_orphans_at = NULL")
+    until(lambda: all(orphan_of(portal, name) for name in names), 60)
+
+
+def remove_orphan(portal: Books, names: Sequence[str]) -> None:
+    with closing(portal.operator()) as operator:
+        for name in names:
+            with suppress(httpx.TransportError):
+                assert submit(operator, f"/orphans/{orphan_of(portal, name)}/remove", {}).status_code == 302
+
+
+def orphan_of(portal: Books, name: str) -> int | None:
+    mark = f"%/{stack_of(portal, name)}"
+    found = portal.rows("SELECT id FROM deployments_orphan WHERE kind = 'project' AND mark LIKE ?", mark)
+    return found[0]["id"] if found else None
+
+
+def stack_of(portal: Books, name: str) -> str:
+    query = "SELECT stack.id FROM deployments_stack stack WHERE name = ? ORDER BY id LIMIT 1"
+    return str(portal.rows(query, name)[0]["id"])
+
+
+RUNS = {
+    "deploy": Case(deploy, ("completed", "success"), 1),
+    "undo": Case(deploy_broken, ("rolling_back", "failure"), 0, except_for=deploy),
+    "redeploy": Case(deploy_broken, ("rolling_back", "failure"), 1, before=live),
+    "removal": Case(remove, ("completed", "success"), 0, before=live),
+}
+ASKED_FOR_LATER = {
+    "cancel": Case(cancel, ("rolling_back", "failure"), 0),
+    "retry": Case(retry, ("completed", "success"), 1, before=fail_and_leave, env={"SWEEPER_SECONDS": "0"}),
+    "orphan": Case(
+        remove_orphan,
+        ("completed", "success"),
+        0,
+        before=forgotten,
+        env={"SWEEPER_SECONDS": "1", "ORPHANS_SECONDS": "1"},
+        called=lambda portal, name: f"left-{stack_of(portal, name).removeprefix('stk_')[:12]}",
+    ),
+}
+
+
+def points_file(portal: Books) -> Path:
+    return portal.data / "points"
+
+
+def forget_points(portal: Books) -> None:
+    points_file(portal).unlink(missing_ok=True)
+
+
+def points_of(portal: Books, case: Case) -> list[str]:
+    """What the code says: the points of a run of this kind, each once, in order."""
+    spared: list[str] = []
+    if case.except_for:
+        case.except_for(portal, ["other"])
+        portal.ended("other")
+        spared = passed(portal, "other")
+    case.before(portal, ["pilot"])
+    called = case.called(portal, "pilot")
+    forget_points(portal)
+    case.ask(portal, ["pilot"])
+    run = portal.ended(called)
+    assert (run["phase"], run["status"]) == case.end
+    return [point for point in passed(portal, called) if point not in spared]
+
+
+def passed(portal: Books, name: str) -> list[str]:
+    lines = points_file(portal).read_text().splitlines()
+    return list(dict.fromkeys(line.partition("/")[2] for line in lines if line.startswith(f"{name}/")))
