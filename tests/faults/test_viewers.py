@@ -20,7 +20,7 @@ from ..test_live import held
 from .look import Figures, Watched, is_as_it_should_be, is_told_alike, shows
 
 CROWD, CONNECTING, SECONDS, MEGABYTES = 1000, 50, 60, 300
-SILENT = 50  # of each kind
+SILENT, FEW = 50, 5  # of each kind; what the test itself may hold open
 STREAM = {"Accept": "text/event-stream"}
 
 
@@ -114,7 +114,7 @@ def test_who_does_not_read_holds_nobody_up_and_costs_no_memory(portal: Watched, 
                 shows(watched, "data-done")
             is_told_alike(portal, portal.ended("unread"), figures)
             assert held_memory(portal) - before < MEGABYTES / 3
-            until(lambda: open_sockets(portal) <= open_before + SILENT, SECONDS)  # who answers no ping is let go
+            until(lambda: open_sockets(portal) <= open_before + FEW, 2 * SECONDS)  # who answers no ping is let go
             assert all(began.startswith((b"HTTP/1.1 101", b"HTTP/1.1 200")) for began in map(first_bytes, silent))
         finally:
             for one in silent:
