@@ -307,6 +307,28 @@ def test_a_retry_takes_the_defaults_of_what_was_added_to_the_template_meanwhile(
     assert again.environment() == {"COLOR": "red", "TOKEN": ""}
 
 
+def test_an_operator_cancels_anybodys_run_from_the_admin_and_retries_it_there(people: People) -> None:
+    run = people.run(people.owner, "shop")
+    http = Client()
+    http.force_login(people.operator)
+
+    def offered() -> set[str]:
+        html = http.get("/admin/deployments/deployment/").content.decode()
+        return {verb for verb in ("cancel", "retry") if f'href="/deployments/{run.pk}/{verb}"' in html}
+
+    assert offered() == {"cancel"}
+    assert http.get(f"/deployments/{run.pk}/cancel").status_code == 200, "the link asks before it does it"
+    run.refresh_from_db()
+    assert run.cancel_requested_at is None
+    http.post(f"/deployments/{run.pk}/cancel")
+    end(run, "failure", code="CANCELLED")
+    assert offered() == {"retry"}
+    run.refresh_from_db()
+    assert run.cancel_requested_at is not None
+    http.post(f"/deployments/{run.pk}/retry")
+    assert Deployment.objects.get(retry_of=run).stack.owner == people.owner
+
+
 def test_an_operators_retry_stays_its_owners(people: People) -> None:
     failed = end(people.run(people.owner, "shop"), "failure")
     again = failed.retry(people.operator, via="form")

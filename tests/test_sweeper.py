@@ -13,6 +13,7 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.conf import settings
 from django.db import connection
+from django.db.models import F
 from django.test import Client
 from django.utils import timezone
 
@@ -120,6 +121,18 @@ def test_one_worker_of_several_looks_for_orphans(people: People) -> None:
     assert [Orphan.look_is_due(60) for _ in range(3)] == [True, False, False]
     Installation.objects.update(looked_for_orphans_at=timezone.now() - timedelta(seconds=61))
     assert [Orphan.look_is_due(60) for _ in range(2)] == [True, False]
+
+
+def test_a_look_for_orphans_that_was_cut_off_is_due_again_a_minute_later(people: People) -> None:
+    def a_minute_later() -> None:
+        Installation.objects.update(looked_for_orphans_at=F("looked_for_orphans_at") - timedelta(seconds=61))
+
+    assert [Orphan.look_is_due(600) for _ in range(2)] == [True, False]
+    a_minute_later()
+    assert Orphan.look_is_due(600)
+    Orphan.report([])
+    a_minute_later()
+    assert not Orphan.look_is_due(600), "this one came to its end"
 
 
 def test_a_look_for_orphans_that_failed_is_due_again_at_once(people: People, simulator: Simulator) -> None:

@@ -13,6 +13,8 @@ from .refusal import Refusal
 from .stack import STACK_ID, Receipt, Stack
 from .template import Template
 
+LOOK_SECONDS = 60  # a look that takes so long was cut off
+
 
 class Orphan(models.Model):
     """Something at Dokploy that carries our mark and that no receipt knows.
@@ -34,12 +36,15 @@ class Orphan(models.Model):
 
     @classmethod
     def look_is_due(cls, seconds: float) -> bool:
-        """Whether the last look is that long ago; of several workers one is told so."""
-        long_ago = Q(looked_for_orphans_at=None) | Q(
-            looked_for_orphans_at__lt=timezone.now() - timedelta(seconds=seconds)
-        )
+        """Whether the last look is that long ago; of several workers one is told so.
+
+        Who is told may die before it has reported: until then the look counts for LOOK_SECONDS only.
+        """
+        now, pause = timezone.now(), timedelta(seconds=seconds)
+        long_ago = Q(looked_for_orphans_at=None) | Q(looked_for_orphans_at__lt=now - pause)
         Installation.current()
-        return bool(Installation.objects.filter(long_ago).update(looked_for_orphans_at=timezone.now()))
+        begun = now - max(pause - timedelta(seconds=LOOK_SECONDS), timedelta())
+        return bool(Installation.objects.filter(long_ago).update(looked_for_orphans_at=begun))
 
     @classmethod
     def look_again(cls) -> None:
@@ -63,8 +68,9 @@ class Orphan(models.Model):
 
     @classmethod
     def report(cls, found: Iterable[Marked]) -> None:
-        """Writes down what of all that was found is in no book."""
+        """The end of a look: writes down what of all that was found is in no book."""
         with transaction.atomic():
+            Installation.objects.update(looked_for_orphans_at=timezone.now())
             orphans = {one.id: one for one in cls.unknown(found)}
             cls.objects.exclude(external_id__in=orphans).delete()
             for one in orphans.values():
