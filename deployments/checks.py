@@ -141,8 +141,8 @@ def check_doors(**kwargs: Any) -> Iterator[CheckMessage]:
         yield from _check_strictness()
     if settings.FAULT and not faults.is_rehearsal():
         yield Error(
-            "FAULT is set, but Dokploy or people are on other machines: dying on purpose is for rehearsals on one.",
-            hint="Remove FAULT from the environment.",
+            "FAULT is set, but somebody's work may depend on this portal: dying on purpose is for rehearsals.",
+            hint="Remove FAULT from the environment. Rehearse on one machine, with STACK_DOMAIN_SUFFIX under .test.",
             id="deployportal.E016",
         )
     if len(settings.SECRET_KEY) < SHORTEST_SECRET_KEY:

@@ -18,7 +18,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import close_old_connections
 
-from . import faults, live, vault
+from . import faults, live, vault, watchdog
 from .engine import diagnosis, orchestrator
 from .engine.dokploy import Dokploy, Exchange
 from .engine.errors import Cancelled, Failure, Interrupted
@@ -148,6 +148,8 @@ class Runner:
         live.bind()
         self._looking = asyncio.create_task(self._look_for_work())
         self._others = [asyncio.create_task(task) for task in (self._beat(), sweep_for_ever(self._dokploy))]
+        for task in (self._looking, *self._others):
+            task.add_done_callback(_must_not_fail)
 
     def ring(self) -> None:
         """Something may be due. Returns at once."""
@@ -376,6 +378,12 @@ def _specs(deployment: Deployment) -> tuple[StackSpec, StackSpec | None]:
     # A run of its own at Dokploy: the former run's deploy is there already, and done.
     again = replace(former.stack_spec(), run=f"{spec.run}.restore")
     return spec, again.pinned(former.known_resources().image_digest)
+
+
+def _must_not_fail(task: asyncio.Task[None]) -> None:
+    """Without it nothing would be begun, kept or removed any more, and nobody would see why."""
+    if not task.cancelled() and task.exception():
+        watchdog.end(b"A part of the runner has failed for good. The portal ends, to be started anew.")
 
 
 async def _reconnect() -> None:

@@ -10,6 +10,7 @@ from .engine import steps
 from .engine.dokploy import Dokploy
 from .engine.errors import DokployError
 from .models import Deployment, Installation, Orphan
+from .models.orphan import LOOK_SECONDS
 from .models.stack import Receipt
 
 log = logging.getLogger(__name__)
@@ -35,11 +36,12 @@ async def look_for_orphans(dokploy: Dokploy) -> None:
     """
     if await sync_to_async(Orphan.look_is_due)(settings.ORPHANS_SECONDS):
         try:
-            installation, known = await sync_to_async(_books)()
-            found = await steps.all_marked(dokploy, installation, known)
-            if unknown := await sync_to_async(Orphan.unknown)(found):
-                there = {one.id for one in await steps.all_marked(dokploy, installation, known)}
-                unknown = [one for one in unknown if one.id in there]
+            async with asyncio.timeout(LOOK_SECONDS):
+                installation, known = await sync_to_async(_books)()
+                found = await steps.all_marked(dokploy, installation, known)
+                if unknown := await sync_to_async(Orphan.unknown)(found):
+                    there = {one.id for one in await steps.all_marked(dokploy, installation, known)}
+                    unknown = [one for one in unknown if one.id in there]
             await sync_to_async(Orphan.report)(unknown)
         except Exception:
             await sync_to_async(Orphan.look_again)()

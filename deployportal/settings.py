@@ -1,6 +1,7 @@
 """All settings, in one file. Every value comes from the environment; NAME_FILE names a file that holds NAME's value.
 
-One predicate decides what is lax: DEMO, which means that the Dokploy is our own simulator, started by us.
+One predicate decides what is lax: DEMO, which means that the Dokploy is our own simulator, started by us. (FAULT is for
+rehearsals: the demo, and what is as far from the world as that.)
 """
 
 import os

@@ -13,7 +13,7 @@ from .processes import ROOT
 APP = ROOT / "deployments"
 # An arrow may only point left, from a line to one above it.
 FLOORS = (
-    "engine.errors engine.grammar engine.pace engine.versions live vault",
+    "engine.errors engine.grammar engine.pace engine.versions live vault watchdog",
     "engine.spec engine.log_socket engine.diagnosis",
     "engine.dokploy",
     "engine.ladder engine.journal",

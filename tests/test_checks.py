@@ -30,6 +30,12 @@ SOUND = {
     "REDIS_URL": "",
 }
 
+REHEARSAL = {
+    "DOKPLOY_URL": "http://127.0.0.1:3000",
+    "ALLOWED_HOSTS": ["localhost"],
+    "STACK_DOMAIN_SUFFIX": "apps.test",
+}
+
 
 @pytest.fixture
 def complaints(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -100,8 +106,9 @@ def test_the_demo_is_not_complained_about() -> None:
         ({"SECRET_KEY": "k" * 39}, "E010", "40"),
         ({"SIMULATOR_SWITCH_KEY": "canary"}, "E011", "Remove"),
         ({"FAULT": "creating_project:project.create:answered"}, "E016", "Remove"),
-        ({"FAULT": "record:canary", "DOKPLOY_URL": "http://127.0.0.1:3000"}, "E016", "Remove"),
-        ({"FAULT": "record:canary", "ALLOWED_HOSTS": ["localhost"]}, "E016", "Remove"),
+        ({"FAULT": "record:canary", **REHEARSAL, "ALLOWED_HOSTS": ["portal.example.org"]}, "E016", "Remove"),
+        ({"FAULT": "record:canary", **REHEARSAL, "DOKPLOY_URL": "https://dokploy.example.org"}, "E016", "Remove"),
+        ({"FAULT": "record:canary", **REHEARSAL, "STACK_DOMAIN_SUFFIX": "apps.example.net"}, "E016", "Remove"),
         ({"FAULT": "record:canary", "DEMO": True}, "E016", "Remove"),
         ({"PORT": 0}, "E012", "PORT"),
         ({"PORT": 65536}, "E012", "PORT"),
@@ -126,7 +133,7 @@ def test_what_is_wrong_is_said_in_a_sentence(complaints: Any, changed: dict[str,
     [
         {"DOKPLOY_URL": "https://dokploy.example.org/"},
         {"DOKPLOY_URL": "http://127.0.0.1:3000"},
-        {"DOKPLOY_URL": "http://127.0.0.1:3000", "ALLOWED_HOSTS": ["localhost"], "FAULT": "record:points"},
+        {"FAULT": "record:points", **REHEARSAL, "STACK_URL": "https://{name}.apps.test"},
         {"DOKPLOY_URL": "http://[::1]:3000"},
         {"DOKPLOY_URL": "http://localhost:3000"},
         {"STACK_ROUTER_ADDRESS": "router.example.org:443"},

@@ -21,6 +21,7 @@ from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import DokployError
 from deployments.engine.spec import Marked, Progress, mark_of
 from deployments.models import Deployment, Installation, Orphan, Receipt, Refusal, Stack, Template
+from deployments.models.orphan import LOOK_SECONDS
 from deployments.sweeper import look_for_orphans
 
 from .people import People, browser, end, new_token, operator, submit
@@ -123,15 +124,16 @@ def test_one_worker_of_several_looks_for_orphans(people: People) -> None:
     assert [Orphan.look_is_due(60) for _ in range(2)] == [True, False]
 
 
-def test_a_look_for_orphans_that_was_cut_off_is_due_again_a_minute_later(people: People) -> None:
-    def a_minute_later() -> None:
-        Installation.objects.update(looked_for_orphans_at=F("looked_for_orphans_at") - timedelta(seconds=61))
+def test_a_look_for_orphans_that_was_cut_off_is_due_again_before_long(people: People) -> None:
+    def later() -> None:
+        passed = timedelta(seconds=LOOK_SECONDS + 1)
+        Installation.objects.update(looked_for_orphans_at=F("looked_for_orphans_at") - passed)
 
     assert [Orphan.look_is_due(600) for _ in range(2)] == [True, False]
-    a_minute_later()
+    later()
     assert Orphan.look_is_due(600)
     Orphan.report([])
-    a_minute_later()
+    later()
     assert not Orphan.look_is_due(600), "this one came to its end"
 
 

@@ -13,7 +13,7 @@ from .refusal import Refusal
 from .stack import STACK_ID, Receipt, Stack
 from .template import Template
 
-LOOK_SECONDS = 60  # a look that takes so long was cut off
+LOOK_SECONDS = 300  # no look takes longer; one that has not reported by then was cut off
 
 
 class Orphan(models.Model):

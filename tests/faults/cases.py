@@ -4,14 +4,13 @@ The points are those that the code itself passes (FAULT=record:…): a new phase
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import httpx
+from typing import Any
 
 from ..people import submit
-from ..processes import until
+from ..processes import IMAGE, until
 from .look import Books
 
 Act = Callable[[Books, Sequence[str]], None]
@@ -60,12 +59,17 @@ def cancel(portal: Books, names: Sequence[str]) -> None:
     """In the middle of a call. Only what comes after it counts."""
     portal.close_gate(CANCELLED_AT)
     deploy(portal, names)
-    until(lambda: portal.switches.get("gates").json()[CANCELLED_AT] == len(names), 60)
+    until(lambda: all(about_to_deploy(portal, name) for name in names), 60, pause=0.05)
+    until(lambda: portal.switches.get("gates").json()[CANCELLED_AT] >= len(names), 10)
     for name in names:
         portal.send("POST", f"/api/deployments/{portal.run_of(name)['id']}/cancel")
     forget_points(portal)
-    with suppress(httpx.TransportError):  # who dies of it may be the portal itself
-        portal.open_gate(CANCELLED_AT)
+    portal.open_gate(CANCELLED_AT)
+
+
+def about_to_deploy(portal: Books, name: str) -> bool:
+    query = "SELECT 1 FROM deployments_receipt WHERE kind = 'deploy' AND stack_id = ?"
+    return bool(portal.rows(query, stack_of(portal, name)))
 
 
 def fail_and_leave(portal: Books, names: Sequence[str]) -> None:
@@ -98,8 +102,16 @@ def forgotten(portal: Books, names: Sequence[str]) -> None:
 def remove_orphan(portal: Books, names: Sequence[str]) -> None:
     with closing(portal.operator()) as operator:
         for name in names:
-            with suppress(httpx.TransportError):
-                assert submit(operator, f"/orphans/{orphan_of(portal, name)}/remove", {}).status_code == 302
+            assert submit(operator, f"/orphans/{orphan_of(portal, name)}/remove", {}).status_code == 302
+
+
+def runs_what_ran(portal: Books, name: str) -> None:
+    """The image that was asked for last with success is set at Dokploy, and is what the service is made of."""
+    there: Any = portal.dokploy()
+    application = next(row for row in there["applications"] if row["name"] == name)
+    service = next(row for row in there["services"] if row["name"] == application["appName"])
+    assert application["dockerImage"] == service["image"]
+    assert service["image"].partition("@")[0] == IMAGE  # brought back, it is pinned by digest
 
 
 def orphan_of(portal: Books, name: str) -> int | None:

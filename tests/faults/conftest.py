@@ -87,6 +87,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     say = terminalreporter.write_line
     say(f"points killed {total.killed}, runs ended {total.ended}")
     say(f"duplicates {total.duplicates}, orphans {total.orphans}, events missing {total.missing}")
+    if total.not_passed:
+        say(f"points not passed again: {', '.join(total.not_passed)}")
     if total.seeds:
         say(f"seeds: {', '.join(map(str, total.seeds))}")
     if total.resume:

@@ -25,7 +25,8 @@ def work() -> str:
         return str(pid)
     status = 1
     try:
-        os.close(sys.stdin.fileno())
+        os.dup2(2, 1)  # or who reads our answers would not see our end
+        os.close(0)
         call_command("worker")
         status = 0
     finally:

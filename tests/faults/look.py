@@ -39,15 +39,17 @@ User.objects.create_superuser("operator", password="{PASSWORD}")
 Template.objects.create(slug="broken", name="Broken", image="registry.invalid/broken:1", position=9)
 """
 ROOMY = {"PORTAL_QUOTA": 1000, "PORTAL_OPEN_QUOTA": 1000, "STACK_HEALTH_INTERVAL_SECONDS": 0.2}
+EACH_ONE = dict.fromkeys(("projects", "applications", "domains", "services"), 1)
 RESUME_SECONDS = 30 + 5  # a lease, and a look for what is due
 
 
 @dataclass
 class Figures:
-    """What was killed, how the runs ended, and what must be 0. resume: seconds from a process's start, or a worker's
-    death, to the next event of a run that was under way."""
+    """What was killed, how the runs ended, and what must be 0. not_passed: points that a second run did not come by.
+    resume: seconds from a process's start, or a worker's death, to the next event of a run that was under way."""
 
     killed: int = 0
+    not_passed: list[str] = field(default_factory=list)
     ended: int = 0
     duplicates: int = 0
     orphans: int = 0
@@ -266,6 +268,12 @@ def taken_up(portal: Apart, id: str) -> float:
     """Waits until another worker has taken this run up after an interruption; when it said so."""
     notes = until(lambda: [event for event in portal.events_of(id) if event["kind"] == "note"], RESUME_SECONDS)
     return float(notes[0]["at"])
+
+
+def next_event(portal: Apart, id: str, after: int) -> float:
+    """When the first event after this one was written."""
+    later = until(lambda: [event for event in portal.events_of(id) if event["seq"] > after], RESUME_SECONDS + 10)
+    return float(later[0]["at"])
 
 
 def group_of(portal: Apart, id: str) -> str:

@@ -12,8 +12,7 @@ from deployments.models.deployment import LEASE_SECONDS
 from ..machines import Clock
 from ..processes import until
 from ..test_live import held
-from .look import Apart, Figures, Watched, is_as_it_should_be, is_told_alike, is_told_whole
-from .test_workers import EACH_ONE
+from .look import EACH_ONE, Apart, Figures, Watched, is_as_it_should_be, is_told_alike, is_told_whole
 
 HOUR = 3600
 BEAT = 20  # seconds within which a lease is surely renewed

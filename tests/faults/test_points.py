@@ -6,13 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import pytest
 
 from ..processes import IMAGE, until
-from .cases import MOST, RUNS, Case, points_file, points_of
+from .cases import MOST, RUNS, Case, points_file, points_of, runs_what_ran
 from .look import RESUME_SECONDS, Figures, Watched, is_as_it_should_be, is_told_alike
 
 PARTS = 3  # the points of a kind are shared out among so many tests
@@ -51,6 +50,7 @@ def test_a_run_goes_on_from_whatever_point_it_died_at(portal: Watched, kind: str
                 killed += 1
                 seen[name] = portal.run_of(called[name])["version"]
             else:
+                figures.not_passed.append(point)
                 portal.kill()
     figures.killed += killed
     assert killed >= MOST * len(victims)
@@ -85,12 +85,3 @@ def goes_on(portal: Watched, name: str, point: str, case: Case, seen: int, start
     if later:
         figures.resume.append(later[0] - started)
         assert figures.resume[-1] < RESUME_SECONDS, point
-
-
-def runs_what_ran(portal: Watched, name: str) -> None:
-    """The image that was asked for last with success is set at Dokploy, and is what the service is made of."""
-    there: Any = portal.dokploy()
-    application = next(row for row in there["applications"] if row["name"] == name)
-    service = next(row for row in there["services"] if row["name"] == application["appName"])
-    assert application["dockerImage"] == service["image"]
-    assert service["image"].partition("@")[0] == IMAGE  # brought back, it is pinned by digest

@@ -4,6 +4,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -11,10 +12,11 @@ from deployments import faults
 
 from ..people import new_token
 from ..processes import until
-from .cases import ASKED_FOR_LATER, MOST, RUNS, points_file, points_of
+from .cases import ASKED_FOR_LATER, MOST, RUNS, deploy, points_file, points_of, runs_what_ran
 from .look import Apart, Figures, is_as_it_should_be, is_told_alike
 
-CASES = {**RUNS, **ASKED_FOR_LATER}
+# What a redeploy has in common with a first deploy is tried there, and on one machine.
+CASES = {**RUNS, "redeploy": replace(RUNS["redeploy"], except_for=deploy), **ASKED_FOR_LATER}
 WORKERS = 8
 
 
@@ -84,6 +86,7 @@ def test_a_run_goes_on_elsewhere_from_whatever_point_its_worker_died_at(
             until(lambda some=some: are_dead_or_over(some), 60, pause=0.1)
         until(lambda: crew.is_whole() and not running(portal), 90, pause=0.1)
     figures.killed += crew.died
+    figures.not_passed += [victims[name] for name in names if not markers[name].exists()]
     assert crew.died >= MOST * len(names)
     is_as_it_should_be(portal, names, case.objects, figures)
     for name in names:
@@ -93,6 +96,7 @@ def test_a_run_goes_on_elsewhere_from_whatever_point_its_worker_died_at(
         is_told_alike(portal, run, figures)
         if case.objects:
             assert portal.router.get("/", headers={"Host": f"{name}.{portal.suffix}"}).status_code == 200
+            runs_what_ran(portal, name)
 
 
 def running(portal: Apart) -> set[str]:

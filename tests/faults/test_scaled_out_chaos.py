@@ -19,14 +19,10 @@ from websockets.exceptions import WebSocketException
 from ..machines import PostgreSQL, Proxied, Redis
 from ..processes import ROOT, Simulator, until
 from ..test_live import socket
-from .look import Figures
+from .look import FURNITURE, Figures
 
 COUNT, SECONDS, WORKERS = 200, 300, 3
 SEEN_SECONDS = 10  # by when the pages show what has happened
-BROKEN = (
-    "from deployments.models import Template\n"
-    "Template.objects.create(slug='broken', name='Broken', image='registry.invalid/broken:1', position=9)"
-)
 
 
 @pytest.fixture
@@ -38,7 +34,7 @@ def portal(tmp_path: Path, own_postgres: PostgreSQL, own_redis: Redis) -> Iterat
     portal.env["RUNNER_SWEEP_SECONDS"] = "1"
     portal.start()
     subprocess.run(
-        [sys.executable, "manage.py", "shell", "-v", "0", "-c", BROKEN], cwd=ROOT, env=portal.env, check=True
+        [sys.executable, "manage.py", "shell", "-v", "0", "-c", FURNITURE], cwd=ROOT, env=portal.env, check=True
     )
     yield portal
     portal.close()

@@ -98,7 +98,7 @@ def test_who_was_away_gets_what_was_missed_once_and_in_order(portal: Watched, fi
     figures.ended += 1
 
 
-def test_who_does_not_read_holds_nobody_up_and_costs_no_memory(portal: Watched, figures: Figures) -> None:
+def test_who_does_not_read_holds_nobody_up_and_is_let_go(portal: Watched, figures: Figures) -> None:
     with held(portal, "job"):
         portal.ask("unread")
         portal.wait_at("job")

@@ -1,0 +1,127 @@
+"""Workers that freeze and wake up again, scaled out: the run goes on elsewhere, and who lost it writes nothing."""
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from ..processes import until
+from ..test_live import held
+from .look import EACH_ONE, RESUME_SECONDS, Apart, Figures, is_one_of_each, next_event
+
+GATE = 7  # the number of a lock; who writes an event waits for it, in the middle of a transaction
+STANDS_STILL = f"""
+CREATE FUNCTION stands_still() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$;
+CREATE TRIGGER stands_still BEFORE INSERT ON deployments_event FOR EACH ROW EXECUTE FUNCTION stands_still();
+"""
+
+
+@pytest.fixture
+def portal(scaled_out: Apart) -> Apart:
+    return scaled_out
+
+
+def written(portal: Apart) -> Any:
+    """Every row that a worker could write."""
+    runs = portal.rows("SELECT id, version, status, phase, lease_token FROM deployments_deployment ORDER BY id")
+    return (
+        runs,
+        portal.rows("SELECT id, seq FROM deployments_event ORDER BY id"),
+        portal.rows("SELECT id, state, external_id FROM deployments_receipt ORDER BY id"),
+    )
+
+
+@pytest.mark.parametrize("place", ["application.create", "application.create:answer", "job"])
+def test_a_frozen_worker_that_wakes_up_after_another_took_over_writes_nothing(
+    portal: Apart, place: str, figures: Figures
+) -> None:
+    worker = portal.work()
+    with held(portal, place):
+        id = portal.deploy("frozen")
+        portal.wait_at(place)
+        worker.send_signal(signal.SIGSTOP)
+        portal.work()
+    assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
+    there, before = portal.dokploy(), written(portal)
+    sent = {name: count for name, count in there["calls"].items() if not name.startswith("settings.")}
+    worker.send_signal(signal.SIGCONT)
+    other = portal.deploy("after")  # that the woken one is at work again shows it had its chance to write
+    assert portal.finished(other)["phase"] == "completed"
+    assert worker.poll() is None
+    woken = written(portal)
+    for were, are in zip(before, woken, strict=True):
+        assert [row for row in are if row["id"] in {old["id"] for old in were}] == were
+    assert sent["application.create"] + 1 == portal.dokploy()["calls"]["application.create"]
+    now = portal.dokploy()
+    assert {kind: len(now[kind]) for kind in EACH_ONE} == dict.fromkeys(EACH_ONE, 2)
+    figures.ended += 2
+
+
+def stands_still(process: "subprocess.Popen[str]") -> bool:
+    """Every thread of it has taken the signal."""
+    threads = Path(f"/proc/{process.pid}/task").glob("*/stat")
+    return all(thread.read_text().rpartition(") ")[2].startswith("T") for thread in threads)
+
+
+def frozen_in_a_transaction(portal: Apart, worker: "subprocess.Popen[str]") -> str:
+    """The run that the worker has begun to write an event of."""
+    with held(portal, "application.create"):
+        id = portal.deploy("locked")
+        portal.wait_at("application.create")
+        portal.rows(STANDS_STILL)
+        with psycopg.connect(portal.env["DATABASE_URL"]) as gate:
+            gate.execute(f"SELECT pg_advisory_xact_lock({GATE})")
+            portal.open_gate("application.create")
+            until(lambda: portal.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+            worker.send_signal(signal.SIGSTOP)
+            until(lambda: stands_still(worker))
+    return id
+
+
+def test_a_worker_that_wakes_up_without_its_transaction_writes_it_again(portal: Apart, figures: Figures) -> None:
+    worker = portal.work()
+    id = frozen_in_a_transaction(portal, worker)
+    open_ones = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
+    until(lambda: portal.rows(open_ones), 5)
+    until(lambda: not portal.rows(open_ones), 20)  # the server has ended it
+    worker.send_signal(signal.SIGCONT)
+    assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
+    is_one_of_each(portal, id, figures)
+
+
+def test_a_worker_that_freezes_in_the_middle_of_a_transaction_holds_nobody_up(portal: Apart, figures: Figures) -> None:
+    """Its locks would be held as long as it is frozen."""
+    id = frozen_in_a_transaction(portal, portal.work())
+    portal.work()
+    seen = portal.status(id)["version"]
+    other = portal.deploy("beside")
+    next_event(portal, id, seen)
+    assert portal.finished(other)["phase"] == portal.finished(id)["phase"] == "completed"
+    there = portal.dokploy()
+    assert {kind: len(there[kind]) for kind in EACH_ONE} == dict.fromkeys(EACH_ONE, 2)
+    figures.ended += 2
+
+
+def test_a_run_outlives_connections_to_the_database_that_are_cut_in_every_phase(
+    portal: Apart, figures: Figures
+) -> None:
+    portal.work()
+    places = ["project.create", "application.create", "domain.create", "job", "container"]
+    with held(portal, *places):
+        id = portal.deploy("cut-off")
+        for place in places:
+            if place == "container":
+                until(lambda: portal.status(id)["phase"] == "verifying_health")
+            else:
+                portal.wait_at(place)
+            portal.rows(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND pid <> pg_backend_pid()",
+            )
+            portal.open_gate(place)
+    assert portal.finished(id, 60)["phase"] == "completed"
+    is_one_of_each(portal, id, figures)
