@@ -329,6 +329,17 @@ def test_an_operator_cancels_anybodys_run_from_the_admin_and_retries_it_there(pe
     assert Deployment.objects.get(retry_of=run).stack.owner == people.owner
 
 
+def test_a_stale_pages_retry_is_a_sentence_and_changes_nothing(people: People) -> None:
+    run = end(people.run(people.owner, "shop"), "failure")
+    end(run.retry(people.owner, via="form"))
+    before = list(Deployment.objects.order_by("pk").values())
+    http = Client()
+    http.force_login(people.owner)
+    said = http.post(f"/deployments/{run.pk}/retry", follow=True).content.decode()
+    assert "The stack has gone on since then" in said
+    assert list(Deployment.objects.order_by("pk").values()) == before
+
+
 def test_an_operators_retry_stays_its_owners(people: People) -> None:
     failed = end(people.run(people.owner, "shop"), "failure")
     again = failed.retry(people.operator, via="form")

@@ -47,6 +47,8 @@ def test_two_hundred_at_once_all_end_whatever_is_killed(
     seed = int(os.environ.get("SOAK_SEED") or random.randrange(10**6))
     figures.seeds.append(seed)
     chance = random.Random(seed)
+    portal.simulator.application(portal.simulator.project("theirs")[1], name="theirs", appName="theirs")
+    before = somebody_elses(portal)
     for _ in range(WORKERS):
         portal.work()
     names = {f"many-{number}": chance.random() < 0.15 for number in range(COUNT)}
@@ -64,6 +66,12 @@ def test_two_hundred_at_once_all_end_whatever_is_killed(
             assert numbers == sorted(set(numbers)), "every event once, and in order"
             assert f'data-version="{state["version"]}" data-done' in page.result(SEEN_SECONDS)
     holds(portal, own_postgres, names, ids, figures)
+    assert somebody_elses(portal) == before
+
+
+def somebody_elses(portal: Proxied) -> list[dict[str, Any]]:
+    there = portal.dokploy()
+    return [row for kind in ("projects", "applications") for row in there[kind] if row["name"] == "theirs"]
 
 
 def start(portal: Proxied, name: str, broken: bool) -> str:
@@ -152,6 +160,7 @@ def holds(portal: Proxied, postgres: PostgreSQL, names: dict[str, bool], ids: di
             assert portal.router.get("/", headers={"Host": f"{name}.apps.test"}).status_code == 200
     receipts = dict(postgres.ask("SELECT external_id, kind FROM deployments_receipt WHERE state <> 'gone'"))
     made = {row[f"{kind}Id"] for kind in ("project", "application", "domain") for row in there[f"{kind}s"]}
+    made -= {id for row in somebody_elses(portal) for id in row.values() if isinstance(id, str)}
     figures.orphans += len(made - receipts.keys())
     gaps = postgres.ask(
         "SELECT run.id FROM deployments_deployment run "
