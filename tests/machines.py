@@ -137,8 +137,8 @@ class Proxied(ScaledOut):
         with self.output.open("a") as output:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=output, text=True)
         for number in (1, 2):
-            until(lambda number=number: self.web_answers(number), 30)
-        until(self.answers, 30)
+            until(lambda number=number: self.web_answers(number), 30, pause=0.05)
+        until(self.answers, 30, pause=0.05)
         return self
 
     def web(self, number: int) -> "subprocess.Popen[str]":

@@ -196,7 +196,7 @@ class Portal:
                 stderr=output,
                 text=True,
             )
-        until(self.answers, 30)
+        until(self.answers, 30, pause=0.05)
         return self
 
     def answers(self) -> bool:
@@ -247,7 +247,7 @@ class Portal:
 
     def finished(self, id: str, seconds: float = 30) -> Any:
         """The run's state at its end."""
-        return until(lambda: (state := self.status(id))["status"] != "in_progress" and state, seconds)
+        return until(lambda: (state := self.status(id))["status"] != "in_progress" and state, seconds, pause=0.03)
 
     def stream(self, id: str, seconds: float = 60, **headers: str) -> Iterator[dict[str, Any]]:
         """The events of the stream as a client gets them: {"event", "id", "data"}."""
@@ -344,7 +344,7 @@ class ScaledOut(Portal):
         self.output.touch()
         self.setup()
         self.process = self.spawn("daphne", "-b", "127.0.0.1", "-p", str(self.port), "deployportal.asgi:application")
-        until(self.answers, 30)
+        until(self.answers, 30, pause=0.05)
         return self
 
     def setup(self) -> None:

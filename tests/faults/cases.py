@@ -128,7 +128,7 @@ def stack_of(portal: Books, name: str) -> str:
 RUNS = {
     "deploy": Case(deploy, ("completed", "success"), 1),
     "undo": Case(deploy_broken, ("rolling_back", "failure"), 0, except_for=deploy),
-    "redeploy": Case(deploy_broken, ("rolling_back", "failure"), 1, before=live),
+    "redeploy": Case(deploy_broken, ("rolling_back", "failure"), 1, before=live, except_for=deploy),
     "removal": Case(remove, ("completed", "success"), 0, before=live),
 }
 ASKED_FOR_LATER = {

@@ -266,13 +266,17 @@ def is_told_whole(portal: Apart, id: str, figures: Figures) -> None:
 
 def taken_up(portal: Apart, id: str) -> float:
     """Waits until another worker has taken this run up after an interruption; when it said so."""
-    notes = until(lambda: [event for event in portal.events_of(id) if event["kind"] == "note"], RESUME_SECONDS)
+    notes = until(
+        lambda: [event for event in portal.events_of(id) if event["kind"] == "note"], RESUME_SECONDS, pause=0.05
+    )
     return float(notes[0]["at"])
 
 
 def next_event(portal: Apart, id: str, after: int) -> float:
     """When the first event after this one was written."""
-    later = until(lambda: [event for event in portal.events_of(id) if event["seq"] > after], RESUME_SECONDS + 10)
+    later = until(
+        lambda: [event for event in portal.events_of(id) if event["seq"] > after], RESUME_SECONDS + 10, pause=0.05
+    )
     return float(later[0]["at"])
 
 
