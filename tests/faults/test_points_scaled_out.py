@@ -4,7 +4,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 
 import pytest
 
@@ -15,8 +14,7 @@ from ..processes import until
 from .cases import ASKED_FOR_LATER, MOST, RUNS, points_file, points_of, runs_what_ran
 from .look import Apart, Figures, is_as_it_should_be, is_told_alike
 
-# A worker is sooner replaced than a portal started: here also what a redeploy has in common with a first deploy.
-CASES = {**RUNS, "redeploy": replace(RUNS["redeploy"], except_for=None), **ASKED_FOR_LATER}
+CASES = {**RUNS, **ASKED_FOR_LATER}
 WORKERS = 8
 
 
