@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# What tests cost is partly waiting: two processes to a core.
+SIDE_BY_SIDE := --numprocesses $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+
 # The scaled-out settings, for Django's deployment checks; the values are made up.
 SCALED_OUT := DATA_DIR=$$(mktemp -d) DOKPLOY_URL=https://dokploy.example.org DOKPLOY_API_KEY=a-key-for-the-checks \
 	DATABASE_URL=postgres://portal@localhost/portal REDIS_URL=redis://localhost:6379/0 \
@@ -15,14 +18,14 @@ run: .venv/.installed
 	@exec $(BIN)/python manage.py serve
 
 test: .venv/.installed-dev
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile $(ARGS)
 
-# Kills real processes wherever they can be killed. What it costs is waiting: four at a time on two cores.
+# Kills real processes wherever they can be killed.
 # Those that hold processes to seconds run alone: on a busy machine they would measure the others.
 TIMED := $(addprefix tests/faults/test_,workers.py redis.py told_to_stop.py scaled_out_chaos.py)
 
 faults: .venv/.installed-dev
-	@$(BIN)/python -m pytest tests/faults -m faults --numprocesses 4 --dist load $(TIMED:%=--ignore=%) $(ARGS)
+	@$(BIN)/python -m pytest tests/faults -m faults $(SIDE_BY_SIDE) --dist load $(TIMED:%=--ignore=%) $(ARGS)
 	@FIGURES_SO_FAR=1 $(BIN)/python -m pytest $(TIMED) -m faults $(ARGS)
 
 # make soak SEED=7 COUNT=40 MINUTES=2: deployments under faults that are drawn from the seed.

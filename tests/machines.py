@@ -128,7 +128,6 @@ class Proxied(ScaledOut):
         self.webs: list[subprocess.Popen[str]] = []
 
     def start(self) -> "Proxied":
-        self.output.touch()
         self.setup()
         self.webs = [self.web(1), self.web(2)]
         ports = {f"PORTAL_WEB_{number}": f"127.0.0.1:{self.port + number}" for number in (1, 2)}

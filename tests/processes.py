@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).resolve().parent.parent
+from .forge import ROOT, Forge, Forged
+
 KEY = "the-owners-key"
 SWITCH_KEY = "the-switch-key"
 IMAGE = "registry.test/shop/web:1"
@@ -160,8 +161,10 @@ def until(condition: Callable[[], Any], seconds: float = 5.0, pause: float = 0.0
 class Portal:
     """`manage.py serve` as a demo, with its simulator's switches on; every file under `data`.
 
-    root: the checkout that the next process is started from.
+    root: the checkout that the next process is started from. forge: what makes its processes, where there are many.
     """
+
+    forge: Forge | None = None
 
     def __init__(self, data: Path, **env: Any) -> None:
         self.root, self.data = ROOT, data
@@ -182,22 +185,21 @@ class Portal:
         self.http = client(self.url)
         self.switches = client(f"http://127.0.0.1:{self.port + 1}/_simulator/", {"X-Simulator-Key": SWITCH_KEY})
         self.router = client(f"http://127.0.0.1:{self.port + 2}")
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | Forged | None = None
         self.output = data / "output"
 
     def start(self) -> "Portal":
-        self.output.touch()
-        with self.output.open("a") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "serve", "--no-sample"],
-                cwd=self.root,
-                env=self.env,
-                stdout=output,
-                stderr=output,
-                text=True,
-            )
+        self.process = self.manage("serve", "--no-sample")
         until(self.answers, 30, pause=0.05)
         return self
+
+    def manage(self, *arguments: str) -> "subprocess.Popen[str] | Forged":
+        """Starts `manage.py` with these arguments."""
+        if self.forge:
+            return self.forge.manage(*arguments, env=self.env, output=self.output)
+        with self.output.open("a") as output:
+            command = [sys.executable, "manage.py", *arguments]
+            return subprocess.Popen(command, cwd=self.root, env=self.env, stdout=output, stderr=output, text=True)
 
     def answers(self) -> bool:
         assert self.process is not None
@@ -338,10 +340,9 @@ class ScaledOut(Portal):
         )
         del self.env["SIMULATOR_SWITCH_KEY"]
         self.simulator, self.switches, self.router = simulator, simulator.switches, simulator.router
-        self.workers: list[subprocess.Popen[str]] = []
+        self.workers: list[subprocess.Popen[str] | Forged] = []
 
     def start(self) -> "ScaledOut":
-        self.output.touch()
         self.setup()
         self.process = self.spawn("daphne", "-b", "127.0.0.1", "-p", str(self.port), "deployportal.asgi:application")
         until(self.answers, 30, pause=0.05)
@@ -351,16 +352,15 @@ class ScaledOut(Portal):
         """What is done once after each update."""
         subprocess.run([sys.executable, "manage.py", "setup"], cwd=self.root, env=self.env, check=True)
 
-    def work(self, *command: str) -> "subprocess.Popen[str]":
-        self.workers.append(self.spawn("django", *(command or ("worker",))))
+    def work(self, *command: str) -> "subprocess.Popen[str] | Forged":
+        self.workers.append(self.manage(*(command or ("worker",))))
         return self.workers[-1]
 
-    def spawn(self, module: str, *arguments: str, **pipes: Any) -> "subprocess.Popen[str]":
+    def spawn(self, module: str, *arguments: str) -> "subprocess.Popen[str]":
         env = {**self.env, "DJANGO_SETTINGS_MODULE": "deployportal.settings", "PYTHONPATH": str(self.root)}
         with self.output.open("a") as output:
             command = [sys.executable, "-m", module, *arguments]
-            given: dict[str, Any] = {"stdout": output, "stderr": output, **pipes}
-            return subprocess.Popen(command, cwd=self.root, env=env, text=True, **given)
+            return subprocess.Popen(command, cwd=self.root, env=env, stdout=output, stderr=output, text=True)
 
     def close(self) -> None:
         for worker in self.workers:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ..forge import Forge
 from ..machines import PostgreSQL, Redis
 from ..processes import Simulator
 from .look import Apart, Figures
@@ -30,6 +31,13 @@ def figures(record_property: Any) -> Iterator[Figures]:
     yield figures
     record_property("figures", asdict(figures))
     assert (figures.duplicates, figures.orphans, figures.missing) == (0, 0, 0)
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Forge]:
+    forge = Forge()
+    yield forge
+    forge.close()
 
 
 @pytest.fixture

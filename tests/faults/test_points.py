@@ -10,6 +10,7 @@ from zlib import crc32
 
 import pytest
 
+from ..forge import Forge
 from ..processes import IMAGE, until
 from .cases import MOST, RUNS, Case, points_file, points_of, runs_what_ran
 from .look import RESUME_SECONDS, Figures, Watched, is_as_it_should_be, is_told_alike
@@ -19,8 +20,9 @@ DIES_SECONDS = 2  # one that has come to its end dies at its last point at once,
 
 
 @pytest.fixture
-def portal(tmp_path: Path) -> Iterator[Watched]:
+def portal(tmp_path: Path, forge: Forge) -> Iterator[Watched]:
     portal = Watched(tmp_path / "portal", STACK_IMAGE=IMAGE)
+    portal.forge = forge
     yield portal
     portal.close()
 

@@ -1,7 +1,6 @@
 """Scaled out: kill -9 of a worker at every point of every phase and undo. The web process and other workers live on."""
 
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -9,6 +8,7 @@ import pytest
 
 from deployments import faults
 
+from ..forge import Forge
 from ..people import new_token
 from ..processes import until
 from .cases import ASKED_FOR_LATER, MOST, RUNS, points_file, points_of, runs_what_ran
@@ -19,7 +19,8 @@ WORKERS = 8
 
 
 @pytest.fixture
-def portal(scaled_out: Apart) -> Iterator[Apart]:
+def portal(scaled_out: Apart, forge: Forge) -> Iterator[Apart]:
+    scaled_out.forge = forge
     scaled_out.furnish()
     with closing(scaled_out.operator()) as scaled_out.person:
         scaled_out.http.headers.update(new_token(scaled_out.person))
@@ -32,28 +33,16 @@ class Crew:
 
     def __init__(self, portal: Apart) -> None:
         self.died = 0
-        self._forge = portal.spawn("tests.faults.forge", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(WORKERS):
-            self._ask("work")
+        self._portal = portal
+        self._alive = [portal.work() for _ in range(WORKERS)]
 
     def is_whole(self) -> bool:
-        while dead := self._ask("died"):
-            assert dead.split()[1] == str(int(signal.SIGKILL))
+        for dead in [worker for worker in self._alive if worker.poll() is not None]:
+            assert dead.returncode == -signal.SIGKILL
             self.died += 1
-            self._ask("work")
+            self._alive.remove(dead)
+            self._alive.append(self._portal.work())
         return True
-
-    def close(self) -> None:
-        self._forge.communicate(timeout=10)
-
-    def _ask(self, word: str) -> str:
-        assert self._forge.stdin is not None
-        assert self._forge.stdout is not None
-        self._forge.stdin.write(f"{word}\n")
-        self._forge.stdin.flush()
-        answer = self._forge.stdout.readline()
-        assert answer, "the forge has died"
-        return answer.strip()
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -77,12 +66,12 @@ def test_a_run_goes_on_elsewhere_from_whatever_point_its_worker_died_at(
         over = {name for name in names if called[name] not in under_way}
         return crew.is_whole() and crew.died == len(killed) and {*names} <= killed | over
 
-    with closing(Crew(portal)) as crew:
-        for first in range(0, len(names), WORKERS):
-            some = names[first : first + WORKERS]
-            case.ask(portal, some)
-            until(lambda some=some: are_dead_or_over(some), 60, pause=0.1)
-        until(lambda: crew.is_whole() and not running(portal), 90, pause=0.1)
+    crew = Crew(portal)
+    for first in range(0, len(names), WORKERS):
+        some = names[first : first + WORKERS]
+        case.ask(portal, some)
+        until(lambda some=some: are_dead_or_over(some), 60, pause=0.1)
+    until(lambda: crew.is_whole() and not running(portal), 90, pause=0.1)
     figures.killed += crew.died
     figures.not_passed += [victims[name] for name in names if not markers[name].exists()]
     assert crew.died >= MOST * len(names)

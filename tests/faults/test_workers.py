@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -27,20 +28,26 @@ def portal(scaled_out: Apart) -> Apart:
     return scaled_out
 
 
-@pytest.mark.parametrize("place", ["project.create:answer", "domain.create", "job"])
-def test_the_run_of_a_killed_worker_goes_on_within_a_lease(portal: Apart, place: str, figures: Figures) -> None:
-    worker = portal.work()
-    with held(portal, place):
-        id = portal.deploy("killed")
-        portal.wait_at(place)
-        portal.work()
-        worker.kill()
-        died, seen = time.time(), portal.status(id)["version"]
-        figures.killed += 1
-    figures.resume.append(next_event(portal, id, seen) - died)
-    assert figures.resume[-1] < RESUME_SECONDS
-    assert portal.finished(id)["phase"] == "completed"
-    is_one_of_each(portal, id, figures)
+def test_the_runs_of_killed_workers_go_on_within_a_lease(portal: Apart, figures: Figures) -> None:
+    portal.env["RUNNER_LIMIT"] = "1"
+    killed = []
+    with ExitStack() as gates:
+        for number, place in enumerate(("job", "domain.create", "project.create:answer")):  # each behind the next
+            gates.enter_context(held(portal, place))
+            killed.append((portal.deploy(f"killed-{number}"), portal.work()))
+            portal.wait_at(place)
+        for _ in killed:
+            portal.work()
+        for _, worker in killed:
+            worker.kill()
+        died, seen = time.time(), {id: portal.status(id)["version"] for id, _ in killed}
+        figures.killed += len(killed)
+    for id, version in seen.items():
+        figures.resume.append(next_event(portal, id, version) - died)
+        assert figures.resume[-1] < RESUME_SECONDS
+        assert portal.finished(id)["phase"] == "completed"
+    for id in seen:
+        is_one_of_each(portal, id, figures)
 
 
 def test_a_drained_workers_run_goes_on_elsewhere_within_two_seconds(portal: Apart, figures: Figures) -> None:
