@@ -336,11 +336,11 @@ class Runner:
         while True:
             await asyncio.sleep(pause)
             pause = BEAT_SECONDS
-            if not self._runs:
+            runs, asked = dict(self._runs), time.monotonic()  # as they are now: while it is asked more may begin
+            if not runs:
                 continue
-            asked = time.monotonic()
             try:
-                held = await sync_to_async(Deployment.beat)(self.name, list(self._runs))
+                held = await sync_to_async(Deployment.beat)(self.name, list(runs))
             except DATABASE_AWAY as error:
                 log.warning("The heartbeat waits for the database: %s", str(error).strip())
                 await _reconnect()
@@ -349,7 +349,7 @@ class Runner:
             except Exception:
                 log.exception("The heartbeat failed")
                 continue
-            for id, run in list(self._runs.items()):
+            for id, run in runs.items():
                 if id in held:
                     run.renewed = asked
                 else:

@@ -1,6 +1,7 @@
 """The runner lets go in order."""
 
 import asyncio
+import contextvars
 import threading
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from asgiref.sync import sync_to_async
 
 from deployments.models import Deployment
-from deployments.runner import Runner
+from deployments.runner import Run, Runner
 
 from .people import People
 
@@ -41,3 +42,37 @@ async def test_a_claim_that_is_under_way_when_the_worker_is_drained_is_let_go(mo
     assert again is not None
     assert again.pk == run.pk
     assert again.crashes == 0
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_run_that_begins_while_leases_are_renewed_is_not_taken_for_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    people = await sync_to_async(People)()
+    first = await sync_to_async(people.run)(people.owner, "first")
+    second = await sync_to_async(people.run)(people.owner, "second")
+    loop, context, beat = asyncio.get_running_loop(), contextvars.copy_context(), Deployment.beat
+    begun, renewed = asyncio.Queue[str](), asyncio.Event()
+
+    def beats_while_the_second_begins(worker: str, ids: list[str]) -> set[str]:
+        if ids == [first.pk]:
+            found = Deployment.claim(worker, excluding=ids)
+            loop.call_soon_threadsafe(runner._begin, found, context=context)
+        else:
+            loop.call_soon_threadsafe(renewed.set)
+        return beat(worker, ids)
+
+    async def works(self: Runner, run: Run) -> None:
+        begun.put_nowait(run.deployment.pk)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("deployments.runner.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(Deployment, "beat", beats_while_the_second_begins)
+    monkeypatch.setattr(Runner, "_deploy", works)
+    runner = Runner(sweep=0, limit=1)
+    runner.start()
+    assert [await asyncio.wait_for(begun.get(), 5) for _ in range(2)] == [first.pk, second.pk]
+    await asyncio.wait_for(renewed.wait(), 5)
+    assert not any(run.task.cancelling() for run in runner._runs.values())
+    assert begun.empty()
+    await runner.drain()
