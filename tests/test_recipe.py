@@ -1608,6 +1608,41 @@ async def test_every_failed_redeploy_brings_the_former_version_back_and_deletes_
         assert {report.phase for report in newer.reports[taken:]} == {"rolling_back"}
 
 
+async def test_a_redeploy_is_live_once_the_new_container_answers_and_not_before(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    newer = Run(replace(run.spec, run="dep_newer", image=f"{IMAGE}.2"))
+    simulator.close_gate("container")
+
+    def open_gate(progress: Progress) -> None:
+        if progress.message == "Attempt 1: the stack answers 200, from the version before":
+            simulator.open_gate("container")
+
+    newer.watch = open_gate
+    await newer.deploy(dokploy)
+    assert newer.said()[-2].endswith(": the stack answers 200")
+    assert f"{IMAGE}.2" in simulator.visit(run.spec.host).text
+    Found(simulator, newer.spec).is_one_of_each()
+
+
+async def test_a_new_version_that_does_not_start_has_failed_though_the_one_before_answers(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    newer = Run(replace(run.spec, run="dep_newer", image=f"{IMAGE}.2", health_timeout=0.1))
+    simulator.close_gate("container")
+    failure = await newer.fails(dokploy)
+    assert (failure.code, failure.phase, failure.retryable) == ("NOT_REPLACED", "verifying_health", True)
+    simulator.open_gate("container")
+    assert await restore(dokploy, run.spec, newer) == []
+    found = Found(simulator, run.spec)
+    found.is_one_of_each()
+    assert found.services[0]["image"] == IMAGE
+
+
 async def test_a_restore_that_is_interrupted_at_every_report_and_run_again_sends_one_deploy(
     simulator: Simulator, dokploy: Dokploy
 ) -> None:

@@ -131,6 +131,16 @@ ENTRIES = (
         ("Read the stack's own log at Dokploy.", "Check the template's port and the time it allows for the start."),
     ),
     Entry(
+        "NOT_REPLACED",
+        "The new version does not start",
+        "The address answers, but it is still the version before: the new one did not take its place in time.",
+        (
+            "The program of the new version ends or crashes at its start.",
+            "It needs longer to start than the template allows.",
+        ),
+        ("Read the stack's own log at Dokploy.", "Check what was changed: the image, and the answers in the form."),
+    ),
+    Entry(
         "HEALTH_NO_DNS",
         "The address does not resolve",
         "The stack's host name is not known in the DNS.",

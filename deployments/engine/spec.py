@@ -71,6 +71,8 @@ class Resources:
     dokploy_deployment_id: str | None = None
     image_digest: str | None = None
     """Of the image that was pulled, “sha256:…”, where Docker said it."""
+    replaces: tuple[str, ...] = ()
+    """The names of the containers that ran before this deploy. While one of them runs it may be what answers."""
 
 
 @dataclass(frozen=True, slots=True)

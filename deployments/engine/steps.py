@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from . import diagnosis, versions
 from .build_log import BuildLog
 from .dokploy import Application, Build, Dokploy, Domain, Job, Project
-from .errors import DokployError, Failure, NotFound, Unavailable, Unclear
+from .errors import DokployError, Failure, NotAllowed, NotFound, Unavailable, Unclear, UnknownProcedure
 from .grammar import dotenv
 from .journal import Journal
 from .ladder import Climb, climb
@@ -94,7 +94,10 @@ async def configure_application(dokploy: Dokploy, spec: StackSpec, have: Resourc
     await dokploy.save_image(application_id, spec.image, spec.registry, spec.registry_username, spec.registry_password)
     await dokploy.save_environment(application_id, dotenv(spec.env))
     await dokploy.save_limits(application_id, spec.memory_bytes, spec.cpus)
-    return have
+    before = await _running(dokploy, have)
+    if before and await _find_deploy(dokploy, application_id, spec.deploy_titles):
+        return have  # this run has sent its deploy: what runs by now may be of that
+    return replace(have, replaces=tuple(before))
 
 
 async def create_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
@@ -249,13 +252,17 @@ def _place(ours: Job, jobs: list[Job]) -> str:
 async def verify_health(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     """Climbs until the stack itself answers, at first often, then every `health_interval`, for `health_timeout` in all.
 
-    While only the certificate is missing the limit is CERTIFICATE_SECONDS: Let's Encrypt takes its time.
+    Docker starts the new container before it stops the one before, which goes on answering, for ever where the new one
+    does not start: an answer counts once that has gone. While only the certificate is missing the limit is
+    CERTIFICATE_SECONDS: Let's Encrypt takes its time.
     """
     loop = asyncio.get_running_loop()
     began, attempt = loop.time(), 0
     while True:
         attempt += 1
         seen = await climb(spec)
+        if seen.answered and have.replaces and (await _running(dokploy, have)).intersection(have.replaces):
+            seen = replace(seen, answered=False, said=f"{seen.said}, from the version before", code="NOT_REPLACED")
         await journal.rungs(seen.rungs, attempt)
         await journal.say(f"Attempt {attempt}: {seen.said}", attempt=attempt)
         if seen.answered:
@@ -274,6 +281,15 @@ async def _raise_if_dokploy_failed(dokploy: Dokploy, have: Resources) -> None:
         ours = next((build for build in builds if build.id == have.dokploy_deployment_id), None)
         if ours is not None and ours.status == "error":
             raise diagnosis.of_log(await dokploy.build_log(ours.id))
+
+
+async def _running(dokploy: Dokploy, have: Resources) -> set[str]:
+    """The names of the application's containers that run. None where the key may not ask, or Docker is not there."""
+    try:
+        containers = await dokploy.containers(_known(have.app_name))
+    except (NotAllowed, UnknownProcedure):
+        return set()
+    return {container.name for container in containers if container.state == "running"}
 
 
 async def _no_answer(dokploy: Dokploy, have: Resources, seen: Climb, attempt: int) -> Failure:
@@ -383,7 +399,7 @@ async def closing_look(dokploy: Dokploy, spec: StackSpec, have: Resources, journ
             await _delete(dokploy.delete_application, application.id)
         elif application.id == have.application_id:
             for domain in await dokploy.domains(application.id):
-                if domain.host == spec.host and domain.id != have.domain_id:
+                if (domain.host, domain.path) == (spec.host, "/") and domain.id != have.domain_id:
                     await _delete(dokploy.delete_domain, domain.id)
     projects, _ = await _projects(dokploy, spec, journal)
     for project in projects:

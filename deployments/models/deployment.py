@@ -331,6 +331,7 @@ class Deployment(models.Model):
     def _again(
         cls, person: Any, stack: Stack, template: Template, parameters: dict[str, Any], via: str, digest: str | None
     ) -> "Deployment":
+        stack.refresh_from_db(from_queryset=Stack.objects.select_for_update())  # it may be gone meanwhile
         stack.check_idle()
         run = cls(stack=stack, template=template, requested_by=person, via=via, idempotency_key=digest)
         if run.former() is not None:  # whatever became of it since: what ran once is restored, never removed
@@ -726,9 +727,9 @@ def _wire_error(error: dict[str, Any] | None, audience: str) -> dict[str, Any] |
     return shown
 
 
-def _resources_dict(resources: Resources) -> dict[str, str]:
+def _resources_dict(resources: Resources) -> dict[str, Any]:
     values = {name: getattr(resources, name) for name in Resources.__slots__}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value}
 
 
 def _as_env(value: Any) -> str:
