@@ -1146,14 +1146,54 @@ async def test_a_retry_that_goes_on_in_the_middle_does_not_touch_what_has_lost_o
     assert not CHANGES & set(calls(simulator) - before)
 
 
-async def test_a_project_that_was_renamed_is_ours_by_its_mark(simulator: Simulator, dokploy: Dokploy) -> None:
+async def test_a_project_that_was_renamed_is_ours_by_its_id(simulator: Simulator, dokploy: Dokploy) -> None:
     run = new_run(simulator)
     have = await run.deploy(dokploy)
     simulator.do("project.update", projectId=have.project_id, name="renamed")
-    before = calls(simulator)
-    again = await Run(replace(run.spec, run="dep_again")).deploy(dokploy)
-    assert (again.project_id, again.application_id) == (have.project_id, have.application_id)
+    before, again = calls(simulator), Run(replace(run.spec, run="dep_again"))
+    found = await again.deploy(dokploy, journal=Journal(again.report, known=run.journal().known))
+    assert (found.project_id, found.application_id) == (have.project_id, have.application_id)
     assert not {"project.create", "application.create"} & set(calls(simulator) - before)
+
+
+async def test_an_application_that_we_know_is_not_made_again_where_it_stands_in_another_project(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    later = simulator.do("project.create", name=run.spec.name, description=run.spec.mark)["project"]["projectId"]
+    before, again = calls(simulator), Run(replace(run.spec, run="dep_again"))
+    known = {later, have.application_id, have.domain_id}
+    found = await again.deploy(dokploy, journal=Journal(again.report, known=known))
+    assert (found.project_id, found.application_id) == (later, have.application_id), "what we know comes first"
+    assert not {"project.create", "application.create", *REMOVES} & set(calls(simulator) - before)
+
+
+async def test_what_somebody_has_made_beside_ours_is_neither_used_nor_removed(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    """A copy, which carries our mark, and another path of the address."""
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    copy = {"name": f"{run.spec.name} (copy)", "description": run.spec.mark}
+    copied = simulator.do("application.create", environmentId=have.environment_id, **copy)["applicationId"]
+    simulator.do("project.create", **copy)
+    path = {"host": run.spec.host, "path": "/api", "port": 3001, "domainType": "application"}
+    simulator.do("domain.create", applicationId=have.application_id, **path)
+    again = Run(replace(run.spec, run="dep_again"))
+    found = await again.deploy(dokploy, journal=Journal(again.report, known=run.journal().known))
+    assert (found.project_id, found.application_id) == (have.project_id, have.application_id)
+    there = simulator.state()
+    assert copied in {row["applicationId"] for row in there["applications"]}
+    assert [row["path"] for row in there["domains"] if row["host"] == run.spec.host] == ["/", "/api"]
+    removal = Run(run.spec)
+    with pytest.raises(Failure) as caught:
+        await removal.remove(dokploy, Journal(removal.report, known=run.journal().known))
+    failure = caught.value
+    assert (failure.code, failure.phase) == ("DOKPLOY_REFUSED", "removing_project")
+    there = simulator.state()
+    assert [row["applicationId"] for row in there["applications"] if row["description"] == run.spec.mark] == [copied]
+    assert len([row for row in there["projects"] if row["description"] == run.spec.mark]) == 2
 
 
 async def test_a_host_of_a_foreign_application_is_refused(simulator: Simulator, dokploy: Dokploy) -> None:

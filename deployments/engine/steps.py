@@ -1,9 +1,10 @@
 """The steps of a deployment and of a removal. Every step looks before it acts, so that running it twice is harmless.
 
-What is ours is known by its mark alone (StackSpec.mark, in the description of projects and applications, in the title
-of a deploy). What has lost it, and is known by its id, is neither touched nor taken to be gone. Dokploy's creates are
-not idempotent, its names are not unique, and an error answer does not mean that nothing was made: an unclear outcome is
-resolved by looking, never by making again.
+What is ours carries our mark (StackSpec.mark, in the description of projects and applications, in the title of a
+deploy). What has lost it, and is known by its id, is neither touched nor taken to be gone; nor is a copy that somebody
+made at Dokploy, which carries the mark under another name. Dokploy's creates are not idempotent, its names are not
+unique, and an error answer does not mean that nothing was made: an unclear outcome is resolved by looking, never by
+making again.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ async def create_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
         if not ours and (named := [project for project in projects if project.name == spec.name]):
             own = all(project.description.startswith(mark_of(spec.installation)) for project in named)
             raise _refused("LEFTOVER_AT_DOKPLOY" if own else "NAME_IN_USE_AT_DOKPLOY")
-        return _oldest(ours)
+        return _first(ours, journal)
 
     project = await _look_or_make(
         "project", spec.mark, look, lambda: dokploy.create_project(spec.name, spec.mark), journal
@@ -77,12 +78,15 @@ async def create_application(dokploy: Dokploy, spec: StackSpec, have: Resources,
 
 
 async def _our_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Application | None:
-    """The project's with our mark. Failure where the one that we know has lost it: that is not touched."""
+    """The project's with our mark, or ours that somebody has moved elsewhere. Failure where the one that we know has
+    lost the mark: that is not touched."""
     environments = await dokploy.environments(_known(have.project_id))
     ours, changed = _ours([a for e in environments for a in e.applications], spec, journal)
+    if not (ours or changed) and journal.known - {have.project_id}:
+        ours, changed = await _applications(dokploy, spec, journal)
     if changed:
         raise _mark_changed("application", changed[0], spec)
-    return _oldest(ours)
+    return _first(ours, journal)
 
 
 async def configure_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
@@ -375,10 +379,10 @@ async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
     ours, changed = await _projects(dokploy, spec, journal)
     for project in ours:
         environments = await dokploy.environments(project.id)
-        marked = sum(application.description == spec.mark for e in environments for application in e.applications)
-        if sum(environment.services for environment in environments) > marked:
+        applications, _ = _ours([a for e in environments for a in e.applications], spec, journal)
+        if sum(environment.services for environment in environments) > len(applications):
             raise Failure("DOKPLOY_REFUSED", "It holds a service that this portal did not make.", retryable=False)
-        if marked:
+        if applications:
             raise Failure("DOKPLOY_REFUSED", "Its application is still there.")
         await journal.removing("project", project.id)
         await _delete(dokploy.remove_project, project.id)
@@ -487,8 +491,9 @@ async def _applications(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> 
 
 
 def _ours(found: list[D], spec: StackSpec, journal: Journal) -> Both[D]:
-    """What carries our mark; and what we know by its id and what does not carry the mark any more."""
-    ours = [one for one in found if one.description == spec.mark]
+    """What carries our mark and is no copy; and what we know by its id and what does not carry the mark any more."""
+    marked = [one for one in found if one.description == spec.mark]
+    ours = [one for one in marked if one.id in journal.known or one.name == spec.name]
     return ours, [one for one in found if one.id in journal.known and one not in ours]
 
 
@@ -500,8 +505,9 @@ def _mark_changed(kind: str, one: Project | Application, spec: StackSpec) -> Fai
     return Failure("MARK_CHANGED_AT_DOKPLOY", text)
 
 
-def _oldest(found: list[D]) -> D | None:
-    return min(found, key=lambda entry: entry.created_at, default=None)
+def _first(found: list[D], journal: Journal) -> D | None:
+    """The one that we know by its id, else the oldest."""
+    return min(found, key=lambda one: (one.id not in journal.known, one.created_at), default=None)
 
 
 def _known(id: str | None) -> str:
