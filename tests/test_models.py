@@ -99,6 +99,17 @@ def test_a_name_is_free_again_when_nothing_is_left(anna: Any, ben: Any) -> None:
     assert request(ben).stack.owner == ben
 
 
+def test_a_redeploy_of_a_stack_that_has_gone_meanwhile_is_refused(anna: Any, ben: Any) -> None:
+    run = claimed(anna)
+    stale = Stack.objects.get(pk=run.stack_id)
+    end(run, succeeded=False)
+    request(ben)
+    with pytest.raises(Refusal) as refused:
+        Deployment.request_again(anna, stale, stale.template, {}, via="form")
+    assert (refused.value.code, refused.value.message) == ("NOT_FOUND", "“shop” is gone already.")
+    assert Deployment.objects.running().get().stack.owner == ben
+
+
 def test_a_name_stays_taken_while_something_is_left(anna: Any, ben: Any) -> None:
     run = claimed(anna)
     run.record(

@@ -243,6 +243,26 @@ def test_operators_who_remove_an_orphan_in_one_instant_get_one_run() -> None:
     assert Deployment.objects.count() == 5
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_is_there_of_a_stack_that_is_gone_is_removed_under_its_name_unless_that_is_somebodys(
+    people: People, taken: bool
+) -> None:
+    gone = end(people.run(people.owner, "shop"), "failure")
+    assert gone.stack.state == Stack.State.GONE
+    if taken:
+        end(people.run(people.other, "shop"))
+    Orphan.report([Marked("project", "p1", "shop", f"i/{gone.stack_id}")])
+    removal = Orphan.objects.get().remove(people.operator)
+    assert removal.stack_id == gone.stack_id
+    assert removal.stack.name == (f"left-{gone.stack_id[4:16]}" if taken else "shop")
+    if not taken:
+        gone.stack.refresh_from_db()
+        assert gone.to_dict("owner")["name"] == "shop"
+        with pytest.raises(Refusal) as refused:
+            people.run(people.other, "shop")
+        assert refused.value.code == "NAME_TAKEN"
+
+
 def test_an_orphan_without_any_template_is_a_sentence(people: People) -> None:
     Template.objects.all().delete()
     Orphan.report([Marked("project", "p1", "lost", LOST)])

@@ -95,15 +95,17 @@ class Orphan(models.Model):
             raise Refusal("CONFLICT", "It is no orphan any more: somebody has it removed already, or it is gone.")
         name = f"left-{id.removeprefix('stk_')[:12]}"
         url = Stack.address_of(name)
-        known = {"name": name, "host": host_of(url), "url": url, "state": Stack.State.BROKEN}
+        another = {"name": name, "host": host_of(url), "url": url}
         stack = Stack.objects.filter(pk=id).first()
         if stack is None:
             template = Template.objects.first()
             if template is None:
                 raise Refusal("CONFLICT", "A run needs a template, and there is none. Make one first.")
-            stack = Stack.objects.create(pk=id, owner=person, template=template, **known)
+            state = Stack.State.BROKEN
+            stack = Stack.objects.create(pk=id, owner=person, template=template, state=state, **another)
         elif stack.state == Stack.State.GONE:
-            Stack.objects.filter(pk=id).update(**known)
+            taken = Stack.objects.existing().filter(Q(name=stack.name) | Q(host=stack.host)).exists()
+            Stack.objects.filter(pk=id).update(state=Stack.State.BROKEN, **(another if taken else {}))
             stack.refresh_from_db()
         else:
             text = f"It carries the mark of “{stack.name}”, which exists. Remove it at Dokploy, or remove the stack."

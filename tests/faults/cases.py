@@ -21,15 +21,14 @@ MOST = 0.9  # of the points at least so many are passed again by a run that is a
 
 @dataclass(frozen=True)
 class Case:
-    """before: what was there already. called: the stack's name by the time of the run. end: its last phase and status;
-    objects: how many of each kind are there then. except_for: the points of another run, which are tried there.
+    """before: what was there already. end: its last phase and status; objects: how many of each kind are there then.
+    except_for: the points of another run, which are tried there.
     """
 
     ask: Act
     end: tuple[str, str]
     objects: int
     before: Act = lambda portal, names: None
-    called: Callable[[Books, str], str] = lambda portal, name: name
     except_for: Act | None = None
     env: dict[str, str] = field(default_factory=dict)
 
@@ -140,7 +139,6 @@ ASKED_FOR_LATER = {
         0,
         before=forgotten,
         env={"SWEEPER_SECONDS": "1", "ORPHANS_SECONDS": "1"},
-        called=lambda portal, name: f"left-{stack_of(portal, name).removeprefix('stk_')[:12]}",
     ),
 }
 
@@ -161,12 +159,11 @@ def points_of(portal: Books, case: Case) -> list[str]:
         portal.ended("other")
         spared = passed(portal, "other")
     case.before(portal, ["pilot"])
-    called = case.called(portal, "pilot")
     forget_points(portal)
     case.ask(portal, ["pilot"])
-    run = portal.ended(called)
+    run = portal.ended("pilot")
     assert (run["phase"], run["status"]) == case.end
-    return [point for point in passed(portal, called) if point not in spared]
+    return [point for point in passed(portal, "pilot") if point not in spared]
 
 
 def passed(portal: Books, name: str) -> list[str]:

@@ -55,16 +55,14 @@ def test_a_run_goes_on_elsewhere_from_whatever_point_its_worker_died_at(
     victims = {f"{kind}-{number}": point for number, point in enumerate(points_of(portal, case))}
     names = list(victims)
     case.before(portal, names)
-    called = {name: case.called(portal, name) for name in names}
     recorder.terminate()
     assert recorder.wait(15) == 0
-    portal.env.update(FAULT=" ".join(f"{called[name]}/{point}" for name, point in victims.items()), RUNNER_LIMIT="1")
-    markers = {name: portal.data / faults.died_at(f"{called[name]}/{point}").name for name, point in victims.items()}
+    portal.env.update(FAULT=" ".join(f"{name}/{point}" for name, point in victims.items()), RUNNER_LIMIT="1")
+    markers = {name: portal.data / faults.died_at(f"{name}/{point}").name for name, point in victims.items()}
 
     def are_dead_or_over(names: list[str]) -> bool:
         killed, under_way = {name for name in markers if markers[name].exists()}, running(portal)
-        over = {name for name in names if called[name] not in under_way}
-        return crew.is_whole() and crew.died == len(killed) and {*names} <= killed | over
+        return crew.is_whole() and crew.died == len(killed) and {*names} <= killed | ({*names} - under_way)
 
     crew = Crew(portal)
     for first in range(0, len(names), WORKERS):
@@ -77,7 +75,7 @@ def test_a_run_goes_on_elsewhere_from_whatever_point_its_worker_died_at(
     assert crew.died >= MOST * len(names)
     is_as_it_should_be(portal, names, case.objects, figures)
     for name in names:
-        run = portal.run_of(called[name])
+        run = portal.run_of(name)
         assert (run["phase"], run["status"]) == case.end, (victims[name], run["message"])
         figures.ended += 1
         is_told_alike(portal, run, figures)
