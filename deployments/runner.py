@@ -352,7 +352,7 @@ class Runner:
             for id, run in runs.items():
                 if id in held:
                     run.renewed = asked
-                else:
+                elif self._runs.get(id) is run:  # else it is over, and is being let go
                     run.task.cancel()
 
 

@@ -1,11 +1,15 @@
 """State changes through verbs; what must not be is refused by the database. No async here."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from deployments import page, people
@@ -288,3 +292,33 @@ def test_a_run_keeps_the_spec_that_it_began_with(anna: Any, settings: Any) -> No
     settings.STACK_IMAGE = "ghcr.io/example/other:2"
     Template.follow_settings()
     assert Deployment.objects.get(pk=run.pk).stack_spec() == before
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(settings.ON_SQLITE, reason="there one waits for the other before it looks")
+def test_a_redeploy_and_a_removal_in_one_instant_are_one_run_and_a_sentence(anna: Any) -> None:
+    stack = request(anna).stack
+    for _ in range(8):
+        run = Deployment.claim("worker", excluding=[])
+        assert run is not None
+        run.record(phase("failed", status="failure", error={"phase": "deploying", "code": "TIMEOUT"}))
+        Stack.objects.update(state="live")
+        start = threading.Barrier(4)
+
+        def ask(verb: Callable[..., Deployment], *given: Any, start: threading.Barrier = start) -> str:
+            connection.ensure_connection()
+            start.wait(10)
+            try:
+                return verb(anna, Stack.objects.get(), *given, via="api").kind
+            except Refusal as refusal:
+                return refusal.code
+            finally:
+                connection.close()
+
+        again, remove = Deployment.request_again, Deployment.request_removal
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(ask, again, stack.template, {}) for _ in range(2)]
+            asked += [pool.submit(ask, remove) for _ in range(2)]
+            answers = sorted(future.result() for future in asked)
+        assert answers in (["BUSY", "BUSY", "BUSY", "deploy"], ["BUSY", "BUSY", "remove", "remove"])
+        assert Deployment.objects.running().count() == 1

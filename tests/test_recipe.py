@@ -76,7 +76,7 @@ class Run:
         """Of the next worker."""
         self._asked = 0
         self.refuse = None
-        known = [report.resources for report in self.reports if report.kind == "phase" and report.resources]
+        known = [report.resources for report in self.reports if report.resources]
         intended: set[tuple[str, str]] = set()
         ids: set[str] = set()
         logged: dict[str, int] = {}
@@ -1075,7 +1075,8 @@ async def test_undo_spares_what_somebody_put_into_our_project(simulator: Simulat
     have = await run.deploy(dokploy)
     theirs = simulator.application(str(have.environment_id), description="ours too")
     left = await run.undo(dokploy)
-    assert left == ["the project (It holds a service that this portal did not make.)"]
+    said = "It holds a service that this portal did not make, perhaps a copy. Remove that at Dokploy."
+    assert left == [f"the project ({said})"]
     found = Found(simulator, run.spec)
     assert [row["applicationId"] for row in found.applications] == [theirs["applicationId"]]
     assert (found.domains, found.services) == ([], [])
@@ -1662,7 +1663,7 @@ async def test_a_redeploy_is_live_once_the_new_container_answers_and_not_before(
 
     newer.watch = open_gate
     await newer.deploy(dokploy)
-    assert newer.said()[-2].endswith(": the stack answers 200")
+    assert "Attempt 1: the stack answers 200, from the version before" in newer.said()
     assert f"{IMAGE}.2" in simulator.visit(run.spec.host).text
     Found(simulator, newer.spec).is_one_of_each()
 
@@ -1681,6 +1682,65 @@ async def test_a_new_version_that_does_not_start_has_failed_though_the_one_befor
     found = Found(simulator, run.spec)
     found.is_one_of_each()
     assert found.services[0]["image"] == IMAGE
+
+
+@pytest.mark.parametrize("fault", ["error500", "html502"])
+async def test_a_redeploy_that_answers_is_not_undone_because_dokploy_cannot_say_of_which_version(
+    simulator: Simulator, dokploy: Dokploy, fault: str
+) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    newer = Run(replace(run.spec, run="dep_newer", image=f"{IMAGE}.2", health_timeout=0.3))
+
+    def spoil(progress: Progress) -> None:
+        if progress.phase == "verifying_health" and progress.data.get("step") == "begins":
+            simulator.fault("docker.getContainersByAppNameMatch", fault, times=None)
+
+    newer.watch = spoil
+    await newer.deploy(dokploy)
+    assert "Attempt 1: the stack answers 200, perhaps from the version before" in newer.said()
+    Found(simulator, newer.spec).is_one_of_each()
+
+
+async def test_the_containers_of_an_application_whose_name_begins_alike_are_not_ours(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    theirs = simulator.application(simulator.project(f"alike-{run.spec.name}")[1], appName=have.app_name)
+    simulator.deploy(theirs)
+    assert theirs["appName"].startswith(f"{have.app_name}-")
+    await soon(lambda: len(simulator.ask("docker.getContainersByAppNameMatch", appName=have.app_name)) == 2)
+    newer = Run(replace(run.spec, run="dep_newer", health_timeout=1.0))
+    await newer.deploy(dokploy)
+    assert len(await dokploy.containers(have.app_name or "")) == 1
+
+
+async def test_a_restore_that_was_interrupted_waits_for_the_container_of_its_own_deploy(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    newer = Run(replace(run.spec, run="dep_2", image=f"{IMAGE}.2"))
+    await newer.deploy(dokploy)
+    simulator.close_gate("container")
+
+    def interrupt(progress: Progress) -> None:
+        if progress.message == "Bringing the former settings back: checking that it answers":
+            newer.refuse = newer._asked + 1
+
+    def open_gate(progress: Progress) -> None:
+        if progress.message == "Attempt 1: the stack answers 200, from the version before":
+            simulator.open_gate("container")
+
+    newer.watch = interrupt
+    with pytest.raises(Interrupted):
+        await restore(dokploy, run.spec, newer)
+    newer.watch = open_gate
+    assert await restore(dokploy, run.spec, newer) == []
+    assert "Attempt 1: the stack answers 200, from the version before" in newer.said()
+    assert f"{IMAGE}.2" not in simulator.visit(run.spec.host).text
+    Found(simulator, run.spec).is_one_of_each()
 
 
 async def test_a_restore_that_is_interrupted_at_every_report_and_run_again_sends_one_deploy(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import itertools
 import threading
 from typing import Any
 
@@ -75,4 +76,34 @@ async def test_a_run_that_begins_while_leases_are_renewed_is_not_taken_for_lost(
     await asyncio.wait_for(renewed.wait(), 5)
     assert not any(run.task.cancelling() for run in runner._runs.values())
     assert begun.empty()
+    await runner.drain()
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_run_that_ends_while_leases_are_renewed_is_let_go_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+    people = await sync_to_async(People)()
+    runs = [await sync_to_async(people.run)(people.owner, name) for name in ("ends", "goes-on")]
+    ends, leaves, beaten, let_go = asyncio.Event(), threading.Event(), asyncio.Event(), asyncio.Event()
+    loop, beats = asyncio.get_running_loop(), itertools.count()
+
+    def beats_while_it_ends(worker: str, ids: list[str]) -> set[str]:
+        loop.call_soon_threadsafe(beaten.set if next(beats) else ends.set)  # a second beat: the first is done with
+        assert leaves.wait(5)
+        return {runs[1].pk}
+
+    async def works(self: Runner, run: Run) -> None:
+        await (ends if run.deployment.pk == runs[0].pk else asyncio.Event()).wait()
+
+    async def lets_go(self: Runner, run: Run) -> None:
+        leaves.set()
+        await beaten.wait()
+        let_go.set()
+
+    monkeypatch.setattr("deployments.runner.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(Deployment, "beat", beats_while_it_ends)
+    monkeypatch.setattr(Runner, "_deploy", works)
+    monkeypatch.setattr(Runner, "_let_go", lets_go)
+    runner = Runner(sweep=0, limit=2)
+    runner.start()
+    await asyncio.wait_for(let_go.wait(), 5)
     await runner.drain()

@@ -132,11 +132,11 @@ ENTRIES = (
     ),
     Entry(
         "NOT_REPLACED",
-        "The new version does not start",
+        "The new version did not take over",
         "The address answers, but it is still the version before: the new one did not take its place in time.",
         (
             "The program of the new version ends or crashes at its start.",
-            "It needs longer to start than the template allows.",
+            "It needs longer to start, or the one before to stop, than the template allows.",
         ),
         ("Read the stack's own log at Dokploy.", "Check what was changed: the image, and the answers in the form."),
     ),

@@ -295,12 +295,16 @@ class Dokploy:
         await self._change("application.cleanQueues", applicationId=application_id)
 
     async def containers(self, app_name: str) -> list[Container]:
-        """Empty when there are none and also when the engine could not be asked."""
+        """Empty when there are none and also when the engine could not be asked.
+
+        Dokploy goes by how the name begins, which may be another's too: Docker calls a task <service>.<slot>.<id>.
+        """
         rows = _rows(await self._query("docker.getContainersByAppNameMatch", appName=app_name))
-        return [
+        found = (
             Container(_maybe(row, "name") or "", _maybe(row, "state") or "", _maybe(row, "status") or "")
             for row in rows
-        ]
+        )
+        return [container for container in found if container.name.startswith(f"{app_name}.")]
 
     async def create_domain(
         self, application_id: str, host: str, port: int, *, https: bool, certificate_type: str

@@ -81,7 +81,6 @@ async def restore(
         for phase in RESTORE:
             await journal.say(f"Bringing the former settings back: {phase.title.lower()}")
             have = await _perform(phase, lambda: phase.step(dokploy, former, have, journal), journal, patience)  # noqa: B023
-            journal.resources = have  # the next report writes it down
     except Failure as failure:
         return [f"the former version ({failure.message})"]
     return []

@@ -43,7 +43,7 @@ class StackSpec:
 
     @property
     def mark(self) -> str:
-        """What every object that we make carries, and what alone makes it ours. Outlives a run."""
+        """What every object that we make carries; nothing without it is ours. Outlives a run."""
         return f"{mark_of(self.installation)}{self.stack}"
 
     def pinned(self, digest: str | None) -> "StackSpec":
@@ -72,7 +72,7 @@ class Resources:
     image_digest: str | None = None
     """Of the image that was pulled, “sha256:…”, where Docker said it."""
     replaces: tuple[str, ...] = ()
-    """The names of the containers that ran before this deploy. While one of them runs it may be what answers."""
+    """The names of the containers that ran when the deploy was sent. While one of them runs it may be what answers."""
 
 
 @dataclass(frozen=True, slots=True)

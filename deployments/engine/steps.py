@@ -1,10 +1,10 @@
 """The steps of a deployment and of a removal. Every step looks before it acts, so that running it twice is harmless.
 
 What is ours carries our mark (StackSpec.mark, in the description of projects and applications, in the title of a
-deploy). What has lost it, and is known by its id, is neither touched nor taken to be gone; nor is a copy that somebody
-made at Dokploy, which carries the mark under another name. Dokploy's creates are not idempotent, its names are not
-unique, and an error answer does not mean that nothing was made: an unclear outcome is resolved by looking, never by
-making again.
+deploy), and is known by its id or has our name: a copy that somebody made at Dokploy carries the mark too. What has
+lost it, and is known by its id, is neither touched nor taken to be gone. Dokploy's creates are not idempotent, its
+names are not unique, and an error answer does not mean that nothing was made: an unclear outcome is resolved by
+looking, never by making again.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from . import diagnosis, versions
 from .build_log import BuildLog
 from .dokploy import Application, Build, Dokploy, Domain, Job, Project
-from .errors import DokployError, Failure, NotAllowed, NotFound, Unavailable, Unclear, UnknownProcedure
+from .errors import DokployError, Failure, NotFound, Unavailable, Unclear
 from .grammar import dotenv
 from .journal import Journal
 from .ladder import Climb, climb
@@ -98,10 +98,7 @@ async def configure_application(dokploy: Dokploy, spec: StackSpec, have: Resourc
     await dokploy.save_image(application_id, spec.image, spec.registry, spec.registry_username, spec.registry_password)
     await dokploy.save_environment(application_id, dotenv(spec.env))
     await dokploy.save_limits(application_id, spec.memory_bytes, spec.cpus)
-    before = await _running(dokploy, have)
-    if before and await _find_deploy(dokploy, application_id, spec.deploy_titles):
-        return have  # this run has sent its deploy: what runs by now may be of that
-    return replace(have, replaces=tuple(before))
+    return have
 
 
 async def create_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
@@ -153,6 +150,7 @@ async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Jo
 
 async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     application_id, prefix = _known(have.application_id), spec.deploy_titles
+    have = replace(have, replaces=journal.resources.replaces)  # written down with the intent of an earlier attempt
     while True:
         sent = sum(kind == "deploy" and title.startswith(prefix) for kind, title in journal.intended)
         found = await _find_deploy(dokploy, application_id, prefix)
@@ -165,6 +163,7 @@ async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, have: Resources, j
             if sent:
                 await journal.note("Dokploy lost the deployment (it was restarted): sending it again")
             title = spec.deploy_title(sent + 1)
+            journal.resources = have = replace(have, replaces=await _running(dokploy, have))
             await journal.intend("deploy", title)
             try:
                 await dokploy.deploy(application_id, title)
@@ -257,16 +256,18 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, have: Resources, jour
     """Climbs until the stack itself answers, at first often, then every `health_interval`, for `health_timeout` in all.
 
     Docker starts the new container before it stops the one before, which goes on answering, for ever where the new one
-    does not start: an answer counts once that has gone. While only the certificate is missing the limit is
-    CERTIFICATE_SECONDS: Let's Encrypt takes its time.
+    does not start: an answer counts where that one had ended before. While only the certificate is missing the limit
+    is CERTIFICATE_SECONDS: Let's Encrypt takes its time.
     """
     loop = asyncio.get_running_loop()
     began, attempt = loop.time(), 0
     while True:
         attempt += 1
+        replaced = await _is_replaced(dokploy, have)
         seen = await climb(spec)
-        if seen.answered and have.replaces and (await _running(dokploy, have)).intersection(have.replaces):
-            seen = replace(seen, answered=False, said=f"{seen.said}, from the version before", code="NOT_REPLACED")
+        if seen.answered and not replaced:
+            said = f"{seen.said}, {'perhaps ' if replaced is None else ''}from the version before"
+            seen = replace(seen, answered=False, said=said, code="NOT_REPLACED")
         await journal.rungs(seen.rungs, attempt)
         await journal.say(f"Attempt {attempt}: {seen.said}", attempt=attempt)
         if seen.answered:
@@ -275,6 +276,8 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, have: Resources, jour
         limit = max(spec.health_timeout, CERTIFICATE_SECONDS) if seen.waits_for_certificate else spec.health_timeout
         pause = min(spec.health_interval, 2.0 ** min(attempt - 1, 10))
         if loop.time() + pause - began > limit:
+            if replaced is None and seen.code == "NOT_REPLACED":
+                return have  # it answers, and that Dokploy cannot be asked is no reason to undo it
             raise await _no_answer(dokploy, have, seen, attempt)
         await asyncio.sleep(pause)
 
@@ -287,13 +290,25 @@ async def _raise_if_dokploy_failed(dokploy: Dokploy, have: Resources) -> None:
             raise diagnosis.of_log(await dokploy.build_log(ours.id))
 
 
-async def _running(dokploy: Dokploy, have: Resources) -> set[str]:
-    """The names of the application's containers that run. None where the key may not ask, or Docker is not there."""
+async def _running(dokploy: Dokploy, have: Resources) -> tuple[str, ...]:
+    """The names of the application's containers that run, as far as Dokploy says."""
+    with contextlib.suppress(DokployError):
+        containers = await dokploy.containers(_known(have.app_name))
+        return tuple(container.name for container in containers if container.state == "running")
+    return ()
+
+
+async def _is_replaced(dokploy: Dokploy, have: Resources) -> bool | None:
+    """Whether none of the containers that ran before runs any more. None while Dokploy cannot be asked."""
+    if not have.replaces:
+        return True
     try:
         containers = await dokploy.containers(_known(have.app_name))
-    except (NotAllowed, UnknownProcedure):
-        return set()
-    return {container.name for container in containers if container.state == "running"}
+    except Unavailable:
+        return None
+    except DokployError:  # it will never say
+        return True
+    return not any(container.name in have.replaces and container.state == "running" for container in containers)
 
 
 async def _no_answer(dokploy: Dokploy, have: Resources, seen: Climb, attempt: int) -> Failure:
@@ -381,7 +396,8 @@ async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
         environments = await dokploy.environments(project.id)
         applications, _ = _ours([a for e in environments for a in e.applications], spec, journal)
         if sum(environment.services for environment in environments) > len(applications):
-            raise Failure("DOKPLOY_REFUSED", "It holds a service that this portal did not make.", retryable=False)
+            text = "It holds a service that this portal did not make, perhaps a copy. Remove that at Dokploy."
+            raise Failure("DOKPLOY_REFUSED", text, retryable=False)
         if applications:
             raise Failure("DOKPLOY_REFUSED", "Its application is still there.")
         await journal.removing("project", project.id)

@@ -195,7 +195,7 @@ class Deployment(models.Model):
             stack.refresh_from_db()
             stack.check_idle()
             run = cls(stack=stack, template=stack.template, kind=cls.Kind.REMOVE, requested_by=person, via=via)
-            run.spec = {"image": stack.template.image, "port": stack.template.port}  # a removal goes by the mark alone
+            run.spec = {"image": stack.template.image, "port": stack.template.port}  # a removal needs no more
             return run._enqueue()
 
         return cls.once(make, under_way)
@@ -331,7 +331,8 @@ class Deployment(models.Model):
     def _again(
         cls, person: Any, stack: Stack, template: Template, parameters: dict[str, Any], via: str, digest: str | None
     ) -> "Deployment":
-        stack.refresh_from_db(from_queryset=Stack.objects.select_for_update())  # it may be gone meanwhile
+        # It may be gone meanwhile. no_key: or who asks for its removal just now would wait for us, and we for them.
+        stack.refresh_from_db(from_queryset=Stack.objects.select_for_update(no_key=True))
         stack.check_idle()
         run = cls(stack=stack, template=template, requested_by=person, via=via, idempotency_key=digest)
         if run.former() is not None:  # whatever became of it since: what ran once is restored, never removed
@@ -498,6 +499,8 @@ class Deployment(models.Model):
         final = progress.status != "in_progress"
         now = timezone.now()
         changes: dict[str, Any] = {"updated_at": now}
+        if progress.resources is not None:
+            changes["resources"] = _resources_dict(progress.resources)
         if progress.kind == "phase":
             changes.update(
                 phase=progress.phase,
@@ -507,8 +510,6 @@ class Deployment(models.Model):
             )
             if progress.error is not None:
                 changes["error"] = dict(progress.error)
-            if progress.resources is not None:
-                changes["resources"] = _resources_dict(progress.resources)
         if final:
             changes.update(completed_at=now, lease_until=None, lease_owner="", requests=requests or [])
         with transaction.atomic():

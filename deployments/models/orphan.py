@@ -108,7 +108,7 @@ class Orphan(models.Model):
             Stack.objects.filter(pk=id).update(state=Stack.State.BROKEN, **(another if taken else {}))
             stack.refresh_from_db()
         else:
-            text = f"It carries the mark of “{stack.name}”, which exists. Remove it at Dokploy, or remove the stack."
+            text = f"It carries the mark of “{stack.name}”, which exists. Remove it at Dokploy."
             raise Refusal("CONFLICT", text)
         run = Deployment.request_removal(person, stack, via=Deployment.Via.FORM)
         for one in Orphan.objects.filter(mark=self.mark):
