@@ -16,6 +16,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
+from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified, JsonResponse, StreamingHttpResponse
 from django.urls import reverse
 from django.utils.http import parse_etags
@@ -111,6 +112,7 @@ async def deploy(request: HttpRequest) -> HttpResponse:
 
 def _deploy(request: HttpRequest) -> dict[str, Any]:
     name, slug, parameters = _read_body(request)
+    Stack.check_name(name)
     person = request.person  # type: ignore[attr-defined]
     stack = Stack.of(person, name)
     template = _template(person, slug, stack)
@@ -222,7 +224,8 @@ async def remove(request: HttpRequest, name: str) -> HttpResponse:
 
 def _remove(request: HttpRequest, name: str) -> dict[str, Any]:
     person = request.person  # type: ignore[attr-defined]
-    stack = Stack.objects.visible_to(person).existing().filter(name=name).first()
+    mine = Stack.objects.visible_to(person).existing()
+    stack = mine.filter(name=name).first() if name.isprintable() else None
     if stack is None:
         text = "You have no stack of that name. One that was started without a token only an operator can remove."
         raise Refusal("NOT_FOUND", text)
@@ -285,6 +288,7 @@ async def events(request: HttpRequest, id: str) -> HttpResponse:
     if run.version > after or run.done or wait <= 0:
         return JsonResponse(await sync_to_async(_events)(run, audience, after))
     async with _watch(request, run, audience) as (watch, topic):
+        await _hand_back_connection()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         while not _has_news(topic, after) and not watch.expired and (left := deadline - loop.time()) > 0:
@@ -325,6 +329,11 @@ def _watch(request: HttpRequest, run: Deployment, audience: str) -> Any:
     return Hub.of_this_process().run(run.pk, holder, audience, viewer=viewer)
 
 
+async def _hand_back_connection() -> None:
+    """To the pool, where there are few: who waits needs none meanwhile."""
+    await sync_to_async(close_old_connections)()
+
+
 # -- the stream --------------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +342,7 @@ async def _stream(request: HttpRequest, id: str) -> StreamingHttpResponse:
     every = request.GET.get("all") == "1"
     watching = _watch(request, run, audience)
     watch, topic = await watching.__aenter__()  # here, so that a refusal is an answer and not a broken stream
+    await _hand_back_connection()
     stream = _lines(watching, watch, topic, audience, _last_seen(request), every)
     response = StreamingHttpResponse(stream, content_type="text/event-stream; charset=utf-8")
     response.headers["Cache-Control"] = "no-store"

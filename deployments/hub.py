@@ -6,10 +6,11 @@ RESYNC_SECONDS one query per process compares versions.
 """
 
 import asyncio
+import contextvars
 import copy
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
@@ -195,7 +196,7 @@ class Hub:
         self._viewers: Counter[str] = Counter()
         self._ear = live.Ear()
         self._opened = asyncio.Event()
-        self._tasks = [asyncio.create_task(task()) for task in (self._listen, self._resync, self._check_passes)]
+        self._tasks = [_begin(task()) for task in (self._listen, self._resync, self._check_passes)]
         self._loop = asyncio.get_running_loop()
 
     @classmethod
@@ -248,12 +249,12 @@ class Hub:
         try:
             if topic is None:
                 topic = self._topics[name] = make(name)
+                topic.task = _begin(topic.follow())
                 async with topic.lock:  # whoever comes second waits for the subscription too
                     with suppress(TimeoutError):  # a layer that is away costs a second, and pages lag until it is back
                         async with asyncio.timeout(live.SEND_SECONDS):
                             await self._opened.wait()
                     await self._ear.join(name)
-                topic.task = asyncio.create_task(topic.follow())
             topic.watches.add(watch)
             version = await topic.look()
             if watch.push:
@@ -312,6 +313,12 @@ class Hub:
                     watch.expire()
 
 
+def _begin(task: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """In a context of its own: Django gives each request a thread, and a connection to the database with it. In the
+    first watcher's context this would keep both for as long as it goes on."""
+    return asyncio.create_task(task, context=contextvars.Context())
+
+
 def _stale(topics: list[Topic]) -> list[Topic]:
     runs = {topic.run_id: topic for topic in topics if isinstance(topic, RunTopic)}
     lists = {topic.user_id: topic for topic in topics if isinstance(topic, StacksTopic)}
@@ -325,7 +332,7 @@ def _stale(topics: list[Topic]) -> list[Topic]:
         for row in changes.annotate(runs=Count("pk"), versions=Sum("version")):
             topic = lists[row["stack__owner"]]
             seen = (row["runs"], row["versions"])
-            if topic.seen not in (None, seen):
+            if topic.seen != seen:
                 found.append(topic)
             topic.seen = seen
     return found

@@ -71,6 +71,7 @@ def test_anothers_run_is_not_there_on_any_page(people: People, path: str) -> Non
         assert b"canary-shop" in signed_in(person).get(path.format(run.pk)).content
 
 
+@pytest.mark.django_db(transaction=True)  # who streams hands its connection back, which must not be the test's
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 @pytest.mark.parametrize("path", API)
 def test_anothers_run_is_not_there_for_any_script(client: Client, people: People, path: str, accept: str) -> None:

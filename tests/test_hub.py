@@ -109,6 +109,54 @@ async def test_a_lost_message_costs_time_and_nothing_else(run: Deployment, monke
         await watcher.sees("nobody was told")
 
 
+async def test_a_message_that_is_lost_right_after_a_list_was_opened_costs_time_and_nothing_else(
+    run: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "RESYNC_SECONDS", 0.05)
+    watcher = Watcher()
+    monkeypatch.setattr(live, "announce", lambda topics: None)
+    look = hub._stale
+
+    def late(topics: list[hub.Topic]) -> list[hub.Topic]:
+        if topics and run.phase == "initializing":  # the list is joined, and its version was not compared yet
+            run.record(Progress("phase", "completed", "", "success", progress=100))
+        return look(topics)
+
+    monkeypatch.setattr(hub, "_stale", late)
+    async with Hub.of_this_process().stacks(run.stack.owner_id, Pass(1), viewer="test", push=watcher.push):
+        await watcher.sees("Live")
+
+
+async def test_a_first_watcher_who_leaves_at_once_takes_nothing_from_the_second(
+    run: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining, go_on = asyncio.Event(), asyncio.Event()
+    first, second = Watcher(), Watcher()
+
+    async def join(self: live.Ear, name: str) -> None:
+        joining.set()
+        await go_on.wait()
+
+    async def watch(watcher: Watcher) -> None:
+        async with watching(run, watcher):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(live.Ear, "join", join)
+    monkeypatch.setattr(hub, "RESYNC_SECONDS", 0.05)
+    early, late = asyncio.create_task(watch(first)), None
+    async with asyncio.timeout(SECONDS):
+        await joining.wait()
+        late = asyncio.create_task(watch(second))
+        while not any(len(topic.watches) for topic in Hub.of_this_process()._topics.values()):
+            await asyncio.sleep(0)
+        early.cancel()
+        await asyncio.wait({early})
+        await record(run, "after the first has left")
+        await second.sees("after the first has left")
+        late.cancel()
+        await asyncio.wait({late})
+
+
 async def test_a_forged_message_moves_nothing(run: Deployment) -> None:
     watcher = Watcher()
     async with watching(run, watcher):

@@ -1,12 +1,15 @@
 """Several processes: what one commits the pages of another show."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import ClientConnection
 
-from .machines import Proxied
-from .processes import ScaledOut, Simulator
+from .machines import Proxied, timed
+from .processes import ScaledOut, Simulator, until
 from .test_live import GATES, SECONDS, held, long_poller, poller, socket, streamer, walk
 
 
@@ -64,6 +67,63 @@ def test_a_worker_that_is_told_to_stop_lets_go_and_another_goes_on_at_once(scale
     assert scaled_out.finished(id)["phase"] == "completed"
     there = scaled_out.dokploy()
     assert [len(there[kind]) for kind in ("projects", "applications", "domains", "services")] == [1, 1, 1, 1]
+
+
+def shows(page: ClientConnection, text: str) -> None:
+    while text not in str(page.recv(timeout=SECONDS)):
+        pass
+
+
+FEW = 2  # connections to the database
+
+
+@pytest.fixture
+def with_few(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
+    (tmp_path / "simulator").mkdir()
+    simulator = Simulator(tmp_path / "simulator")
+    portal = ScaledOut(tmp_path, simulator, postgres, redis)
+    portal.env["DATABASE_POOL"] = str(FEW)
+    yield portal.start()
+    portal.close()
+    simulator.close()
+
+
+def test_who_waits_for_news_holds_no_connection_to_the_database(with_few: ScaledOut) -> None:
+    portal = with_few
+    portal.work()
+    with held(portal, "job"), ExitStack() as watching:
+        id = portal.deploy("watched")
+        portal.wait_at("job")
+        for _ in range(2 * FEW):
+            stream = watching.enter_context(portal.http.stream("GET", f"/api/status/{id}", timeout=60))
+            next(stream.iter_raw())
+        version = portal.status(id)["version"]
+        with ThreadPoolExecutor(2 * FEW) as pool:
+            polls = [pool.submit(portal.events, id, version, 20) for _ in range(2 * FEW)]
+            until(lambda: timed(lambda: portal.http.get(f"/deployments/{id}").raise_for_status()) < 2)
+            portal.open_gate("job")
+            assert all(poll.result()["events"] for poll in polls)
+    assert portal.finished(id)["phase"] == "completed"
+
+
+def test_who_has_got_news_holds_no_connection_to_the_database_either(with_few: ScaledOut) -> None:
+    portal = with_few
+    portal.work()
+    with held(portal, "job", "container"), ExitStack() as watching:
+        streams = []
+        for number in range(2 * FEW):
+            id = portal.deploy(f"watched-{number}")
+            until(lambda id=id: portal.status(id)["phase"] == "deploying", 20)
+            stream = watching.enter_context(portal.http.stream("GET", f"/api/status/{id}", timeout=60))
+            streams.append(stream.iter_lines())
+            next(streams[-1])
+        portal.open_gate("job")
+        for lines in streams:
+            assert any("verifying_health" in line for line in lines)
+        assert timed(lambda: portal.http.get(f"/deployments/{id}").raise_for_status()) < 2
+        portal.open_gate("container")
+        for lines in streams:
+            assert any("event: complete" in line for line in lines)
 
 
 @pytest.fixture
