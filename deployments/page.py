@@ -11,6 +11,7 @@ from statistics import quantiles
 from typing import Any
 
 from django.conf import settings
+from django.db.models import OuterRef, Subquery
 from django.urls import reverse
 from django.utils import timezone
 
@@ -19,7 +20,8 @@ from .engine.recipe import RECIPES, TITLES, UNCHANGED, Phase
 from .models import Deployment, Event, Stack
 
 LINES_SHOWN = 200
-STACKS_SHOWN = 30
+STACKS_SHOWN = 200
+GONE_SHOWN, GONE_LOOKED_AT = 3, 10
 RUNS_COUNTED = 20
 RUNS_NEEDED = 3
 RUNS_FOR_SLOW = 10  # “slower than 9 of 10 runs” needs ten
@@ -93,7 +95,7 @@ def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
         "name": run.stack.name,
         "kind": run.kind,
         "address": run.stack.url,
-        "url": run.stack.url if run.status == Deployment.Status.SUCCESS and not _removes(run) else None,
+        "url": run.stack.url if run.status == Deployment.Status.SUCCESS and not _is_gone(run) else None,
         "headline": headline,
         "tone": tone,
         "title": f"({step}/{steps}) {DOING[run.kind]} · {run.stack.name}"
@@ -127,6 +129,11 @@ def _removes(run: Deployment) -> bool:
     return run.kind == Deployment.Kind.REMOVE
 
 
+def _is_gone(run: Deployment) -> bool:
+    """Whether, after this run, nothing is there any more, by now: the name may be somebody else's."""
+    return run.done and run.stack.state == Stack.State.GONE
+
+
 def _phases(run: Deployment) -> tuple[Phase, ...]:
     return RECIPES[run.kind]
 
@@ -153,7 +160,9 @@ def _actions(run: Deployment) -> list[dict[str, str]]:
 
 def _headline(run: Deployment, step: int, queued: bool) -> tuple[str, str]:
     if run.status == Deployment.Status.SUCCESS:
-        return ("Removed, nothing left behind", "gone") if _removes(run) else ("Live", "live")
+        if _removes(run):
+            return "Removed, nothing left behind", "gone"
+        return ("Was live, removed since", "gone") if _is_gone(run) else ("Live", "live")
     cancelled = (run.error or {}).get("code") == "CANCELLED"
     if run.status == Deployment.Status.FAILURE:
         return ("Cancelled", "cancelled") if cancelled else (f"Failed while {_title_of(run.error).lower()}", "failed")
@@ -272,9 +281,9 @@ def _undo(run: Deployment, events: list[Event]) -> dict[str, Any] | None:
         return None
     rows = list(reversed(made.values()))
     for entry in rows:
-        if (
-            entry["state"] != "gone"
-        ):  # after the end what is not gone is still there, whatever was meant to become of it
+        if _is_gone(run):  # what was left has been removed since
+            entry["state"] = "gone"
+        elif entry["state"] != "gone":  # after the end it is still there, whatever was meant to become of it
             entry["state"] = "left" if run.done or entry["state"] == "left" else "removing"
         entry["word"] = RECEIPT_WORDS[entry["state"]]
     gone = all(entry["state"] == "gone" for entry in rows)
@@ -315,6 +324,8 @@ def _lost(run: Deployment, error: dict[str, Any], undo: dict[str, Any] | None) -
     if _removes(run):
         if not error.get("left"):
             return "Nothing was removed: your stack is as it was."
+        if _is_gone(run):
+            return f"What was left has been removed since then, and the name “{run.stack.name}” is free again."
         return f"Not everything could be removed. The name “{run.stack.name}” stays yours until it is; try again."
     if run.kind == Deployment.Kind.REDEPLOY:
         if not run.done:
@@ -329,7 +340,7 @@ def _lost(run: Deployment, error: dict[str, Any], undo: dict[str, Any] | None) -
         return "Nothing of yours is lost: your stack has its former settings again."
     if not run.done:
         return "Nothing of yours is lost. What was made is being removed again."
-    if error.get("left") or (undo is not None and not undo["gone"]):
+    if (error.get("left") and not _is_gone(run)) or (undo is not None and not undo["gone"]):
         return "Nothing of yours is lost, but something was left at Dokploy. The name stays yours until it is gone."
     return f"Nothing of yours is lost, and the name “{run.stack.name}” is free again."
 
@@ -337,6 +348,8 @@ def _lost(run: Deployment, error: dict[str, Any], undo: dict[str, Any] | None) -
 def _success(run: Deployment, rows: list[Row], seconds: float | None) -> dict[str, Any]:
     if _removes(run):
         return {"gone": True, "seconds": seconds}
+    if _is_gone(run):
+        return {"was": True}
     http = next((rung for rung in rows[-1].rungs if rung["name"] == "HTTP"), None)
     return {"url": run.stack.url, "status": http["text"] if http else "", "seconds": seconds, "usual": usual()}
 
@@ -345,13 +358,18 @@ def _success(run: Deployment, rows: list[Row], seconds: float | None) -> dict[st
 
 
 def newest_runs(user_id: int) -> list[Deployment]:
-    """The newest run under each of a person's names, newest first; of stacks that are gone only the latest few."""
+    """The newest run of each of a person's stacks, newest first; of stacks that are gone only the latest few."""
+    newest = Deployment.objects.filter(stack=OuterRef("pk")).order_by("-created_at").values("pk")[:1]
+    mine = Stack.objects.filter(owner_id=user_id).order_by("-created_at")
+    ids = [*mine.existing().values_list(Subquery(newest), flat=True)[:STACKS_SHOWN]]
+    ids += mine.filter(state=Stack.State.GONE).values_list(Subquery(newest), flat=True)[:GONE_LOOKED_AT]
     runs: dict[str, Deployment] = {}
-    mine = Deployment.objects.filter(stack__owner_id=user_id).select_related("stack", "template")
-    for run in mine.order_by("-created_at")[: STACKS_SHOWN * 3]:
+    found = Deployment.objects.filter(pk__in=ids).select_related("stack", "template").order_by("-created_at")
+    for run in sorted(found, key=lambda run: run.stack.state == Stack.State.GONE):  # a name that is there again is that
         runs.setdefault(run.stack.name, run)
-    gone = [run for run in runs.values() if run.stack.state == Stack.State.GONE][3:]
-    return [run for run in runs.values() if run not in gone][:STACKS_SHOWN]
+    gone = [run for run in runs.values() if run.stack.state == Stack.State.GONE][GONE_SHOWN:]
+    shown = [run for run in runs.values() if run not in gone]
+    return sorted(shown, key=lambda run: run.created_at, reverse=True)
 
 
 def stacks(runs: list[Deployment]) -> list[dict[str, Any]]:

@@ -140,13 +140,16 @@ def _changeable(request: HttpRequest, id: str) -> Deployment:
 
 
 def _go_to(request: HttpRequest, run: Deployment) -> HttpResponse:
-    address = reverse("deployment", args=[run.pk])
-    return HttpResponseClientRedirect(address) if request.htmx else redirect(address)  # type: ignore[attr-defined]
+    return _go(request, reverse("deployment", args=[run.pk]))
 
 
 def _is_gone(request: HttpRequest, stack: Stack) -> HttpResponse:
     messages.info(request, f"“{stack.name}” is gone already.")
-    return redirect("home")
+    return _go(request, reverse("home"))
+
+
+def _go(request: HttpRequest, address: str) -> HttpResponse:
+    return HttpResponseClientRedirect(address) if request.htmx else redirect(address)  # type: ignore[attr-defined]
 
 
 def _person(request: HttpRequest) -> Any:
@@ -216,7 +219,9 @@ def tokens(request: HttpRequest) -> HttpResponse:
     fresh = None
     if request.method == "POST":
         if revoke := request.POST.get("revoke"):
-            ApiToken.objects.filter(owner=_person(request), pk=revoke if revoke.isdecimal() else 0).delete()
+            ApiToken.objects.filter(
+                owner=_person(request), pk=revoke if revoke.isdecimal() and len(revoke) < 19 else 0
+            ).delete()
             return redirect("tokens")
         _, fresh = ApiToken.issue(_person(request), request.POST.get("label", ""))
     listed = [

@@ -143,6 +143,11 @@
   }
   if (poll) poll.addEventListener("htmx:afterRequest", ({ detail }) => { if (!open) say(detail.successful ? "poll" : "lost"); });
 
+  // --- A button that led nowhere (a stale page, a session that is over): the page behind it says why ---
+  document.addEventListener("htmx:afterRequest", ({ detail: { elt, requestConfig, xhr } }) => {
+    if (requestConfig.verb === "post" && xhr.status && !xhr.getResponseHeader("HX-Redirect")) location.assign(elt.href);
+  });
+
   setInterval(() => {
     tick();
     if (open && live() && Date.now() - heard > QUIET) { heard = Date.now(); ask(); } // a dead socket looks like a quiet one

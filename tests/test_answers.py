@@ -137,7 +137,7 @@ TYPED: dict[str, tuple[Call, Callable[[Any], Any]]] = {
     "GET deployment.queueList": (lambda client: client.queue(), each(job)),
     "GET deployment.readLogs": (lambda client: client.build_log("a"), as_it_is),
     "POST application.cleanQueues": (lambda client: client.clean_queue("a"), nothing),
-    "GET docker.getContainersByAppNameMatch": (lambda client: client.containers("a"), each(container)),
+    "GET docker.getContainersByAppNameMatch": (lambda client: client.containers("web-xdqmvf"), each(container)),
     "POST domain.create": (
         lambda client: client.create_domain("a", "b", 80, https=False, certificate_type="none"),
         domain,

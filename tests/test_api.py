@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -215,6 +216,23 @@ def test_what_cannot_be_started_is_refused_with_a_code_and_a_sentence(
 ) -> None:
     assert_refused(post(client, body), 400, code, field)
     assert not Stack.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "shop\x7f"])
+def test_a_name_that_no_database_takes_is_a_sentence_also_for_who_has_a_token(
+    client: Client, people: People, name: str
+) -> None:
+    header = token(people.owner)
+    body = json.dumps({"name": name})
+    answer = client.post("/api/deploy", body, content_type="application/json", headers=header)
+    assert_refused(answer, 400, "INVALID_NAME", "name")
+    answer = client.delete(f"/api/stacks/{quote(name, errors='surrogatepass')}", headers=header)
+    assert_refused(answer, 404, "NOT_FOUND")
+
+
+def test_a_token_whose_number_nobody_has_is_revoked_without_a_word(client: Client, people: People) -> None:
+    client.force_login(people.owner)
+    assert client.post("/tokens", {"revoke": "9" * 5000}).status_code == 302
 
 
 PARAMETERS = [

@@ -244,6 +244,36 @@ def test_the_page_of_a_crash_says_what_is_left(anna: Any) -> None:
     assert "something was left" in said["failure"]["lost"]
 
 
+def test_what_was_left_or_live_and_is_gone_by_now_is_told_as_gone(anna: Any) -> None:
+    live, left = claimed(anna, "was-live"), claimed(anna, "was-left")
+    end(live, succeeded=True)
+    left.record(made("p"))
+    left.record(Progress("receipt", "rolling_back", "", data={"state": "left", "kind": "project", "why": "busy"}))
+    end(left, succeeded=False)
+    assert "something was left" in page.live(left, list(left.events.all()), "owner")["failure"]["lost"]
+    Receipt.objects.update(state="gone")
+    Stack.objects.update(state="gone")
+    said = page.live(Deployment.objects.get(pk=live.pk), [], "owner")
+    assert (said["headline"], said["url"], said["success"]) == ("Was live, removed since", None, {"was": True})
+    said = page.live(Deployment.objects.get(pk=left.pk), list(left.events.all()), "owner")
+    assert said["undo"]["gone"]
+    assert said["failure"]["lost"] == "Nothing of yours is lost, and the name “was-left” is free again."
+
+
+def test_the_list_shows_every_stack_however_often_another_one_was_deployed(anna: Any) -> None:
+    for name in ("seldom", *(["often"] * 5), *(f"gone-{number}" for number in range(5))):
+        end(claimed(anna, name), succeeded=True)
+    last = Deployment.objects.filter(stack__name="often").first()
+    assert last is not None
+    more = {"stack": last.stack, "template": last.template, "requested_by": anna, "status": "success"}
+    Deployment.objects.bulk_create([Deployment(**more, completed_at=timezone.now()) for _ in range(100)])
+    Stack.objects.filter(name__startswith="gone").update(state="gone")
+    request(anna, "gone-0")
+    listed = [run.stack.name for run in page.newest_runs(anna.pk)]
+    assert sorted(listed) == ["gone-0", "gone-2", "gone-3", "gone-4", "often", "seldom"]
+    assert listed[-1] == "seldom"
+
+
 def made(id: str) -> Progress:
     data = {"state": "made", "kind": "project", "mark": "m", "id": id}
     return Progress("receipt", "creating_project", "", data=data)

@@ -134,6 +134,21 @@ def test_a_person_cancels_and_tries_again_on_the_page(portal: Portal, tab: Any) 
     expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
 
 
+def test_a_stale_pages_button_leads_to_the_sentence_that_says_why(portal: Portal, tab: Any) -> None:
+    portal.turn(pull_error="no space left on device")
+    portal.fault("application.delete", "error500", times=None)
+    deploy(tab, "stale-page")
+    again = tab.get_by_role("link", name="Try again to remove what is left")
+    expect(again).to_be_visible()
+    portal.switches.delete("faults")
+    elsewhere = tab.context.new_page()
+    elsewhere.goto("/")
+    elsewhere.locator("#stack-stale-page").get_by_role("link", name="Try again to remove what is left").click()
+    expect(elsewhere.get_by_role("heading", name="It is gone")).to_be_visible()
+    again.click()
+    expect(tab.get_by_text("“stale-page” is gone already.")).to_be_visible()
+
+
 def test_without_a_socket_the_page_polls_and_says_so(portal: Portal, tab: Any) -> None:
     tab.context.route_web_socket("**/*", lambda socket: socket.close())
     with held(portal, "job"):
