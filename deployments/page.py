@@ -139,22 +139,26 @@ def _phases(run: Deployment) -> tuple[Phase, ...]:
 
 
 def _actions(run: Deployment) -> list[dict[str, str]]:
-    """What can be done now, by state: links, which htmx sends as what `post` names."""
+    """What can be done now, by state: links, which htmx posts where there is something to ask, or "".
+
+    Each has an id of its own: a page that follows must not make one of another, which htmx would still post.
+    """
     cancel, retry = (reverse(verb, args=[run.pk]) for verb in ("cancel", "retry"))
     if not run.done:
         if run.error or run.cancel_requested_at or _removes(run):
             return []
-        return [{"label": "Cancel", "href": cancel, "ask": "Cancel it? What was made is undone."}]
+        return [{"id": "cancel", "label": "Cancel", "href": cancel, "ask": "Cancel it? What was made is undone."}]
     actions = []
     if run.status == Deployment.Status.FAILURE and not _removes(run) and not run.retried:
-        actions.append({"label": "Retry with the same answers", "href": retry, "ask": ""})
+        actions.append({"id": "retry", "label": "Retry with the same answers", "href": retry, "ask": ""})
     if run.stack.state != Stack.State.GONE:
-        remove = {"label": "Remove", "href": reverse("remove", args=[run.stack_id])}
+        remove = {"id": "remove", "label": "Remove", "href": reverse("remove", args=[run.stack_id])}
         if run.stack.is_unwanted():
-            remove = {**remove, "label": "Try again to remove what is left", "ask": ""}
-        actions += [{"label": "Deploy again", "href": reverse("redeploy", args=[run.stack_id])}, remove]
+            remove |= {"id": "remove-left", "label": "Try again to remove what is left", "ask": ""}
+        redeploy = reverse("redeploy", args=[run.stack_id])
+        actions += [{"id": "redeploy", "label": "Deploy again", "href": redeploy}, remove]
     elif run.status == Deployment.Status.FAILURE:
-        actions.append({"label": "Start over", "href": f"{reverse('home')}?name={run.stack.name}"})
+        actions.append({"id": "start-over", "label": "Start over", "href": f"{reverse('home')}?name={run.stack.name}"})
     return actions
 
 

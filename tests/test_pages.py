@@ -134,6 +134,22 @@ def test_a_person_cancels_and_tries_again_on_the_page(portal: Portal, tab: Any) 
     expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
 
 
+def test_a_button_does_what_it_says_also_where_another_one_stood_before(portal: Portal, tab: Any) -> None:
+    """The link of another verb, which htmx would post, was in its place while the run went on."""
+    elsewhere = tab.context.new_page()
+    elsewhere.goto("/")
+    with held(portal, "job"):
+        deploy(tab, "same-place")
+        entry = elsewhere.locator("#stack-same-place")
+        for page in (tab, entry):
+            expect(page.get_by_role("link", name="Cancel")).to_be_visible()
+    for page in (tab.locator("#actions"), entry):
+        page.get_by_role("link", name="Deploy again").click()
+    for page in (tab, elsewhere):
+        page.wait_for_url("**/stacks/stk_*/deploy")
+        expect(page.get_by_role("button", name="Deploy again")).to_be_visible()
+
+
 def test_a_stale_pages_button_leads_to_the_sentence_that_says_why(portal: Portal, tab: Any) -> None:
     portal.turn(pull_error="no space left on device")
     portal.fault("application.delete", "error500", times=None)
