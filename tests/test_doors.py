@@ -4,6 +4,7 @@ import asyncio
 import gc
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -507,7 +508,8 @@ def test_what_a_page_sends_is_not_looked_at(shared_portal: Portal, owner: httpx.
 def test_a_frame_that_is_too_large_closes_the_socket(shared_portal: Portal, owned: str) -> None:
     with socket(shared_portal, f"/ws/deployments/{owned}") as mine:
         mine.recv(10)
-        mine.send("x" * 2_000_000)
+        with suppress(ConnectionClosed):  # the server does not read to the end of the frame
+            mine.send("x" * 2_000_000)
         with pytest.raises(ConnectionClosed):
             mine.recv(10)
     assert shared_portal.http.get("/help/").status_code == 200
