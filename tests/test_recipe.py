@@ -451,6 +451,34 @@ async def test_two_bad_answers_in_a_row_to_every_creation_end_with_exactly_one_o
     Found(simulator, run.spec).is_one_of_each()
 
 
+async def test_a_project_without_an_environment_is_removed_and_made_again(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    """Dokploy inserts the one, fails at the other, and answers that nothing was made."""
+    run = new_run(simulator)
+    simulator.turn(halves=1)
+    before = calls(simulator)
+    await run.deploy(dokploy)
+    Found(simulator, run.spec).is_one_of_each()
+    assert (calls(simulator) - before)["project.create"] == 2
+    receipts = [report.data for report in run.reports if report.kind == "receipt" and report.data["kind"] == "project"]
+    assert [data["state"] for data in receipts] == ["intended", "removing", "gone", "intended", "made"]
+    assert receipts[1]["id"] == receipts[2]["id"] != receipts[4]["id"]
+
+
+async def test_a_project_that_never_gets_an_environment_is_not_left_behind(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    simulator.turn(halves=3)
+    with pytest.raises(Failure) as failed:
+        await run.deploy(dokploy)
+    assert failed.value.phase == "creating_project"
+    assert simulator.state()["settings"]["halves"] == 0
+    assert await run.undo(dokploy) == []
+    assert not Found(simulator, run.spec).projects
+
+
 @pytest.mark.parametrize("fault", ["garbage200", "wrong_types", "reset_before"])
 async def test_bad_answers_to_questions_are_asked_again(simulator: Simulator, dokploy: Dokploy, fault: str) -> None:
     run = new_run(simulator)

@@ -49,7 +49,11 @@ async def create_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
         if not ours and (named := [project for project in projects if project.name == spec.name]):
             own = all(project.description.startswith(mark_of(spec.installation)) for project in named)
             raise _refused("LEFTOVER_AT_DOKPLOY" if own else "NAME_IN_USE_AT_DOKPLOY")
-        return _first(ours, journal)
+        found = _first(ours, journal)
+        if found is None or await _has_environment(dokploy, found):
+            return found
+        await _remove_project(dokploy, found, journal)
+        return None
 
     project = await _look_or_make(
         "project", spec.mark, look, lambda: dokploy.create_project(spec.name, spec.mark), journal
@@ -57,10 +61,18 @@ async def create_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
     return replace(have, project_id=project.id)
 
 
+async def _has_environment(dokploy: Dokploy, project: Project) -> bool:
+    """Dokploy inserts a project and its environment without a transaction, and nothing can be made in half of that."""
+    if project.application_ids or await dokploy.environments(project.id):
+        return True
+    await asyncio.sleep(SECOND_LOOK_SECONDS)
+    return bool(await dokploy.environments(project.id))
+
+
 async def get_environment(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     environments = await dokploy.environments(_known(have.project_id))
-    if not environments:  # Dokploy inserts project and environment without a transaction
-        raise Unclear("The project has no environment yet.")
+    if not environments:
+        raise NotFound("The project is not there any more, or has lost its environment.")
     default = next((environment for environment in environments if environment.is_default), environments[0])
     return replace(have, environment_id=default.id)
 
@@ -400,15 +412,19 @@ async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
             raise Failure("DOKPLOY_REFUSED", text, retryable=False)
         if applications:
             raise Failure("DOKPLOY_REFUSED", "Its application is still there.")
-        await journal.removing("project", project.id)
-        await _delete(dokploy.remove_project, project.id)
-        if any(other.id == project.id for found in await _projects(dokploy, spec, journal) for other in found):
-            raise Unclear("Dokploy still lists the project.")
-        await journal.gone("project", project.id)
+        await _remove_project(dokploy, project, journal)
     if changed:
         raise _mark_changed("project", changed[0], spec)
     await journal.gone("project")
     return replace(have, project_id=None, environment_id=None)
+
+
+async def _remove_project(dokploy: Dokploy, project: Project, journal: Journal) -> None:
+    await journal.removing("project", project.id)
+    await _delete(dokploy.remove_project, project.id)
+    if any(other.id == project.id for other in await dokploy.projects()):
+        raise Unclear("Dokploy still lists the project.")
+    await journal.gone("project", project.id)
 
 
 async def closing_look(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> None:

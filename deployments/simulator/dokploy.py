@@ -167,6 +167,9 @@ class Dokploy:
             "env": given.get("env", ""),
         }
         self._store.projects.put(project["projectId"], project)
+        if self._settings.halves:
+            self._settings.halves -= 1
+            raise Refusal(400, 'Error creating the project: Failed query: insert into "environment"')
         environment = self._new_environment(project["projectId"], "production", "Production environment", default=True)
         return {"project": project, "environment": environment}
 

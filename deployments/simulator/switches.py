@@ -18,7 +18,10 @@ NOT_FOUND = "404: This page could not be found."
 
 @dataclass
 class Settings:
-    """What can be turned while it runs. Times are in seconds."""
+    """What can be turned while it runs. Times are in seconds.
+
+    halves: how many of the next project.create insert the project and fail at its environment.
+    """
 
     pull: float = 6.0
     start: float = 3.0
@@ -33,6 +36,7 @@ class Settings:
     rate_window: float = 86400.0
     container_status: str | None = None
     version: str = "v0.30.2"
+    halves: int = 0
 
     def turn(self, given: dict[str, Any]) -> None:
         names = {setting.name: setting.type for setting in fields(self)}
@@ -48,6 +52,8 @@ class Settings:
 def fits(name: str, value: Any) -> bool:
     if name in ("pull", "start", "latency", "rate_window"):
         return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    if name == "halves":
+        return type(value) is int and value >= 0
     if name in ("engine", "database"):
         return value in ("up", "down")
     if name == "infrastructure":
