@@ -78,13 +78,13 @@ class Run:
         self.refuse = None
         known = [report.resources for report in self.reports if report.resources]
         intended: set[tuple[str, str]] = set()
-        ids: set[str] = set()
+        ids: dict[str, str] = {}
         logged: dict[str, int] = {}
         for report in self.reports:
             data = report.data
             if report.kind == "receipt" and data["state"] in ("intended", "made"):
                 intended.add((data["kind"], data["mark"]))
-                ids |= {data["id"]} if "id" in data else set()
+                ids |= {data["id"]: data["kind"]} if "id" in data else {}
             if report.kind == "log":
                 logged[data["source"]] = data["first"] - 1 + len(data["lines"])
         resources = known[-1] if known else Resources()
@@ -615,6 +615,50 @@ async def test_a_key_that_may_not_do_a_thing_is_named_and_leaves_what_it_can_rem
             await run.deploy(member)
             assert await run.undo(member) == []
             Found(simulator, run.spec).is_nothing()
+    finally:
+        simulator.switches.delete("keys")
+        await member.aclose()
+
+
+@pytest.mark.parametrize("lost", ["all", "application"])
+@pytest.mark.parametrize("way", ["undo", "remove", "redeploy"])
+async def test_what_the_key_may_not_see_any_more_is_neither_taken_to_be_gone_nor_made_again(
+    simulator: Simulator, dokploy: Dokploy, lost: str, way: str
+) -> None:
+    """A member's key loses what it made where it makes two things at a time: lists leave that out without a word."""
+    key = {"key": "a-members-key", "member": ["project", "service"]}
+    simulator.switches.post("keys", json=key).raise_for_status()
+    member = Dokploy(f"http://127.0.0.1:{simulator.port}", "a-members-key")
+    try:
+        run = new_run(simulator)
+        simulator.close_gate("application.create")
+        deploying = asyncio.ensure_future(run.deploy(member))
+        assert await asyncio.to_thread(simulator.wait_at, "application.create") == 1
+        simulator.close_gate("project.create")  # what comes in before the application is made ends after that
+        other = asyncio.ensure_future(member.create_project("other", ""))
+        assert await asyncio.to_thread(simulator.wait_at, "project.create") == 1
+        simulator.open_gate("application.create")
+        await deploying
+        simulator.open_gate("project.create")
+        await other
+        if lost == "all":
+            simulator.switches.post("keys", json=key).raise_for_status()
+        before, later = calls(simulator), Run(replace(run.spec, run="dep_later"))
+        journal = Journal(later.report, known=run.journal().known, intended=run.journal().intended)
+        if way == "undo":
+            left = await later.undo(member, journal)
+            assert [line.partition(" (")[0] for line in left] == ["the domain", "the application", "the project"]
+            assert "may not do this at Dokploy" in left[0]
+        else:
+            with pytest.raises(Failure) as caught:
+                await (later.remove if way == "remove" else later.deploy)(member, journal)
+            assert caught.value.code == "DOKPLOY_NOT_ALLOWED"
+        assert not CHANGES & set(calls(simulator) - before)
+        receipts = [report.data["state"] for report in later.reports if report.kind == "receipt"]
+        assert not {"removing", "gone"} & set(receipts)
+        Found(simulator, run.spec).is_one_of_each()
+        assert await Run(run.spec, run.reports).undo(dokploy) == [], "the owner's key may see it"
+        Found(simulator, run.spec).is_nothing()
     finally:
         simulator.switches.delete("keys")
         await member.aclose()
@@ -1192,7 +1236,7 @@ async def test_an_application_that_we_know_is_not_made_again_where_it_stands_in_
     have = await run.deploy(dokploy)
     later = simulator.do("project.create", name=run.spec.name, description=run.spec.mark)["project"]["projectId"]
     before, again = calls(simulator), Run(replace(run.spec, run="dep_again"))
-    known = {later, have.application_id, have.domain_id}
+    known = {later: "project", str(have.application_id): "application", str(have.domain_id): "domain"}
     found = await again.deploy(dokploy, journal=Journal(again.report, known=known))
     assert (found.project_id, found.application_id) == (later, have.application_id), "what we know comes first"
     assert not {"project.create", "application.create", *REMOVES} & set(calls(simulator) - before)

@@ -403,6 +403,8 @@ async def _is_gone(stage: Stage, stack: Stack) -> None:
     if have.application_id is not None:
         listed = [id for project in await dokploy.projects() for id in project.application_ids]
         stack.expect("its application is listed", False, have.application_id in listed)
+        by_id = await dokploy.is_there("application", have.application_id)
+        stack.expect("its application is there, asked by its id", False, by_id)
         stack.expect("its domains", [], [domain.host for domain in await dokploy.domains(have.application_id)])
         stack.expect("its deploys", [], [row.title for row in await _rows(stage, stack)])
     stack.expect("deploys of it in the queue", [], await _jobs(stage, stack))

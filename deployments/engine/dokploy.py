@@ -290,6 +290,15 @@ class Dokploy:
             self._http.base_url, self._key, log_path, tls=self._tls, seconds=CALL_SECONDS, most=MAX_BYTES
         )
 
+    async def is_there(self, kind: str, id: str) -> bool:
+        """Whether a project or an application is there, asked by its id. Lists leave out what the key may not see;
+        asked by its id, Dokploy says so (NotAllowed)."""
+        try:
+            await self._query(f"{kind}.one", **{f"{kind}Id": id})
+        except NotFound:
+            return False
+        return True
+
     async def clean_queue(self, application_id: str) -> None:
         """Drops the waiting jobs of this application; a running one goes on."""
         await self._change("application.cleanQueues", applicationId=application_id)

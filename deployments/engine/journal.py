@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .errors import Failure, Interrupted
@@ -22,7 +22,8 @@ class Journal:
     """Turns what a step says into reports, one after the other.
 
     `intended`: kind and mark of what was about to be made, or was, and is not gone; `known`: the ids of it, as far as
-    they were written down; `logged`: how many log lines of each deploy earlier workers of this run have reported.
+    they were written down, and the kind of each; `logged`: how many log lines of each deploy earlier workers of this
+    run have reported.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Journal:
         *,
         resources: Resources | None = None,
         intended: Iterable[tuple[str, str]] = (),
-        known: Iterable[str] = (),
+        known: Mapping[str, str] | None = None,
         logged: dict[str, int] | None = None,
     ) -> None:
         self._report = report
@@ -39,7 +40,7 @@ class Journal:
         self.resources = resources or Resources()
         self._secrets: list[str] = []
         self.intended = set(intended)
-        self.known = set(known)
+        self.known = dict(known or {})
         self.since: dict[str, float] = {}  # when, by the loop's clock, what has a limit of its own was begun
         self._logged = logged or {}
         self._next_log = 0.0
@@ -134,15 +135,17 @@ class Journal:
 
     async def made(self, kind: str, mark: str, id: str) -> None:
         """After it; also for what was found to be ours. Writing down the same thing twice changes nothing."""
-        self.known.add(id)
+        self.known[id] = kind
         await self._receipt("made", kind, mark=mark, id=id)
 
     async def removing(self, kind: str, id: str) -> None:
+        self.known[id] = kind
         await self._receipt("removing", kind, id=id)
 
     async def gone(self, kind: str, id: str | None = None) -> None:
         """Read again and not there any more. Without an id: nothing of this kind is left."""
         await self._receipt("gone", kind, id=id)
+        self.known = {other: its for other, its in self.known.items() if other != id and (id or its != kind)}
 
     async def left(self, kind: str, id: str | None, why: str) -> None:
         await self._receipt("left", kind, id=id, why=why)

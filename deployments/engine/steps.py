@@ -43,6 +43,7 @@ async def create_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
 
     async def look() -> Project | None:
         projects = await dokploy.projects()
+        await _only_gone("project", projects, dokploy, journal)
         ours, changed = _ours(projects, spec, journal)
         if changed:
             raise _mark_changed("project", changed[0], spec)
@@ -94,7 +95,7 @@ async def _our_application(dokploy: Dokploy, spec: StackSpec, have: Resources, j
     lost the mark: that is not touched."""
     environments = await dokploy.environments(_known(have.project_id))
     ours, changed = _ours([a for e in environments for a in e.applications], spec, journal)
-    if not (ours or changed) and journal.known - {have.project_id}:
+    if not (ours or changed) and "application" in journal.known.values():
         ours, changed = await _applications(dokploy, spec, journal)
     if changed:
         raise _mark_changed("application", changed[0], spec)
@@ -391,8 +392,8 @@ async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources,
             raise _still_running()
         await journal.removing("application", application.id)
         await _delete(dokploy.delete_application, application.id)
-        if any(other.id == application.id for found in await _applications(dokploy, spec, journal) for other in found):
-            raise Unclear("Dokploy still lists the application.")
+        if await dokploy.is_there("application", application.id):
+            raise Unclear("Dokploy still has the application.")
         await journal.gone("application", application.id)
     if changed:
         raise _mark_changed("application", changed[0], spec)
@@ -404,6 +405,8 @@ async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources,
 async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     await _let_it_land("project", lambda: _projects(dokploy, spec, journal), journal)
     ours, changed = await _projects(dokploy, spec, journal)
+    if ours:
+        await _applications(dokploy, spec, journal)  # one that the key may not see would go on running without its row
     for project in ours:
         environments = await dokploy.environments(project.id)
         applications, _ = _ours([a for e in environments for a in e.applications], spec, journal)
@@ -422,8 +425,8 @@ async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
 async def _remove_project(dokploy: Dokploy, project: Project, journal: Journal) -> None:
     await journal.removing("project", project.id)
     await _delete(dokploy.remove_project, project.id)
-    if any(other.id == project.id for other in await dokploy.projects()):
-        raise Unclear("Dokploy still lists the project.")
+    if await dokploy.is_there("project", project.id):
+        raise Unclear("Dokploy still has the project.")
     await journal.gone("project", project.id)
 
 
@@ -507,7 +510,9 @@ async def _delete(call: Callable[[str], Awaitable[None]], id: str) -> None:
 
 
 async def _projects(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> Both[Project]:
-    return _ours(await dokploy.projects(), spec, journal)
+    found = await dokploy.projects()
+    await _only_gone("project", found, dokploy, journal)
+    return _ours(found, spec, journal)
 
 
 async def _applications(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> Both[Application]:
@@ -515,11 +520,20 @@ async def _applications(dokploy: Dokploy, spec: StackSpec, journal: Journal) -> 
     found = [
         application
         for project in await dokploy.projects()
-        if project.description == spec.mark or journal.known & {project.id, *project.application_ids}
+        if project.description == spec.mark or journal.known.keys() & {project.id, *project.application_ids}
         for environment in await dokploy.environments(project.id)
         for application in environment.applications
     ]
+    await _only_gone("application", found, dokploy, journal)
     return _ours(found, spec, journal)
+
+
+async def _only_gone(kind: str, listed: list[D], dokploy: Dokploy, journal: Journal) -> None:
+    """Sees to it that what we know by its id and no list shows is gone: NotAllowed where the key may not see it."""
+    known = {id for id, its in journal.known.items() if its == kind}
+    for id in sorted(known.difference(one.id for one in listed)):
+        if await dokploy.is_there(kind, id):
+            raise Unclear(f"Dokploy has the {kind}, and does not list it.")
 
 
 def _ours(found: list[D], spec: StackSpec, journal: Journal) -> Both[D]:

@@ -601,10 +601,10 @@ class Deployment(models.Model):
         """Kind and mark of what was about to be made, or was made, and is not gone."""
         return set(self.stack.receipts.exclude(state=Receipt.State.GONE).values_list("kind", "mark"))
 
-    def known_ids(self) -> set[str]:
-        """The ids at Dokploy of what was made and is not gone."""
+    def known_ids(self) -> dict[str, str]:
+        """The ids at Dokploy of what was made and is not gone, and the kind of each."""
         there = self.stack.receipts.exclude(state=Receipt.State.GONE).exclude(external_id="")
-        return set(there.values_list("external_id", flat=True))
+        return dict(there.values_list("external_id", "kind"))
 
     def logged_lines(self) -> dict[str, int]:
         """How many lines of each deploy's log are among the events."""
