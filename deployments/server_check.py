@@ -5,7 +5,6 @@ They touch the network, so that nothing but `manage.py check --tag dokploy` runs
 
 import asyncio
 import os
-import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -18,14 +17,12 @@ from django.core.checks import CheckMessage, Error, Info, Warning
 
 from . import checks
 from .engine import versions
-from .engine.dokploy import Dokploy
+from .engine.dokploy import NO_ENGINE, Dokploy
 from .engine.errors import DokployError, KeyRefused, KeySpent, NotDokploy, Refused
 
 CONNECT_SECONDS = 5.0
 CALLS = 6  # a key with Dokploy's default limit is good for five in 24 hours
 ADMINS = {"owner", "admin"}
-# How an engine that is gone, or that is in no state to run services, is worded: Node's errors and Docker's 5xx.
-NO_ENGINE = re.compile(r"(connect|read|write|getaddrinfo) E|socket hang up|\(HTTP code 5")
 UNLIMITED = "rateLimitEnabled:false"
 
 

@@ -100,7 +100,8 @@ class Simulator:
             self.open_gate(name)
         if state["faults"]:
             self.switches.delete("faults")
-        usual = {"pull": 0, "pull_error": None, "engine_error": None, "container_status": None, "database": "up"}
+        usual = {"pull": 0, "pull_error": None, "engine_error": None, "container_status": None}
+        usual |= {"database": "up", "engine": "up"}
         if usual.items() - state["settings"].items():
             self.turn(**usual)
         if state["queue"]:

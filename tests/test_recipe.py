@@ -1052,6 +1052,60 @@ async def test_what_cannot_be_removed_is_named_and_the_rest_goes(simulator: Simu
     Found(simulator, run.spec).is_nothing()
 
 
+async def test_no_application_is_removed_while_the_engine_could_not_end_its_container(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    """Dokploy would remove the row and leave the container."""
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    simulator.turn(engine="down")
+    before = calls(simulator)
+    left = await run.undo(dokploy, patience=0.05)
+    assert left[0] == "the application (Dokploy's container engine does not answer.)"
+    assert not {"application.delete", "project.remove"} & set(calls(simulator) - before)
+    simulator.turn(engine="up")
+    assert await run.undo(dokploy) == []
+    Found(simulator, run.spec).is_nothing()
+
+
+@pytest.mark.parametrize("way", ["undo", "remove"])
+async def test_a_container_that_outlives_its_application_is_named_until_somebody_has_ended_it(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(steps, "STOP_SECONDS", 0.2)
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+
+    def engine_returns(progress: Progress) -> None:
+        if progress.message == "Waiting for Dokploy: Dokploy's container engine does not answer.":
+            simulator.turn(engine="up")
+
+    async def take_away() -> str:
+        if way == "undo":
+            return "; ".join(await taking.undo(dokploy))
+        try:
+            await taking.remove(dokploy)
+        except Failure as failure:
+            return failure.message
+        return ""
+
+    taking = run if way == "undo" else Run(run.spec, [r for r in run.reports if r.kind == "receipt"])
+    taking.watch = engine_returns
+    simulator.close_gate("application.delete")
+    task = asyncio.ensure_future(take_away())
+    assert await asyncio.to_thread(simulator.wait_at, "application.delete") == 1
+    simulator.turn(engine="down")
+    simulator.open_gate("application.delete")
+    for left in (await task, await take_away()):
+        assert f"“docker service rm {have.app_name}” ends it" in left
+    found = Found(simulator, run.spec)
+    assert (len(found.services), found.applications, found.domains) == (1, [], [])
+    assert ("gone", "application") not in [(r.data.get("state"), r.data.get("kind")) for r in taking.reports]
+    simulator.switches.delete(f"services/{have.app_name}").raise_for_status()
+    assert await take_away() == ""
+    Found(simulator, run.spec).is_nothing()
+
+
 async def test_undo_with_dokploy_away_names_everything_and_ends_in_time(simulator: Simulator, nobody: Dokploy) -> None:
     run = new_run(simulator)
     began = time.monotonic()
@@ -1772,6 +1826,45 @@ async def test_a_redeploy_that_answers_is_not_undone_because_dokploy_cannot_say_
     await newer.deploy(dokploy)
     assert "Attempt 1: the stack answers 200, perhaps from the version before" in newer.said()
     Found(simulator, newer.spec).is_one_of_each()
+
+
+async def test_a_redeploy_waits_until_dokploy_says_which_containers_it_replaces(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    newer = Run(replace(run.spec, run="dep_newer", image=f"{IMAGE}.2"))
+    simulator.fault("docker.getContainersByAppNameMatch", "error500", times=2)
+    simulator.close_gate("container")
+
+    def open_gate(progress: Progress) -> None:
+        if progress.message == "Attempt 1: the stack answers 200, from the version before":
+            simulator.open_gate("container")
+
+    newer.watch = open_gate
+    await newer.deploy(dokploy)
+    assert "Attempt 1: the stack answers 200, from the version before" in newer.said()
+    Found(simulator, newer.spec).is_one_of_each()
+
+
+async def test_a_redeploy_replaces_what_somebody_elses_deploy_in_front_of_it_has_started(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    first = {row["name"] for row in simulator.ask("docker.getContainersByAppNameMatch", appName=have.app_name)}
+    simulator.close_gate("job")
+    simulator.do("application.deploy", applicationId=have.application_id, title="by hand")
+    newer = Run(replace(run.spec, run="dep_newer"))
+
+    def open_gate(progress: Progress) -> None:
+        if progress.message == "Waiting for another deployment of it to end at Dokploy":
+            simulator.open_gate("job")
+
+    newer.watch = open_gate
+    resources = await newer.deploy(dokploy)
+    assert len(resources.replaces) == 1
+    assert not first & set(resources.replaces)
 
 
 async def test_the_containers_of_an_application_whose_name_begins_alike_are_not_ours(

@@ -190,6 +190,14 @@ ENTRIES = (
         operator="Within minutes it is among the orphans in the admin panel: remove it there, and the name is free.",
     ),
     Entry(
+        "CONTAINER_LEFT_AT_DOKPLOY",
+        "A container was left running",
+        "Dokploy has removed the application, and its container still runs.",
+        ("Docker on Dokploy's host did not answer while the application was removed.",),
+        ("Ask an operator to end it, then try again.",),
+        operator="End it on Dokploy's host: docker service rm, and the name in the message. Then try again.",
+    ),
+    Entry(
         "HOST_IN_USE_AT_DOKPLOY",
         "Dokploy already serves this address",
         "Another application at Dokploy has this host name. It was not touched.",

@@ -6,6 +6,7 @@ Facts are those of Dokploy v0.30.2. Every call is bounded in time and size; the 
 import asyncio
 import copy
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ CALL_SECONDS = 8.0  # below the lease, so that a dead worker's last request is o
 MAX_BYTES = 8 * 1024 * 1024
 SECOND_TRY_SECONDS = 2.0
 QUEUE_PAUSE_SECONDS = 0.25  # between two looks at the queue, however many runs wait in it
+# How an engine that is gone, or that is in no state to run services, is worded: Node's errors and Docker's 5xx.
+NO_ENGINE = re.compile(r"(connect|read|write|getaddrinfo) E|socket hang up|\(HTTP code 5")
 _SECRET_FIELDS = frozenset({"env", "password", "username", "buildArgs", "buildSecrets"})
 _SERVICES = ("applications", "mariadb", "mongo", "mysql", "postgres", "redis", "compose", "libsql")
 
@@ -366,6 +369,14 @@ class Dokploy:
         that nothing else of it is kept."""
         value = _object(await self._query("settings.getWebServerSettings")).get("buildsConcurrency")
         return value if type(value) is int else None
+
+    async def engine_complaint(self) -> str:
+        """What is wrong with Dokploy's container engine, as far as it can be known with this key and this version."""
+        try:
+            said = (await self.infrastructure())["traefik"]
+        except (KeySpent, Refused):
+            return ""
+        return said if NO_ENGINE.match(said) else ""
 
     async def infrastructure(self) -> dict[str, str]:
         """What is wrong with Dokploy's own postgres and traefik, as the engine tells it; "" for what is well. It is for

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from . import diagnosis, versions
 from .build_log import BuildLog
 from .dokploy import Application, Build, Dokploy, Domain, Job, Project
-from .errors import DokployError, Failure, NotFound, Unavailable, Unclear
+from .errors import DokployError, Failure, NotAllowed, NotFound, Unavailable, Unclear
 from .grammar import dotenv
 from .journal import Journal
 from .ladder import Climb, climb
@@ -26,9 +26,12 @@ from .spec import Marked, Resources, StackSpec, mark_of
 SECOND_LOOK_SECONDS = 1.5  # a lost request may still be running: look twice before making again
 POLL_SECONDS = 1.0
 SETTLE_SECONDS = 120.0
+STOP_SECONDS = 30.0  # Docker gives a container ten to end by itself
 DEPLOYS_PER_RUN = 3
 CERTIFICATE_SECONDS = 180.0
 FOREIGN_APPLICATIONS = 100  # looked through for a host in use; each is a call
+
+ENDED = {"exited", "dead"}  # states of a container that takes no part any more
 
 PULLED = re.compile(r"^Digest: (sha256:[0-9a-f]{64})$", re.MULTILINE)  # what `docker pull` says of what it got
 
@@ -176,7 +179,7 @@ async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, have: Resources, j
             if sent:
                 await journal.note("Dokploy lost the deployment (it was restarted): sending it again")
             title = spec.deploy_title(sent + 1)
-            journal.resources = have = replace(have, replaces=await _running(dokploy, have))
+            journal.resources = have = replace(have, replaces=await _to_be_replaced(dokploy, have, journal))
             await journal.intend("deploy", title)
             try:
                 await dokploy.deploy(application_id, title)
@@ -303,12 +306,24 @@ async def _raise_if_dokploy_failed(dokploy: Dokploy, have: Resources) -> None:
             raise diagnosis.of_log(await dokploy.build_log(ours.id))
 
 
-async def _running(dokploy: Dokploy, have: Resources) -> tuple[str, ...]:
-    """The names of the application's containers that run, as far as Dokploy says."""
-    with contextlib.suppress(DokployError):
-        containers = await dokploy.containers(_known(have.app_name))
-        return tuple(container.name for container in containers if container.state == "running")
+async def _to_be_replaced(dokploy: Dokploy, have: Resources, journal: Journal) -> tuple[str, ...]:
+    """The names of the application's containers that run, once no other deploy of it may change them."""
+    while await _running(dokploy, have):
+        if not any(job.application_id == have.application_id for job in await dokploy.queue()):
+            return await _running(dokploy, have)
+        await journal.say("Waiting for another deployment of it to end at Dokploy")
+        await asyncio.sleep(POLL_SECONDS)
     return ()
+
+
+async def _running(dokploy: Dokploy, have: Resources) -> tuple[str, ...]:
+    try:
+        containers = await dokploy.containers(_known(have.app_name))
+    except Unavailable:
+        raise
+    except DokployError:  # it will never say
+        return ()
+    return tuple(container.name for container in containers if container.state == "running")
 
 
 async def _is_replaced(dokploy: Dokploy, have: Resources) -> bool | None:
@@ -390,16 +405,54 @@ async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources,
     for application in ours:
         if await _is_deploying(dokploy, application.id):
             raise _still_running()
+        if await dokploy.builds(application.id):  # something of it may run
+            await _need_engine(dokploy)
+            journal.resources = have = replace(have, app_name=application.app_name)  # a later try looks for that too
         await journal.removing("application", application.id)
         await _delete(dokploy.delete_application, application.id)
         if await dokploy.is_there("application", application.id):
             raise Unclear("Dokploy still has the application.")
+        await _wait_for_its_end(dokploy, have.app_name, journal)
         await journal.gone("application", application.id)
     if changed:
         raise _mark_changed("application", changed[0], spec)
+    if not ours:
+        await _wait_for_its_end(dokploy, have.app_name, journal)
     await journal.gone("application")
     await journal.gone("deploy")
     return replace(have, application_id=None, app_name=None, dokploy_deployment_id=None)
+
+
+async def _wait_for_its_end(dokploy: Dokploy, app_name: str | None, journal: Journal) -> None:
+    """Dokploy removes an application's row first, and answers well also where its service could not be removed."""
+    if app_name is None:
+        return
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            while await _runs(dokploy, app_name):
+                await journal.say("Waiting for its container to end")
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        text = (
+            f"Dokploy has removed the application, and its container still runs. On Dokploy's host, "
+            f"“docker service rm {app_name}” ends it. Then try again."
+        )
+        raise Failure("CONTAINER_LEFT_AT_DOKPLOY", text) from None
+
+
+async def _runs(dokploy: Dokploy, app_name: str) -> bool:
+    try:
+        containers = await dokploy.containers(app_name)
+    except NotAllowed:  # it will never say
+        return False
+    if not containers:  # Dokploy says so also where the engine could not be asked
+        await _need_engine(dokploy)
+    return any(container.state not in ENDED for container in containers)
+
+
+async def _need_engine(dokploy: Dokploy) -> None:
+    if complaint := await dokploy.engine_complaint():
+        raise Unavailable("Dokploy's container engine does not answer.", evidence=complaint)
 
 
 async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:

@@ -196,6 +196,9 @@ class Deployment(models.Model):
             stack.check_idle()
             run = cls(stack=stack, template=stack.template, kind=cls.Kind.REMOVE, requested_by=person, via=via)
             run.spec = {"image": stack.template.image, "port": stack.template.port}  # a removal needs no more
+            ran = stack.deployments.filter(resources__has_key="app_name").first()
+            if ran is not None:  # its row may be gone, and its container may be there
+                run.resources = {"app_name": ran.resources["app_name"]}
             return run._enqueue()
 
         return cls.once(make, under_way)

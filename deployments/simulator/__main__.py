@@ -76,6 +76,7 @@ async def run(options: argparse.Namespace) -> None:
     switches.restart = restart
     switches.settings_turned = keys.owner.reset
     switches.add_key, switches.clear_keys = keys.add, keys.clear
+    switches.remove_service = store.services.drop
     ends = end_of_run(options.until_stdin_closes)
     engine.wake()
     engine.start()

@@ -248,6 +248,7 @@ class Switchboard:
         self.settings_turned: Callable[[], None] = lambda: None
         self.add_key: Callable[[dict[str, Any]], None] = lambda given: None
         self.clear_keys: Callable[[], None] = lambda: None
+        self.remove_service: Callable[[str], object] = lambda name: None
 
     async def answer(self, request: Request) -> Response:
         given = request.headers.get("x-simulator-key", "").encode("latin-1")
@@ -265,6 +266,7 @@ class Switchboard:
             ("POST", "settings"): self._turn_settings,
             ("POST", "keys"): self._add_key,
             ("DELETE", "keys"): self._clear_keys,
+            ("DELETE", "services"): self._remove_service,
             ("POST", "restart"): self._restart,
             ("POST", "stall"): self._stall,
         }.get((request.method, name))
@@ -331,6 +333,11 @@ class Switchboard:
 
     async def _clear_keys(self, rest: str, given: dict[str, Any], request: Request) -> Any:
         self.clear_keys()
+        return {}
+
+    async def _remove_service(self, rest: str, given: dict[str, Any], request: Request) -> Any:
+        """As an operator does on Dokploy's host: docker service rm."""
+        self.remove_service(rest)
         return {}
 
     async def _restart(self, rest: str, given: dict[str, Any], request: Request) -> Any:
