@@ -22,6 +22,7 @@ from deployments.engine.errors import DokployError
 from deployments.engine.spec import Marked, Progress, mark_of
 from deployments.models import Deployment, Installation, Orphan, Receipt, Refusal, Stack, Template
 from deployments.models.orphan import LOOK_SECONDS
+from deployments.models.stack import StackQuerySet
 from deployments.sweeper import look_for_orphans
 
 from .people import People, browser, end, new_token, operator, submit
@@ -58,6 +59,20 @@ def left_behind(people: People, name: str = "shop") -> Deployment:
 
 def age(run: Deployment, seconds: float) -> None:
     Deployment.objects.filter(pk=run.pk).update(completed_at=timezone.now() - timedelta(seconds=seconds))
+
+
+def test_a_sweeper_that_slept_after_its_look_removes_nothing_that_is_wanted_again(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = left_behind(people)
+    age(run, 65)
+    seen = Stack.objects.to_be_removed()
+    assert seen == [run.stack]
+    end(run.retry(people.owner, via="api"))
+    monkeypatch.setattr(StackQuerySet, "to_be_removed", lambda stacks: seen)
+    assert Deployment.request_due_removals() == []
+    run.stack.refresh_from_db()
+    assert run.stack.state == Stack.State.LIVE
 
 
 def test_what_a_failed_run_left_is_due_after_a_minute_and_each_failed_try_waits_longer(people: People) -> None:

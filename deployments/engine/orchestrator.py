@@ -5,6 +5,7 @@ The engine stops where a report, or a call that changes something, raises Interr
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from typing import TypeVar
 
 from . import steps
@@ -90,6 +91,7 @@ async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journ
     """Acts until it is done. An outage is waited for, an unclear outcome is tried again, a refusal ends it."""
     loop = asyncio.get_running_loop()
     attempt, pause, away = 1, FIRST_PAUSE_SECONDS, 0.0
+    first = loop.time()
     while True:
         began = loop.time()
         try:
@@ -98,8 +100,12 @@ async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journ
             except TimeoutError:
                 raise Failure("TIMEOUT", f"This took longer than its limit of {phase.timeout:.0f} s.") from None
             except Unavailable as error:
-                # Of a long attempt only its last call: what went well before it was no outage.
-                away += min(loop.time() - began, CALL_SECONDS) + pause
+                # Of a long attempt only its last call: what went well before it was no outage, and ended the last one
+                # where asking goes on for long, though not for ever.
+                now = loop.time()
+                if phase.timeout == inf and now - began > 4 * CALL_SECONDS and now - first < 10 * patience:
+                    away, pause = 0.0, FIRST_PAUSE_SECONDS
+                away += min(now - began, CALL_SECONDS) + pause
                 if away > patience:
                     raise Failure.of(error) from error
                 await journal.say(f"Waiting for Dokploy: {error}")

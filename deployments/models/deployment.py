@@ -192,8 +192,10 @@ class Deployment(models.Model):
         def make() -> "Deployment":
             if earlier := under_way():
                 return earlier
-            stack.refresh_from_db()
+            stack.refresh_from_db(from_queryset=Stack.objects.select_for_update(no_key=True))
             stack.check_idle()
+            if via == cls.Via.SWEEPER and not stack.is_to_be_removed():  # who looked may have slept since
+                raise Refusal("CONFLICT", f"“{stack.name}” is wanted again.")
             run = cls(stack=stack, template=stack.template, kind=cls.Kind.REMOVE, requested_by=person, via=via)
             run.spec = {"image": stack.template.image, "port": stack.template.port}  # a removal needs no more
             ran = stack.deployments.filter(resources__has_key="app_name").first()

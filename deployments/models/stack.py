@@ -35,9 +35,8 @@ class StackQuerySet(models.QuerySet["Stack"]):
     def to_be_removed(self) -> list["Stack"]:
         """What has expired, and what is left of stacks that are wanted no more: that never worked, or whose removal
         failed. After each failed try the next is later, up to a quarter of a day."""
-        expired = self.filter(state=Stack.State.LIVE, expires_at__lt=Now())
-        broken = [stack for stack in self.filter(state=Stack.State.BROKEN) if stack.is_unwanted()]
-        return [stack for stack in (*expired, *broken) if stack.sweep_is_due()]
+        perhaps = self.filter(Q(state=Stack.State.BROKEN) | Q(state=Stack.State.LIVE, expires_at__lt=Now()))
+        return [stack for stack in perhaps if stack.is_to_be_removed()]
 
 
 class Stack(models.Model):
@@ -126,6 +125,11 @@ class Stack(models.Model):
     def _last_run(self, template: Template) -> Any:
         runs = self.deployments.filter(template=template).exclude(kind="remove")
         return runs.that_worked().first() or runs.first()
+
+    def is_to_be_removed(self) -> bool:
+        """Whether the sweeper is to remove it now."""
+        expired = self.state == self.State.LIVE and self.expires_at is not None and self.expires_at < timezone.now()
+        return (expired or self.is_unwanted()) and self.sweep_is_due()
 
     def is_unwanted(self) -> bool:
         """Whether nothing but leftovers is there: of a stack that never worked, or whose removal was asked for."""
