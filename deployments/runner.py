@@ -207,8 +207,8 @@ class Runner:
     def _begin(self, deployment: Deployment) -> None:
         run = Run(deployment)
         run.draining = self._draining
-        self._runs[deployment.pk] = run
         run.task = asyncio.create_task(self._drive(run))
+        self._runs[deployment.pk] = run
         self._driving.add(run.task)
         run.task.add_done_callback(self._driving.discard)
 
@@ -231,10 +231,11 @@ class Runner:
                 self.ring()
 
     async def _let_go(self, run: Run) -> None:
+        """While the database is away the drain's limit bounds the waiting, or the lease."""
         try:
-            await sync_to_async(run.deployment.release)()
-        except DATABASE_AWAY:
-            log.warning("%s could not be let go; its lease will lapse", run.deployment.pk)
+            await run.ask(run.deployment.release)
+        except LeaseLost:
+            log.warning("%s could not be let go; its lease has lapsed", run.deployment.pk)
 
     async def _deploy(self, run: Run) -> None:
         deployment = run.deployment

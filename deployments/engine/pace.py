@@ -55,10 +55,12 @@ class Round(Generic[T]):
         return await asyncio.shield(self._next)  # that one who waits is cancelled is not the others' business
 
     async def _after(self, former: "asyncio.Task[T] | None") -> T:
-        if former is not None:
-            await asyncio.wait({former})
-        await asyncio.sleep(self._began + self._pause - time.monotonic())
-        self._now, self._next, self._began = self._next, None, time.monotonic()
+        try:
+            if former is not None:
+                await asyncio.wait({former})
+            await asyncio.sleep(self._began + self._pause - time.monotonic())
+        finally:
+            self._now, self._next, self._began = self._next, None, time.monotonic()
         return await self._ask()
 
     def close(self) -> None:
