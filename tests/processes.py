@@ -299,8 +299,13 @@ class Portal:
 
 
 def free_ports() -> int:
-    """The first of three ports in a row that are free, below the range that the system hands out by itself."""
-    for first in range(20_000 + (os.getpid() * 7) % 5_000, 32_000, 3):
+    """The first of three ports in a row that are free, below the range that the system hands out by itself.
+
+    Of the tests that run side by side each process has a share of its own: what is free now another may take next.
+    """
+    share = 12_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    begin = 20_000 + share * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    for first in range(begin + os.getpid() * 7 % (share // 2), begin + share - 2, 3):
         if all(_is_free(first + offset) for offset in range(3)):
             return first
     raise RuntimeError("No free ports.")
