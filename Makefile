@@ -22,7 +22,7 @@ test: .venv/.installed-dev
 
 # Kills real processes wherever they can be killed.
 # Those that hold processes to seconds run alone: on a busy machine they would measure the others.
-TIMED := $(addprefix tests/faults/test_,workers.py redis.py told_to_stop.py scaled_out_chaos.py)
+TIMED := $(addprefix tests/faults/test_,workers.py redis.py messages.py told_to_stop.py scaled_out_chaos.py)
 
 faults: .venv/.installed-dev
 	@$(BIN)/python -m pytest tests/faults -m faults $(SIDE_BY_SIDE) --dist load $(TIMED:%=--ignore=%) $(ARGS)

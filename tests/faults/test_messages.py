@@ -8,6 +8,7 @@ import pytest
 from deployments.live import RUNNER_CHANNEL
 
 from ..machines import Redis
+from ..processes import until
 from ..test_live import GATES, held, socket
 from .look import Apart, Figures, group_of, is_heard, is_moved_by_messages, is_one_of_each, shows
 
@@ -61,6 +62,7 @@ def test_after_a_message_that_is_none_of_ours_the_next_is_heard(
         with socket(portal, id) as page:
             shows(page, "1 of 7")
             for channel in (RUNNER_CHANNEL, group_of(portal, id)):
+                until(lambda channel=channel: own_redis.client.pubsub_numsub(channel)[0][1] == 1)
                 assert own_redis.client.publish(channel, poison) == 1
             is_moved_by_messages(portal, page)
     for run in (id, portal.deploy("heard")):

@@ -12,7 +12,7 @@ import pytest
 
 from ..forge import Forge
 from ..processes import IMAGE, until
-from .cases import MOST, RUNS, Case, points_file, points_of, runs_what_ran
+from .cases import RUNS, Case, most_of, points_file, points_of, runs_what_ran
 from .look import RESUME_SECONDS, Figures, Watched, is_as_it_should_be, is_told_alike
 
 PARTS = 3  # the points of a kind are shared out among so many tests
@@ -54,7 +54,7 @@ def test_a_run_goes_on_from_whatever_point_it_died_at(portal: Watched, kind: str
                 figures.not_passed.append(point)
                 portal.kill()
     figures.killed += killed
-    assert killed >= MOST * len(victims)
+    assert killed >= most_of(len(victims))
     is_as_it_should_be(portal, list(victims), case.objects, figures)
     for name in victims:
         is_told_alike(portal, portal.run_of(name), figures)

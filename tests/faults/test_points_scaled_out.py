@@ -11,7 +11,7 @@ from deployments import faults
 from ..forge import Forge
 from ..people import new_token
 from ..processes import until
-from .cases import ASKED_FOR_LATER, MOST, RUNS, points_file, points_of, runs_what_ran
+from .cases import ASKED_FOR_LATER, RUNS, most_of, points_file, points_of, runs_what_ran
 from .look import Apart, Figures, is_as_it_should_be, is_told_alike
 
 CASES = {**RUNS, **ASKED_FOR_LATER}
@@ -72,7 +72,7 @@ def test_a_run_goes_on_elsewhere_from_whatever_point_its_worker_died_at(
     until(lambda: crew.is_whole() and not running(portal), 90, pause=0.1)
     figures.killed += crew.died
     figures.not_passed += [victims[name] for name in names if not markers[name].exists()]
-    assert crew.died >= MOST * len(names)
+    assert crew.died >= most_of(len(names))
     is_as_it_should_be(portal, names, case.objects, figures)
     for name in names:
         run = portal.run_of(name)
