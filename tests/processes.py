@@ -84,7 +84,8 @@ class Simulator:
         self.switches.delete(f"gates/{name}").raise_for_status()
 
     def wait_at(self, name: str) -> int:
-        waiting: int = self.switches.get(f"gates/{name}", params={"wait": 5}).json()["waiting"]
+        answer = self.switches.get(f"gates/{name}", params={"wait": 20}, timeout=25)
+        waiting: int = answer.json()["waiting"]
         return waiting
 
     def gather_at(self, name: str, count: int) -> None:
@@ -151,7 +152,7 @@ def command(data: Path) -> list[str]:
     return ["-m", "deployments.simulator", *addresses, "--data", str(data)]
 
 
-def until(condition: Callable[[], Any], seconds: float = 5.0, pause: float = 0.005) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 30.0, pause: float = 0.005) -> Any:
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, "it did not come to that in time"
@@ -252,6 +253,11 @@ class Portal:
         """The run's state at its end."""
         return until(lambda: (state := self.status(id))["status"] != "in_progress" and state, seconds, pause=0.03)
 
+    def has_free(self, name: str) -> bool:
+        """What the check says of a name, once Dokploy has answered it in time."""
+        ask = lambda: self.http.get(f"/api/check/{name}").json()  # noqa: E731
+        return until(lambda: (said := ask())["available"] is not None and said)["available"] is True
+
     def stream(self, id: str, seconds: float = 60, **headers: str) -> Iterator[dict[str, Any]]:
         """The events of the stream as a client gets them: {"event", "id", "data"}."""
         with self.http.stream("GET", f"/api/status/{id}", headers=headers, timeout=seconds) as answer:
@@ -280,7 +286,7 @@ class Portal:
     def open_gate(self, name: str) -> None:
         self.switches.delete(f"gates/{name}").raise_for_status()
 
-    def wait_at(self, name: str, seconds: float = 10) -> None:
+    def wait_at(self, name: str, seconds: float = 20) -> None:
         """Until somebody waits at the gate."""
         answer = self.switches.get(f"gates/{name}", params={"wait": seconds}, timeout=seconds + 5)
         assert answer.json()["waiting"] > 0

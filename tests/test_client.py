@@ -193,7 +193,7 @@ async def test_a_creation_that_was_not_answered_cleanly_is_unclear(server: Serve
     error = await error_of(creation(client))
     assert kind_of(error) is (PerhapsNotAllowed if "permission" in name else Unclear)
     assert not error.permanent
-    assert time.monotonic() - began < 3 * LIMIT
+    assert time.monotonic() - began < 7 * LIMIT
     assert server.asked == ["project.create"], "an unclear call is never repeated by the client"
 
 
@@ -205,7 +205,7 @@ async def test_a_question_that_was_not_answered_cleanly_may_be_asked_again(
     server.does = UNCLEAR[name]
     began = time.monotonic()
     assert kind_of(await error_of(question(client))) is Unavailable
-    assert time.monotonic() - began < 3 * LIMIT
+    assert time.monotonic() - began < 7 * LIMIT
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ async def test_a_host_that_swallows_connections_is_unavailable_for_changes_too(m
         client = Dokploy(f"http://127.0.0.1:{deaf.getsockname()[1]}", KEY)
         began = time.monotonic()
         assert kind_of(await error_of(creation(client))) is Unavailable
-        assert time.monotonic() - began < 3 * LIMIT
+        assert time.monotonic() - began < 7 * LIMIT
         await client.aclose()
         for one in crowd:
             one.close()

@@ -489,7 +489,7 @@ async def test_a_socket_whose_host_is_not_ours_is_refused(host: str) -> None:
     own = host.format(port=3000)
     headers = [(b"host", own.encode()), (b"origin", f"http://{own}".encode())]
     communicator = WebsocketCommunicator(application, "/ws/stacks", headers=headers)
-    accepted, code = await communicator.connect()
+    accepted, code = await communicator.connect(10)
     assert (accepted, code) == (False, 4403)
 
 
@@ -533,7 +533,7 @@ async def test_a_socket_ends_soon_after_its_person_may_not_see_it_any_more(
         (b"cookie", f"portal_session={cookie}".encode()),
     ]
     communicator = WebsocketCommunicator(application, f"/ws/deployments/{run.pk}", headers=headers)
-    assert (await communicator.connect())[0]
+    assert (await communicator.connect(10))[0]
     assert "shop" in await communicator.receive_from(5)
     user = get_user_model().objects.filter(username="operator")
     if ends == "logout":

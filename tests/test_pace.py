@@ -116,9 +116,9 @@ async def test_rounds_lie_a_pause_apart() -> None:
         asked.append(time.monotonic())
         return len(asked)
 
-    round = Round(ask, pause=0.05)
+    round = Round(ask, pause=0.1)
     assert [await round.answer() for _ in range(3)] == [1, 2, 3]
-    assert all(later - earlier >= 0.049 for earlier, later in itertools.pairwise(asked))
+    assert all(later - earlier >= 0.05 for earlier, later in itertools.pairwise(asked))
 
 
 async def test_runs_that_wait_in_the_queue_share_one_look_and_are_told_how_many_are_ahead(

@@ -193,7 +193,7 @@ def calls(simulator: Simulator) -> Counter[str]:
     return Counter(simulator.state()["calls"])
 
 
-async def soon(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+async def soon(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, "it did not come to that in time"
@@ -401,9 +401,10 @@ NOT_DONE = "error500 empty200 reset_before unauthorized too_many hang".split()
 
 
 @pytest.fixture
-async def hasty(running: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch) -> Dokploy:
-    """A client that does not wait long for an answer."""
-    monkeypatch.setattr(client_module, "CALL_SECONDS", 0.25)
+async def hasty(request: pytest.FixtureRequest, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch) -> Dokploy:
+    """A client that does not wait long for an answer that never comes. One may be late on a busy machine."""
+    if request.node.callspec.params.get("fault", "hang").startswith("hang"):
+        monkeypatch.setattr(client_module, "CALL_SECONDS", 1.0)
     return dokploy
 
 
@@ -1110,7 +1111,7 @@ async def test_undo_with_dokploy_away_names_everything_and_ends_in_time(simulato
     run = new_run(simulator)
     began = time.monotonic()
     left = await run.undo(nobody, patience=0.1)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
     assert [line.partition(" (")[0] for line in left] == ["the domain", "the application", "the project"]
 
 
@@ -1492,12 +1493,18 @@ async def test_the_log_is_reported_line_for_line_also_by_the_next_worker(
 
 
 async def test_the_log_is_reported_while_it_is_written(simulator: Simulator, dokploy: Dokploy) -> None:
+    """Each gate opens once what was written before it has been reported: late reports would be a deadlock."""
     run = new_run(simulator)
-    simulator.turn(pull=0.3)
-    await run.deploy(dokploy)
+    written = {"job": "Initializing deployment", "pull": f"Pulling {IMAGE}", "stall": "✅ Pulling image completed."}
+    for gate in written:
+        simulator.close_gate(gate)
+    task = asyncio.ensure_future(run.deploy(dokploy))
+    for gate, line in written.items():
+        await soon(lambda line=line: line in itertools.chain(*logged(run).values()))
+        simulator.open_gate(gate)
+    await task
     row = Found(simulator, run.spec).builds[0]
     assert logged(run) == {row["deploymentId"]: simulator.log(row).splitlines()}
-    assert len([report for report in run.reports if report.kind == "log"]) > 3
 
 
 async def journal_of(*secrets: str) -> tuple[Run, Journal]:
@@ -1595,7 +1602,7 @@ async def test_a_stack_that_starts_late_is_waited_for_with_rising_attempts(
 
 
 async def test_a_stack_that_never_answers_ends_within_its_limit(simulator: Simulator, dokploy: Dokploy) -> None:
-    run = new_run(simulator, health_timeout=0.3)
+    run = new_run(simulator, health_interval=0.15, health_timeout=2.0)
     simulator.turn(container_status="Restarting (1) 2 seconds ago")
     failure = await run.fails(dokploy)
     assert (failure.code, failure.phase, failure.retryable) == ("HEALTH_NO_ANSWER", "verifying_health", True)

@@ -75,7 +75,7 @@ def test_a_script_removes_its_stack_and_the_name_is_free_again(portal: Portal, t
     receipts = [(e["data"]["kind"], e["data"]["state"]) for e in events if e["kind"] == "receipt"]
     for kind in ("domain", "application", "project"):
         assert [state for seen, state in receipts if seen == kind] == ["removing", "gone", "gone"]
-    assert portal.http.get("/api/check/script-removes").json()["available"] is True
+    assert portal.has_free("script-removes")
     again = portal.http.delete("/api/stacks/script-removes", headers=token)
     assert (again.status_code, again.json()["error"]["code"]) == (404, "NOT_FOUND")
     deployed(portal, token, "script-removes")

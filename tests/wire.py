@@ -103,7 +103,7 @@ def in_turn(*behaviours: Behaviour) -> Behaviour:
 
 async def error_of(call: Awaitable[Any]) -> DokployError:
     with pytest.raises(DokployError) as caught:
-        await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(call, 20)
     return caught.value
 
 
