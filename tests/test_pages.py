@@ -44,14 +44,24 @@ def open_tab(browser: Any, portal: Portal, **options: Any) -> Iterator[Any]:
     assert complaints == []
 
 
-def type_name(tab: Any, name: str, template: str = "stack") -> None:
+def fill_in(tab: Any, name: str, template: str = "stack") -> None:
     tab.goto("/")
     tab.get_by_label("Name", exact=True).fill(name)
     tab.locator(f"label[for=template-{template}]").click()
 
 
+def type_name(tab: Any, name: str, template: str = "stack") -> None:
+    """Until its check has answered: one that is broken off by the next page is an error in the console."""
+    fill_in(tab, name, template)
+    expect(tab.locator("#check")).to_contain_text(f"http://{name}.localhost")
+
+
 def deploy(tab: Any, name: str, template: str = "stack") -> str:
     type_name(tab, name, template)
+    return send(tab)
+
+
+def send(tab: Any) -> str:
     tab.get_by_role("button", name="Deploy").click()
     tab.wait_for_url("**/deployments/dep_*")
     return str(tab.url.rpartition("/")[2])
@@ -193,7 +203,8 @@ def test_losing_the_connection_never_looks_like_a_failure(own_portal: Any, brows
 def test_it_works_without_javascript(portal: Portal, browser: Any) -> None:
     tabs = open_tab(browser, portal, java_script_enabled=False)
     tab = next(tabs)
-    deploy(tab, "no-javascript")
+    fill_in(tab, "no-javascript")
+    send(tab)
     expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
     tab.goto("/")
     tab.get_by_label("Name", exact=True).fill("Not A Name")

@@ -4,13 +4,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from ..processes import ROOT, Portal, until
+from ..processes import ROOT, Portal, client, until
 from ..test_live import held
 from .look import Apart, Figures, Watched, is_as_it_should_be, is_told_alike, objects
 
@@ -61,10 +62,12 @@ def test_a_cancel_that_races_the_end_is_done_or_is_refused(portal: Watched, figu
 def test_one_name_that_many_want_at_once_is_one_persons_and_makes_one_stack(portal: Watched, figures: Figures) -> None:
     def ask(number: int) -> int:
         headers = {} if number % 2 else portal.token  # somebody who did not sign in, and the visitor
-        return httpx.post(f"{portal.url}/api/deploy", json={"name": "wanted"}, headers=headers).status_code
+        return clients[number].post("/api/deploy", json={"name": "wanted"}, headers=headers).status_code
 
-    with ThreadPoolExecutor(RACES) as pool:
-        answers = sorted(pool.map(ask, range(RACES)))
+    with ExitStack() as open_ones:
+        clients = [open_ones.enter_context(client(portal.url)) for _ in range(RACES)]
+        with held(portal, "project.all"), ThreadPoolExecutor(RACES) as pool:  # who comes after its end deploys it again
+            answers = sorted(pool.map(ask, range(RACES)))
     assert answers == [202] + [409] * (RACES - 1)
     assert portal.ended("wanted")["phase"] == "completed"
     assert objects(portal.dokploy(), "wanted") == dict.fromkeys(("project", "application", "domain", "service"), 1)
