@@ -95,7 +95,7 @@ def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
         "name": run.stack.name,
         "kind": run.kind,
         "address": run.stack.url,
-        "url": run.stack.url if run.status == Deployment.Status.SUCCESS and not _is_gone(run) else None,
+        "url": run.stack.url if run.status == Deployment.Status.SUCCESS and _is_live(run) else None,
         "headline": headline,
         "tone": tone,
         "title": f"({step}/{steps}) {DOING[run.kind]} · {run.stack.name}"
@@ -134,6 +134,10 @@ def _is_gone(run: Deployment) -> bool:
     return run.done and run.stack.state == Stack.State.GONE
 
 
+def _is_live(run: Deployment) -> bool:
+    return run.stack.state == Stack.State.LIVE
+
+
 def _phases(run: Deployment) -> tuple[Phase, ...]:
     return RECIPES[run.kind]
 
@@ -166,7 +170,9 @@ def _headline(run: Deployment, step: int, queued: bool) -> tuple[str, str]:
     if run.status == Deployment.Status.SUCCESS:
         if _removes(run):
             return "Removed, nothing left behind", "gone"
-        return ("Was live, removed since", "gone") if _is_gone(run) else ("Live", "live")
+        if _is_live(run):
+            return "Live", "live"
+        return ("Was live, removed since" if _is_gone(run) else "Was live, broken since"), "gone"
     cancelled = (run.error or {}).get("code") == "CANCELLED"
     if run.status == Deployment.Status.FAILURE:
         return ("Cancelled", "cancelled") if cancelled else (f"Failed while {_title_of(run.error).lower()}", "failed")
@@ -326,7 +332,7 @@ def _failure(run: Deployment, audience: str, undo: dict[str, Any] | None) -> dic
 def _lost(run: Deployment, error: dict[str, Any], undo: dict[str, Any] | None) -> str:
     """Is anything of mine lost?"""
     if _removes(run):
-        if not error.get("left"):
+        if not error.get("left") and _is_live(run):
             return "Nothing was removed: your stack is as it was."
         if _is_gone(run):
             return f"What was left has been removed since then, and the name “{run.stack.name}” is free again."
@@ -352,8 +358,9 @@ def _lost(run: Deployment, error: dict[str, Any], undo: dict[str, Any] | None) -
 def _success(run: Deployment, rows: list[Row], seconds: float | None) -> dict[str, Any]:
     if _removes(run):
         return {"gone": True, "seconds": seconds}
-    if _is_gone(run):
-        return {"was": True}
+    if not _is_live(run):
+        what = "removed" if _is_gone(run) else "broken"
+        return {"was": f"It has been {what} since then."}
     http = next((rung for rung in rows[-1].rungs if rung["name"] == "HTTP"), None)
     return {"url": run.stack.url, "status": http["text"] if http else "", "seconds": seconds, "usual": usual()}
 

@@ -254,10 +254,27 @@ def test_what_was_left_or_live_and_is_gone_by_now_is_told_as_gone(anna: Any) -> 
     Receipt.objects.update(state="gone")
     Stack.objects.update(state="gone")
     said = page.live(Deployment.objects.get(pk=live.pk), [], "owner")
-    assert (said["headline"], said["url"], said["success"]) == ("Was live, removed since", None, {"was": True})
+    was = {"was": "It has been removed since then."}
+    assert (said["headline"], said["url"], said["success"]) == ("Was live, removed since", None, was)
     said = page.live(Deployment.objects.get(pk=left.pk), list(left.events.all()), "owner")
     assert said["undo"]["gone"]
     assert said["failure"]["lost"] == "Nothing of yours is lost, and the name “was-left” is free again."
+
+
+def test_what_a_removal_has_broken_is_not_told_as_live_nor_as_untouched(anna: Any) -> None:
+    live = claimed(anna, "half-gone")
+    live.record(made("p"))
+    end(live, succeeded=True)
+    removal = Deployment.request_removal(anna, live.stack, via="form")
+    assert Deployment.claim("worker", excluding=[]) == removal
+    removal.refresh_from_db()
+    removal.record(Progress("receipt", "removing_domain", "", data={"state": "gone", "kind": "domain"}))
+    end(removal, succeeded=False)
+    said = page.live(Deployment.objects.get(pk=live.pk), [], "owner")
+    was = {"was": "It has been broken since then."}
+    assert (said["headline"], said["url"], said["success"]) == ("Was live, broken since", None, was)
+    said = page.live(Deployment.objects.get(pk=removal.pk), [], "owner")
+    assert "Not everything could be removed" in said["failure"]["lost"]
 
 
 def test_the_list_shows_every_stack_however_often_another_one_was_deployed(anna: Any) -> None:
