@@ -19,6 +19,7 @@ from .processes import Portal, until
 from .test_live import GATES, held
 from .test_removal import NONE, ONE, deployed, ended, there
 from .test_resume import no_event_is_missing
+from .test_sweeper import left_behind
 
 
 @pytest.fixture
@@ -212,13 +213,41 @@ def test_a_cancel_that_was_accepted_before_the_end_wins_over_it(people: People) 
 
 def test_a_second_cancel_is_harmless_also_when_the_first_has_begun_to_be_done(people: People) -> None:
     run = people.run(people.owner, "shop")
-    run.cancel(people.owner)
     working = Deployment.claim("worker", excluding=[])
     assert working is not None
+    run.cancel(people.owner)
     error = {"phase": "initializing", "code": "CANCELLED", "message": "", "evidence": "", "retryable": True}
     working.record(Progress("phase", "rolling_back", "Undoing", error=error))
     run.cancel(people.owner)
     assert run.events.filter(kind="note").count() == 1
+
+
+@pytest.mark.parametrize("kind", ["deploy", "redeploy", "retry"])
+def test_a_run_that_has_not_begun_is_over_as_soon_as_it_is_cancelled(people: People, kind: str) -> None:
+    """It does not wait for a worker with a free hand. A retry does, where something was left."""
+    if kind == "retry":
+        left_behind(people).retry(people.owner, via="api")
+    else:
+        run = people.run(people.owner, "shop")
+        if kind == "redeploy":
+            end(run)
+            people.run(people.owner, "shop")
+    run = Deployment.objects.running().get()
+    run.cancel(people.owner)
+    left = kind == "retry"
+    assert run.done is not left
+    assert Deployment.objects.due().exists() is left
+    run.stack.refresh_from_db()
+    assert run.stack.state == {"deploy": "gone", "redeploy": "live", "retry": "broken"}[kind]
+    said = [(event.seq, event.message) for event in run.events.all()]
+    assert said[:2] == [(1, "Waiting to begin"), (2, "Cancel requested")]
+    if not left:
+        assert said[2:] == [(3, "It had not begun, so there is nothing to undo")]
+        state = Client().get(f"/api/deployments/{run.pk}", headers=token_of(people.owner)).json()
+        assert (state["phase"], state["status"], state["error"]["code"]) == ("failed", "failure", "CANCELLED")
+        with pytest.raises(Refusal):
+            run.cancel(people.owner)
+        assert run.retry(people.owner, via="api").status == "in_progress"
 
 
 def test_an_end_that_came_before_the_cancel_wins_over_it(people: People) -> None:
@@ -321,7 +350,6 @@ def test_an_operator_cancels_anybodys_run_from_the_admin_and_retries_it_there(pe
     run.refresh_from_db()
     assert run.cancel_requested_at is None
     http.post(f"/deployments/{run.pk}/cancel")
-    end(run, "failure", code="CANCELLED")
     assert offered() == {"retry"}
     run.refresh_from_db()
     assert run.cancel_requested_at is not None

@@ -276,7 +276,19 @@ class Deployment(models.Model):
                 run._write_event("note", "Cancel requested", {"by": person.get_username()})
                 transaction.on_commit(run._announce)
                 transaction.on_commit(live.wake)
+                run._end_unless_begun()
         self.refresh_from_db()
+
+    def _end_unless_begun(self) -> None:
+        """The end of a cancelled run that no worker has had: nothing waits for one where there is nothing to undo."""
+        if self.lease_token or (self.kind == self.Kind.DEPLOY and self.intended()):
+            return
+        entry = diagnosis.BY_CODE["CANCELLED"]
+        error = {"phase": self.phase, "code": entry.code, "message": entry.what, "retryable": entry.retryable}
+        with suppress(LeaseLost):  # one took it just now, and will see the request
+            self.record(
+                Progress("phase", "failed", "It had not begun, so there is nothing to undo", "failure", error=error)
+            )
 
     @classmethod
     def request_due_removals(cls) -> list["Deployment"]:
