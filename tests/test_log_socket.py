@@ -15,9 +15,9 @@ import pytest
 import pytest_asyncio
 from websockets.utils import accept_key
 
+from deployments.engine import build_log, log_socket, steps
 from deployments.engine import dokploy as client_module
 from deployments.engine import journal as journal_module
-from deployments.engine import log_socket, steps
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Interrupted, Unavailable
 from deployments.engine.spec import Progress
@@ -740,6 +740,27 @@ async def test_a_log_that_cannot_be_read_fails_no_deploy_that_went_well(
     row = Found(simulator, run.spec).builds[0]
     simulator.switches.delete("faults")
     assert lines(run) == simulator.log(row).splitlines()[: len(lines(run))]
+
+
+@pytest.mark.parametrize("by_socket", [True, False])
+async def test_a_log_that_dokploy_stumbles_over_for_ever_fails_no_deploy_that_went_well(
+    simulator: Simulator, front: Server, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, by_socket: bool
+) -> None:
+    monkeypatch.setattr(build_log, "PATIENCE_SECONDS", 0.1)
+    if not by_socket:
+        front.listens = closes()
+    run = new_run(simulator)
+    simulator.close_gate("pull")
+    simulator.fault("deployment.readLogs", "error500", times=None)
+    before = calls(simulator)
+    async with deploying(run, dokploy) as task:
+        await soon(lambda: (calls(simulator) - before)["deployment.all"] >= 5)
+        simulator.open_gate("pull")
+        await task
+    assert run.said("note") == ["The log cannot be read: Dokploy answered 500 to deployment.readLogs."]
+    assert any("Waiting for Dokploy" in line for line in run.said()), "an outage would have been waited for"
+    Found(simulator, run.spec).is_one_of_each()
+    simulator.switches.delete("faults")
 
 
 async def test_why_a_deploy_failed_is_read_from_what_the_socket_brought_where_the_log_cannot_be_read(

@@ -9,6 +9,8 @@ from .dokploy import Build, Dokploy
 from .errors import NotFound, Refused, Unavailable
 from .journal import Journal
 
+PATIENCE_SECONDS = 60.0  # for the log of a deploy that has ended: an outage passes, an error may stay
+
 T = TypeVar("T")
 
 
@@ -46,6 +48,8 @@ class BuildLog:
                 log = await self._dokploy.build_log(build.id)
             except (Refused, NotFound):  # it is said at the end
                 self._refused = True
+            except Unavailable:  # of an outage the other questions tell
+                pass
             else:
                 await self._journal.log(build.id, log, whole=False)
 
@@ -74,7 +78,11 @@ class BuildLog:
         await self._stop()
         try:
             log = await self._dokploy.build_log(build.id)
-        except (Refused, NotFound) as error:
+        except (Refused, NotFound, Unavailable) as error:
+            now = asyncio.get_running_loop().time()
+            since = self._journal.since.setdefault(f"log of {build.id}", now)
+            if isinstance(error, Unavailable) and now - since < PATIENCE_SECONDS:
+                raise
             await self._journal.note(f"The log cannot be read: {error}")
             log = self._text()
         await self._journal.log(build.id, log, whole=True)
