@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from .engine import diagnosis
-from .engine.recipe import RECIPES, TITLES, UNCHANGED, Phase
+from .engine.recipe import RECIPES, TITLES, Phase
 from .models import Deployment, Event, Stack
 
 LINES_SHOWN = 200
@@ -340,7 +340,7 @@ def _lost(run: Deployment, error: dict[str, Any], undo: dict[str, Any] | None) -
     if run.kind == Deployment.Kind.REDEPLOY:
         if not run.done:
             return "Your stack is being brought back to its former settings."
-        if error["phase"] in UNCHANGED and not error.get("left"):
+        if run.changed_nothing(error["phase"]) and not error.get("left"):
             return "Nothing of yours is lost: your stack was not changed."
         if error.get("left") or run.phase != "rolling_back":
             return "Your stack could not be brought back to its former version. Deploy it again when the cause is gone."

@@ -23,7 +23,7 @@ from .engine import diagnosis, orchestrator
 from .engine.dokploy import Dokploy, Exchange
 from .engine.errors import Cancelled, Failure, Interrupted
 from .engine.journal import Journal
-from .engine.recipe import RECIPES, REMOVAL, UNCHANGED
+from .engine.recipe import RECIPES, REMOVAL
 from .engine.spec import Progress, StackSpec
 from .models import DATABASE_AWAY, Deployment, LeaseLost
 from .models.deployment import CRASHES
@@ -302,7 +302,7 @@ class Runner:
             pass  # taken up again in the middle of it
         elif not journal.intended:
             nothing = "Nothing was made, so there is nothing to undo"
-        elif redeploys and failure.phase in UNCHANGED:
+        elif deployment.changed_nothing(failure.phase):
             nothing = "Nothing was changed, so there is nothing to undo"
         if nothing:
             await journal.over("failed", "failure", nothing, error=failure)

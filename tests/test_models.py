@@ -10,6 +10,7 @@ import pytest
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import IntegrityError, connection, transaction
+from django.db.models import F
 from django.utils import timezone
 
 from deployments import page, people
@@ -230,6 +231,30 @@ def test_a_crash_of_the_portal_is_no_undo(anna: Any) -> None:
     assert again.stack.state == "broken"
     said = page.live(again, list(again.events.all()), "owner")
     assert "could not be brought back" in said["failure"]["lost"]
+
+
+def test_a_redeploy_that_had_come_further_before_an_older_version_took_it_up_is_not_told_as_harmless(anna: Any) -> None:
+    end(claimed(anna), succeeded=True)
+    again = claimed(anna)
+    again.record(phase("a_phase_of_another_version", progress=85))
+    again.record(made("p"))
+    error = {"phase": "creating_project", "code": "CANCELLED", "message": "…", "retryable": True}
+    again.record(phase("failed", status="failure", error=error))
+    again.stack.refresh_from_db()
+    assert again.stack.state == "broken"
+    said = page.live(again, list(again.events.all()), "owner")
+    assert "could not be brought back" in said["failure"]["lost"]
+
+
+def test_the_runs_of_a_stack_are_in_the_order_of_their_making_also_after_the_clock_was_set_back(anna: Any) -> None:
+    for _ in range(2):
+        end(claimed(anna), succeeded=True)
+        Deployment.objects.update(created_at=F("created_at") + timedelta(hours=1))
+    first, second = Deployment.objects.order_by("started_at")
+    third = claimed(anna)
+    assert third.former() == second
+    assert [second.retried, first.retried] == [True, True]
+    assert list(third.stack.deployments.all()) == [third, second, first]
 
 
 def test_the_page_of_a_crash_says_what_is_left(anna: Any) -> None:

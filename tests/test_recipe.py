@@ -1021,9 +1021,10 @@ async def test_a_bad_answer_to_every_removal_leaves_nothing(simulator: Simulator
     Found(simulator, run.spec).is_nothing()
 
 
-async def test_what_somebody_removes_at_the_same_moment_counts_as_removed(
-    simulator: Simulator, dokploy: Dokploy
+async def test_what_somebody_removes_at_the_same_moment_counts_as_removed_but_for_the_container_that_runs_on(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(steps, "STOP_SECONDS", 0.2)
     run = new_run(simulator)
     have = await run.deploy(dokploy)
     simulator.close_gate("application.delete")
@@ -1031,9 +1032,12 @@ async def test_what_somebody_removes_at_the_same_moment_counts_as_removed(
     assert await asyncio.to_thread(simulator.wait_at, "application.delete") == 1
     simulator.do("project.remove", projectId=have.project_id)
     simulator.open_gate("application.delete")
-    assert await undoing == []
+    (left,) = await undoing
+    assert f"docker service rm {have.app_name}" in left
     found = Found(simulator, run.spec)
     assert (found.projects, found.applications, found.domains) == ([], [], [])
+    simulator.switches.delete(f"services/{have.app_name}").raise_for_status()
+    assert await run.undo(dokploy) == []
 
 
 async def test_what_cannot_be_removed_is_named_and_the_rest_goes(simulator: Simulator, dokploy: Dokploy) -> None:
@@ -1815,6 +1819,39 @@ async def test_a_new_version_that_does_not_start_has_failed_though_the_one_befor
     found = Found(simulator, run.spec)
     found.is_one_of_each()
     assert found.services[0]["image"] == IMAGE
+
+
+async def test_the_closing_look_leaves_the_domain_that_somebody_has_put_in_the_place_of_ours(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    simulator.close_gate("job")
+    deploying = asyncio.ensure_future(run.deploy(dokploy))
+    assert await asyncio.to_thread(simulator.wait_at, "job") == 1
+    (ours,) = Found(simulator, run.spec).domains
+    simulator.do("domain.delete", domainId=ours["domainId"])
+    theirs = {name: ours[name] for name in ("host", "path", "port", "applicationId", "domainType")}
+    simulator.do("domain.create", **theirs)
+    simulator.open_gate("job")
+    await deploying
+    Found(simulator, run.spec).is_one_of_each()
+
+
+async def test_a_restore_removes_the_surplus_that_a_failed_redeploy_made(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    simulator.turn(pull_error="manifest unknown")
+    newer = Run(replace(run.spec, run="dep_newer"))
+    assert (await newer.fails(dokploy)).code == "IMAGE_NOT_FOUND"
+    late = {"host": run.spec.host, "port": run.spec.port, "domainType": "application"}
+    simulator.do("domain.create", applicationId=have.application_id, **late)
+    simulator.turn(pull_error=None)
+    assert await restore(dokploy, run.spec, newer) == []
+    found = Found(simulator, run.spec)
+    found.is_one_of_each()
+    assert found.domains[0]["domainId"] == have.domain_id
 
 
 @pytest.mark.parametrize("fault", ["error500", "html502"])

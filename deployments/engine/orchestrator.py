@@ -44,10 +44,7 @@ async def run(
         await journal.begin(phase.name, phase.progress, phase.title)
         have = await _perform(phase, lambda: phase.step(dokploy, spec, have, journal), journal, patience)  # noqa: B023
         await journal.end(f"{phase.title}: done", resources=have)
-    try:
-        await _perform(phases[-1], lambda: steps.closing_look(dokploy, spec, have, journal), journal, patience)
-    except Failure as failure:  # the stack answers: that a surplus object may be left is no reason to undo it
-        await journal.note(f"The closing look was not possible: {failure.message}")
+    await _closing_look(phases[-1], dokploy, spec, have, journal, patience)
     return have
 
 
@@ -84,7 +81,17 @@ async def restore(
             have = await _perform(phase, lambda: phase.step(dokploy, former, have, journal), journal, patience)  # noqa: B023
     except Failure as failure:
         return [f"the former version ({failure.message})"]
+    await _closing_look(RESTORE[-1], dokploy, former, have, journal, patience)
     return []
+
+
+async def _closing_look(
+    phase: Phase, dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal, patience: float
+) -> None:
+    try:
+        await _perform(phase, lambda: steps.closing_look(dokploy, spec, have, journal), journal, patience)
+    except Failure as failure:  # the stack answers: that a surplus object may be left is no reason to undo it
+        await journal.note(f"The closing look was not possible: {failure.message}")
 
 
 async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journal, patience: float) -> T:

@@ -490,7 +490,10 @@ async def closing_look(dokploy: Dokploy, spec: StackSpec, have: Resources, journ
         if application.id not in (have.application_id, None) and not await dokploy.builds(application.id):
             await _delete(dokploy.delete_application, application.id)
         elif application.id == have.application_id:
-            for domain in await dokploy.domains(application.id):
+            domains = await dokploy.domains(application.id)
+            if have.domain_id not in [domain.id for domain in domains]:  # somebody has put another in its place
+                continue
+            for domain in domains:
                 if (domain.host, domain.path) == (spec.host, "/") and domain.id != have.domain_id:
                     await _delete(dokploy.delete_domain, domain.id)
     projects, _ = await _projects(dokploy, spec, journal)

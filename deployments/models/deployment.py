@@ -360,6 +360,9 @@ class Deployment(models.Model):
     def _enqueue(self) -> "Deployment":
         self.message = "Waiting to begin"
         self.version = 1
+        last = self.stack.deployments.first()
+        if last is not None:  # in the order of their making, also after the clock was set back
+            self.created_at = max(self.created_at, last.created_at + timedelta(microseconds=1))
         self.save(force_insert=True)
         self._write_event("phase", self.message, {"step": "begins", "resources": {}})
         transaction.on_commit(self._announce)
@@ -472,7 +475,7 @@ class Deployment(models.Model):
     @classmethod
     def claim(cls, worker: str, *, excluding: list[str]) -> "Deployment | None":
         """Takes the oldest run that nobody works on: one conditional UPDATE, so that of several workers one gets it."""
-        for seen in cls.objects.due().exclude(pk__in=excluding)[:5]:
+        while seen := cls.objects.due().exclude(pk__in=excluding).first():
             crashed = F("crashes") + 1 if seen.lease_owner else F("crashes")  # its last worker never let go
             taken = (
                 cls.objects.due()
@@ -561,7 +564,7 @@ class Deployment(models.Model):
                 self.stack.settle(works=False, template=None)
             return
         error, redeploys = self.error or {}, self.kind == self.Kind.REDEPLOY
-        if redeploys and error.get("phase") in UNCHANGED:  # the stack is as it was, which need not be live
+        if self.changed_nothing(error.get("phase")):  # the stack is as it was, which need not be live
             return
         succeeded = self.status == self.Status.SUCCESS
         restored = redeploys and self.phase == "rolling_back" and not error.get("left")
@@ -605,6 +608,11 @@ class Deployment(models.Model):
     def done_something(self) -> bool:
         """Whether this run has made or removed anything, or was about to."""
         return self.events.filter(kind="receipt").exists()
+
+    def changed_nothing(self, failed: str | None) -> bool:
+        """Whether this is a redeploy that failed, in this phase, before it had touched the stack. That it has come
+        further once is seen by its progress: another version may have begun it, and know other phases."""
+        return self.kind == self.Kind.REDEPLOY and failed in UNCHANGED and self.progress < RESTORE[0].progress
 
     def _announce(self) -> None:
         live.announce([f"run.{self.pk}", f"stacks.{self.stack.owner_id}"])
