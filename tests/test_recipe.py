@@ -1340,6 +1340,27 @@ async def test_a_host_of_a_foreign_application_is_refused(simulator: Simulator, 
     assert len(simulator.ask("domain.byApplicationId", applicationId=theirs)) == 1
 
 
+async def test_the_hosts_of_foreign_applications_are_found_out_once_for_all_who_ask(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    environment = simulator.project("foreign")[1]
+    foreign = [simulator.application(environment)["applicationId"] for _ in range(10)]
+    runs = [new_run(simulator) for _ in range(8)]
+    taken = {"host": runs[0].spec.host.upper(), "port": 80, "domainType": "application"}
+    simulator.do("domain.create", applicationId=foreign[-1], **taken)
+    before = calls(simulator)
+    simulator.close_gate("domain.byApplicationId")
+    tasks = [asyncio.ensure_future(run.deploy(dokploy)) for run in runs]
+    await soon(lambda: all(run.phase == "creating_domain" for run in runs))
+    simulator.open_gate("domain.byApplicationId")
+    await asyncio.wait(tasks)
+    refused, *others = [task.exception() for task in tasks]
+    assert isinstance(refused, Failure)
+    assert refused.code == "HOST_IN_USE_AT_DOKPLOY"
+    assert others == [None] * 7
+    assert (calls(simulator) - before)["domain.byApplicationId"] < 4 * len(foreign) + 4 * len(runs)
+
+
 async def test_two_installations_with_one_dokploy_never_claim_each_others_objects(
     simulator: Simulator, dokploy: Dokploy
 ) -> None:

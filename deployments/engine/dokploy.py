@@ -34,6 +34,7 @@ from .pace import Budget, Round
 CALL_SECONDS = 8.0  # below the lease, so that a dead worker's last request is over before its successor looks
 MAX_BYTES = 8 * 1024 * 1024
 SECOND_TRY_SECONDS = 2.0
+FOREIGN_APPLICATIONS = 100  # looked through for a host in use; each is a call
 QUEUE_PAUSE_SECONDS = 0.25  # between two looks at the queue, however many runs wait in it
 # How an engine that is gone, or that is in no state to run services, is worded: Node's errors and Docker's 5xx.
 NO_ENGINE = re.compile(r"(connect|read|write|getaddrinfo) E|socket hang up|\(HTTP code 5")
@@ -159,11 +160,8 @@ class Dokploy:
         # the pool's work grows with the square of what waits in it.
         self._turns = asyncio.Semaphore(connections)
         self._budget = Budget.of_key(url, key, calls_per_second)
-        self._rounds = {
-            "settings.getDokployVersion": Round(lambda: self._ask("settings.getDokployVersion")),
-            "project.all": Round(lambda: self._ask("project.all")),
-            "deployment.queueList": Round(lambda: self._ask("deployment.queueList"), QUEUE_PAUSE_SECONDS),
-        }
+        self._rounds: dict[str, Round[tuple[Any, DokployError | None, list[Exchange]]]] = {}
+        self._queue_pause = QUEUE_PAUSE_SECONDS
         self._guard: Callable[[str], None] = lambda procedure: None
         self._record: Callable[[Exchange], None] = lambda exchange: None
 
@@ -191,6 +189,18 @@ class Dokploy:
 
     async def version(self) -> str:
         return _text({"version": await self._query_for_all("settings.getDokployVersion")}, "version")
+
+    async def hosts_of_others(self, own: str) -> frozenset[str]:
+        """The hosts, in lower case, of what is in projects whose description does not begin with `own`: of
+        FOREIGN_APPLICATIONS at most, for each is a call. However many runs ask at a time, it is found out once."""
+
+        async def find(alone: Dokploy) -> frozenset[str]:
+            others = [one for one in await alone.projects() if not one.description.startswith(own)]
+            ids = [id for project in others for id in project.application_ids][:FOREIGN_APPLICATIONS]
+            return frozenset([domain.host.lower() for id in ids for domain in await alone.domains(id)])
+
+        found: frozenset[str] = await self._once_for_all(f"hosts besides {own}", find)
+        return found
 
     async def projects(self) -> list[Project]:
         return [_project(row) for row in _rows(await self._query_for_all("project.all"))]
@@ -398,20 +408,31 @@ class Dokploy:
 
     async def _query_for_all(self, procedure: str) -> Json:
         """A question without fields: however many runs ask it at a time, it is asked once."""
-        value, error, exchanges = await self._rounds[procedure].answer()
+        pause = self._queue_pause if procedure == "deployment.queueList" else 0.0
+        return await self._once_for_all(procedure, lambda alone: alone._query(procedure), pause)
+
+    async def _once_for_all(
+        self, what: str, ask: Callable[["Dokploy"], Coroutine[Any, Any, T]], pause: float = 0.0
+    ) -> T:
+        if what not in self._rounds:
+            nobodys = self.for_run(lambda procedure: None, lambda exchange: None)
+            self._rounds[what] = Round(lambda: nobodys._ask(ask), pause)
+        value: T
+        value, error, exchanges = await self._rounds[what].answer()
         for exchange in exchanges:
             self._record(exchange)
         if error is not None:
             raise copy.copy(error)
         return value
 
-    async def _ask(self, procedure: str) -> tuple[Json, DokployError | None, list[Exchange]]:
+    async def _ask(
+        self, ask: Callable[["Dokploy"], Coroutine[Any, Any, T]]
+    ) -> tuple[T | None, DokployError | None, list[Exchange]]:
         exchanges: list[Exchange] = []
         try:
-            value = await self.for_run(lambda procedure: None, exchanges.append)._query(procedure)
+            return await ask(self.for_run(self._guard, exchanges.append)), None, exchanges
         except DokployError as error:
             return None, error, exchanges
-        return value, None, exchanges
 
     async def _change(self, procedure: str, **fields: Any) -> Json:
         return await self._call("POST", procedure, fields)

@@ -29,7 +29,6 @@ SETTLE_SECONDS = 120.0
 STOP_SECONDS = 30.0  # Docker gives a container ten to end by itself
 DEPLOYS_PER_RUN = 3
 CERTIFICATE_SECONDS = 180.0
-FOREIGN_APPLICATIONS = 100  # looked through for a host in use; each is a call
 
 ENDED = {"exited", "dead"}  # states of a container that takes no part any more
 
@@ -146,11 +145,8 @@ async def create_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, jour
 
 async def _refuse_foreign_host(dokploy: Dokploy, spec: StackSpec) -> None:
     """Dokploy takes one host for two applications without a word. Among our own the portal sees to it itself."""
-    own = mark_of(spec.installation)
-    foreign = [project for project in await dokploy.projects() if not project.description.startswith(own)]
-    for application_id in [id for project in foreign for id in project.application_ids][:FOREIGN_APPLICATIONS]:
-        if any(domain.host.lower() == spec.host for domain in await dokploy.domains(application_id)):
-            raise _refused("HOST_IN_USE_AT_DOKPLOY")
+    if spec.host in await dokploy.hosts_of_others(mark_of(spec.installation)):
+        raise _refused("HOST_IN_USE_AT_DOKPLOY")
 
 
 async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
