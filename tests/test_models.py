@@ -246,6 +246,22 @@ def test_a_redeploy_that_had_come_further_before_an_older_version_took_it_up_is_
     assert "could not be brought back" in said["failure"]["lost"]
 
 
+def test_every_later_run_looks_for_the_container_that_ran_before(anna: Any) -> None:
+    run = claimed(anna)
+    run.record(phase("creating_application", resources=Resources(application_id="a", app_name="shop-x1")))
+    run.record(made("p"))
+    end(run, succeeded=False)
+    assert run.retry(anna, via="form").resources["app_name"] == "shop-x1"
+    retry = Deployment.claim("worker", excluding=[])
+    assert retry is not None
+    end(retry, succeeded=True)
+    assert request(anna).resources == {"app_name": "shop-x1"}
+    redeploy = Deployment.claim("worker", excluding=[])
+    assert redeploy is not None
+    end(redeploy, succeeded=True)
+    assert Deployment.request_removal(anna, run.stack, via="form").resources == {"app_name": "shop-x1"}
+
+
 def test_the_runs_of_a_stack_are_in_the_order_of_their_making_also_after_the_clock_was_set_back(anna: Any) -> None:
     for _ in range(2):
         end(claimed(anna), succeeded=True)

@@ -1111,6 +1111,24 @@ async def test_a_container_that_outlives_its_application_is_named_until_somebody
     Found(simulator, run.spec).is_nothing()
 
 
+async def test_no_application_is_made_beside_the_container_of_one_that_was_removed_by_hand(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "STOP_SECONDS", 0.2)
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    simulator.do("domain.delete", domainId=have.domain_id)
+    simulator.do("project.remove", projectId=have.project_id)  # Dokploy removes nothing but rows
+    again = Run(replace(run.spec, run="dep_again"))
+    ran = Resources(app_name=have.app_name)
+    failure = await again.fails(dokploy, journal=Journal(again.report, resources=ran))
+    assert (failure.code, failure.phase) == ("CONTAINER_LEFT_AT_DOKPLOY", "creating_application")
+    assert len(Found(simulator, run.spec).services) == 1
+    simulator.switches.delete(f"services/{have.app_name}").raise_for_status()
+    await again.deploy(dokploy)
+    Found(simulator, run.spec).is_one_of_each()
+
+
 async def test_undo_with_dokploy_away_names_everything_and_ends_in_time(simulator: Simulator, nobody: Dokploy) -> None:
     run = new_run(simulator)
     began = time.monotonic()

@@ -82,10 +82,17 @@ async def get_environment(dokploy: Dokploy, spec: StackSpec, have: Resources, jo
 
 async def create_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     environment_id = _known(have.environment_id)
+
+    async def look() -> Application | None:
+        found = await _our_application(dokploy, spec, have, journal)
+        if found is None:  # the one before may be gone, and its container be there: none is made beside it
+            await _wait_for_its_end(dokploy, have.app_name, journal)
+        return found
+
     application = await _look_or_make(
         "application",
         spec.mark,
-        lambda: _our_application(dokploy, spec, have, journal),
+        look,
         lambda: dokploy.create_application(environment_id, spec.name, spec.mark),
         journal,
     )

@@ -198,9 +198,7 @@ class Deployment(models.Model):
                 raise Refusal("CONFLICT", f"“{stack.name}” is wanted again.")
             run = cls(stack=stack, template=stack.template, kind=cls.Kind.REMOVE, requested_by=person, via=via)
             run.spec = {"image": stack.template.image, "port": stack.template.port}  # a removal needs no more
-            ran = stack.deployments.filter(resources__has_key="app_name").first()
-            if ran is not None:  # its row may be gone, and its container may be there
-                run.resources = {"app_name": ran.resources["app_name"]}
+            run._look_for_what_ran()
             return run._enqueue()
 
         return cls.once(make, under_way)
@@ -247,7 +245,7 @@ class Deployment(models.Model):
         if stack.state != Stack.State.GONE:
             run = Deployment._again(person, stack, self.template, parameters, via, None)
             if (self.error or {}).get("code") != "DOKPLOY_NOT_FOUND":  # what is gone is made again, from the start
-                run.resources = {name: self.resources[name] for name in KEPT if name in self.resources}
+                run.resources |= {name: self.resources[name] for name in KEPT if name in self.resources}
             run.save(update_fields=["resources"])
             stack.receipts.filter(state=Receipt.State.LEFT).update(state=Receipt.State.MADE, why="")
             return run
@@ -354,8 +352,15 @@ class Deployment(models.Model):
         run = cls(stack=stack, template=template, requested_by=person, via=via, idempotency_key=digest)
         if run.former() is not None:  # whatever became of it since: what ran once is restored, never removed
             run.kind = cls.Kind.REDEPLOY
+        run._look_for_what_ran()
         run._write_spec(template, parameters)
         return run._enqueue()
+
+    def _look_for_what_ran(self) -> None:
+        """The application's row may be gone, and its container may be there still: it is known by its name."""
+        ran = self.stack.deployments.filter(resources__has_key="app_name").first()
+        if ran is not None:
+            self.resources = {"app_name": ran.resources["app_name"]}
 
     def _enqueue(self) -> "Deployment":
         self.message = "Waiting to begin"

@@ -57,6 +57,10 @@ ANSWERS = (
     "wrong_types",
     "reset_before",
     "reset_after",
+    "hang",
+    "slow_bytes",
+    "huge",
+    "redirect",
 )
 
 
@@ -79,6 +83,7 @@ class Soak:
             self.retry: 3,
             self.answer_wrongly: 8,
             self.restart_dokploy: 1,
+            self.stop_the_engine: 1,
             self.deploy_by_hand: 1,
             self.delete_by_hand: 1,
             self.kill: 1,
@@ -131,6 +136,11 @@ class Soak:
 
     def restart_dokploy(self) -> None:
         self.portal.switches.post("restart", json={"seconds": self.draw.random() * 2}).raise_for_status()
+
+    def stop_the_engine(self) -> None:
+        self.portal.turn(engine="down")
+        lasts(self.draw.random() * 2)
+        self.portal.turn(engine="up")
 
     def deploy_by_hand(self) -> None:
         if row := self.one_of("applications"):
