@@ -48,6 +48,22 @@ def live(portal: Books, names: Sequence[str]) -> None:
         assert portal.ended(name)["status"] == "success"
 
 
+def deploy_half(portal: Books, names: Sequence[str]) -> None:
+    """At first Dokploy makes no more than half of its project."""
+    portal.turn(halves=1)
+    deploy(portal, names)
+
+
+def changed_by_hand(portal: Books, names: Sequence[str]) -> None:
+    """They are live, and somebody has changed their domains, and added others that are led to the same place."""
+    live(portal, names)
+    for row in portal.dokploy()["domains"]:
+        if row["host"].partition(".")[0] in names:
+            same = {name: row[name] for name in ("host", "path", "applicationId", "domainType")}
+            portal.by_hand("domain.create", **same, port=row["port"])
+            portal.by_hand("domain.update", domainId=row["domainId"], host=row["host"], port=row["port"] + 1)
+
+
 def remove(portal: Books, names: Sequence[str]) -> None:
     for name in names:
         portal.ask_removal(name)
@@ -128,6 +144,10 @@ RUNS = {
     "undo": Case(deploy_broken, ("rolling_back", "failure"), 0, except_for=deploy),
     "redeploy": Case(deploy_broken, ("rolling_back", "failure"), 1, before=live, except_for=deploy),
     "removal": Case(remove, ("completed", "success"), 0, before=live),
+}
+ONE_BY_ONE = {
+    "half": Case(deploy_half, ("completed", "success"), 1, except_for=deploy),
+    "changed": Case(deploy, ("completed", "success"), 1, before=changed_by_hand, except_for=deploy),
 }
 ASKED_FOR_LATER = {
     "cancel": Case(cancel, ("rolling_back", "failure"), 0),

@@ -12,9 +12,10 @@ import pytest
 
 from ..forge import Forge
 from ..processes import IMAGE, until
-from .cases import RUNS, Case, most_of, points_file, points_of, runs_what_ran
+from .cases import ONE_BY_ONE, RUNS, Case, most_of, points_file, points_of, runs_what_ran
 from .look import RESUME_SECONDS, Figures, Watched, is_as_it_should_be, is_told_alike
 
+CASES = {**RUNS, **ONE_BY_ONE}
 PARTS = 3  # the points of a kind are shared out among so many tests
 DIES_SECONDS = 2  # one that has come to its end dies at its last point at once, or never
 
@@ -27,13 +28,17 @@ def portal(tmp_path: Path, forge: Forge) -> Iterator[Watched]:
     portal.close()
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("kind", RUNS)
-def test_a_run_goes_on_from_whatever_point_it_died_at(portal: Watched, kind: str, part: int, figures: Figures) -> None:
-    case = RUNS[kind]
+@pytest.mark.parametrize(
+    ("kind", "part", "parts"),
+    [(kind, part, PARTS) for kind in RUNS for part in range(PARTS)] + [(kind, 0, 1) for kind in ONE_BY_ONE],
+)
+def test_a_run_goes_on_from_whatever_point_it_died_at(
+    portal: Watched, kind: str, part: int, parts: int, figures: Figures
+) -> None:
+    case = CASES[kind]
     portal.env.update(case.env, FAULT=f"record:{points_file(portal)}")
     portal.start()
-    points = [point for point in points_of(portal, case) if crc32(point.encode()) % PARTS == part]
+    points = [point for point in points_of(portal, case) if crc32(point.encode()) % parts == part]
     victims = {f"{kind}-{number}": point for number, point in enumerate(points)}
     case.before(portal, list(victims))
     portal.kill()
