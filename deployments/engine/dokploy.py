@@ -381,10 +381,10 @@ class Dokploy:
         return value if type(value) is int else None
 
     async def engine_complaint(self) -> str:
-        """What is wrong with Dokploy's container engine, as far as it can be known with this key and this version."""
+        """What is wrong with Dokploy's container engine, as far as Dokploy says with this key and in this version."""
         try:
             said = (await self.infrastructure())["traefik"]
-        except (KeySpent, Refused):
+        except DokployError:
             return ""
         return said if NO_ENGINE.match(said) else ""
 
