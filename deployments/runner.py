@@ -232,10 +232,15 @@ class Runner:
 
     async def _let_go(self, run: Run) -> None:
         """While the database is away the drain's limit bounds the waiting, or the lease."""
-        try:
-            await run.ask(run.deployment.release)
-        except LeaseLost:
-            log.warning("%s could not be let go; its lease has lapsed", run.deployment.pk)
+        while True:
+            try:
+                await sync_to_async(run.deployment.release)()
+                return
+            except DATABASE_AWAY:
+                if time.monotonic() - run.renewed > SELF_STOP_SECONDS:
+                    log.warning("%s could not be let go; its lease will lapse", run.deployment.pk)
+                    return
+                await _reconnect()
 
     async def _deploy(self, run: Run) -> None:
         deployment = run.deployment

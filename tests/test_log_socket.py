@@ -747,6 +747,7 @@ async def test_a_log_that_dokploy_stumbles_over_for_ever_fails_no_deploy_that_we
     simulator: Simulator, front: Server, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, by_socket: bool
 ) -> None:
     monkeypatch.setattr(build_log, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(build_log, "AGAIN_SECONDS", 0.01)
     if not by_socket:
         front.listens = closes()
     run = new_run(simulator)

@@ -621,7 +621,7 @@ async def test_a_key_that_may_not_do_a_thing_is_named_and_leaves_what_it_can_rem
         await member.aclose()
 
 
-@pytest.mark.parametrize("lost", ["all", "application"])
+@pytest.mark.parametrize("lost", ["all", "environment", "application"])
 @pytest.mark.parametrize("way", ["undo", "remove", "redeploy"])
 async def test_what_the_key_may_not_see_any_more_is_neither_taken_to_be_gone_nor_made_again(
     simulator: Simulator, dokploy: Dokploy, lost: str, way: str
@@ -639,11 +639,12 @@ async def test_what_the_key_may_not_see_any_more_is_neither_taken_to_be_gone_nor
         other = asyncio.ensure_future(member.create_project("other", ""))
         assert await asyncio.to_thread(simulator.wait_at, "project.create") == 1
         simulator.open_gate("application.create")
-        await deploying
+        have = await deploying
         simulator.open_gate("project.create")
         await other
-        if lost == "all":
-            simulator.switches.post("keys", json=key).raise_for_status()
+        if lost != "application":
+            reach = [] if lost == "all" else [have.project_id]
+            simulator.switches.post("keys", json={**key, "reach": reach}).raise_for_status()
         before, later = calls(simulator), Run(replace(run.spec, run="dep_later"))
         journal = Journal(later.report, known=run.journal().known, intended=run.journal().intended)
         if way == "undo":
@@ -706,24 +707,33 @@ def is_past(moment: float) -> bool:
     return time.monotonic() > moment
 
 
-async def test_many_short_outages_are_not_one_long_one(
-    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("flapping", [1000, 0])
+async def test_many_short_outages_are_not_one_long_one_unless_they_never_end(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, flapping: int
 ) -> None:
     monkeypatch.setattr(orchestrator, "CALL_SECONDS", 0.01)
+    monkeypatch.setattr(orchestrator, "WELL_SECONDS", 0.02)
+    monkeypatch.setattr(orchestrator, "FLAPPING", flapping)
     run = new_run(simulator)
     simulator.close_gate("job")
-    patience = 0.1
-    task = asyncio.ensure_future(run.deploy(dokploy, patience=patience))
+    task = asyncio.ensure_future(run.deploy(dokploy, patience=0.2))
     await soon(lambda: "Dokploy pulls the image and starts the container" in run.said())
-    for _ in range(12):
+    for _ in range(25):
         heard = len(run.said())
-        simulator.fault("deployment.all", "error500")
-        await soon(functools.partial(was_said, run, "Waiting for Dokploy", heard))
-        later = time.monotonic() + 0.05
+        simulator.fault("deployment.all", "error500", times=2)  # of one alone a run need not speak
+        await soon(lambda heard=heard: was_said(run, "Waiting for Dokploy", heard) or task.done())
+        later = time.monotonic() + 0.1
         await soon(functools.partial(is_past, later))
-        assert not task.done()
+        if task.done():
+            break
     simulator.open_gate("job")
-    await task
+    await asyncio.wait({task})
+    failure = task.exception()
+    if flapping:
+        assert failure is None
+    else:
+        assert isinstance(failure, Failure)
+        assert (failure.code, failure.phase) == ("DOKPLOY_UNAVAILABLE", "deploying")
 
 
 # -- interruption ------------------------------------------------------------------------------------------------------
@@ -1127,6 +1137,32 @@ async def test_no_application_is_made_beside_the_container_of_one_that_was_remov
     simulator.switches.delete(f"services/{have.app_name}").raise_for_status()
     await again.deploy(dokploy)
     Found(simulator, run.spec).is_one_of_each()
+
+
+async def test_a_container_is_looked_for_also_where_dokploy_stumbles_right_after_its_application_went(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    """By who takes an application away of which no run knows: an orphan's."""
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    orphan = Run(run.spec)
+
+    async def remove() -> None:
+        await orchestrator.run(dokploy, run.spec, Journal(orphan.report), phases=REMOVAL)
+
+    simulator.close_gate("application.delete")
+    removing = asyncio.ensure_future(remove())
+    assert await asyncio.to_thread(simulator.wait_at, "application.delete") == 1
+    simulator.turn(engine="down")  # Dokploy answers well, and leaves the container
+    simulator.fault("docker.getContainersByAppNameMatch", "error500", times=2)
+    simulator.open_gate("application.delete")
+    await soon(lambda: simulator.state()["faults"] == [])
+    assert ("gone", "application") not in [(r.data.get("state"), r.data.get("kind")) for r in orphan.reports]
+    simulator.turn(engine="up")
+    await soon(lambda: "Waiting for its container to end" in orphan.said())
+    simulator.switches.delete(f"services/{have.app_name}").raise_for_status()
+    await removing
+    Found(simulator, run.spec).is_nothing()
 
 
 async def test_undo_with_dokploy_away_names_everything_and_ends_in_time(simulator: Simulator, nobody: Dokploy) -> None:
@@ -1937,17 +1973,21 @@ async def test_a_redeploy_replaces_what_somebody_elses_deploy_in_front_of_it_has
     have = await run.deploy(dokploy)
     first = {row["name"] for row in simulator.ask("docker.getContainersByAppNameMatch", appName=have.app_name)}
     simulator.close_gate("job")
-    simulator.do("application.deploy", applicationId=have.application_id, title="by hand")
+    simulator.close_gate("pull")  # which a redeploy does not pass
+    simulator.do("application.redeploy", applicationId=have.application_id, title="by hand")
     newer = Run(replace(run.spec, run="dep_newer"))
 
-    def open_gate(progress: Progress) -> None:
-        if progress.message == "Waiting for another deployment of it to end at Dokploy":
+    def open_gates(progress: Progress) -> None:
+        if progress.message == "Waiting in Dokploy's queue, 1 ahead":
             simulator.open_gate("job")
+        elif progress.resources and progress.resources.replaces and not first & set(progress.resources.replaces):
+            simulator.open_gate("pull")
 
-    newer.watch = open_gate
+    newer.watch = open_gates
     resources = await newer.deploy(dokploy)
     assert len(resources.replaces) == 1
     assert not first & set(resources.replaces)
+    Found(simulator, newer.spec).is_one_of_each()
 
 
 async def test_the_containers_of_an_application_whose_name_begins_alike_are_not_ours(

@@ -9,6 +9,7 @@ from .dokploy import Build, Dokploy
 from .errors import NotFound, Refused, Unavailable
 from .journal import Journal
 
+AGAIN_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0  # for the log of a deploy that has ended: an outage passes, an error may stay
 
 T = TypeVar("T")
@@ -76,15 +77,19 @@ class BuildLog:
         Where Dokploy does not give it, that is noted, and what the socket has brought has to do.
         """
         await self._stop()
-        try:
-            log = await self._dokploy.build_log(build.id)
-        except (Refused, NotFound, Unavailable) as error:
-            now = asyncio.get_running_loop().time()
-            since = self._journal.since.setdefault(f"log of {build.id}", now)
-            if isinstance(error, Unavailable) and now - since < PATIENCE_SECONDS:
-                raise
-            await self._journal.note(f"The log cannot be read: {error}")
-            log = self._text()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            try:
+                log = await self._dokploy.build_log(build.id)
+                break
+            except (Refused, NotFound, Unavailable) as error:
+                if not isinstance(error, Unavailable) or loop.time() - began > PATIENCE_SECONDS:
+                    await self._journal.note(f"The log cannot be read: {error}")
+                    log = self._text()
+                    break
+                await self._journal.say(f"Waiting for Dokploy: {error}")
+            await asyncio.sleep(AGAIN_SECONDS)
         await self._journal.log(build.id, log, whole=True)
         return log
 

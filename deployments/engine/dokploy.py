@@ -197,10 +197,10 @@ class Dokploy:
         async def find(alone: Dokploy) -> frozenset[str]:
             others = [one for one in await alone.projects() if not one.description.startswith(own)]
             ids = [id for project in others for id in project.application_ids][:FOREIGN_APPLICATIONS]
-            return frozenset([domain.host.lower() for id in ids for domain in await alone.domains(id)])
+            found = await asyncio.gather(*(alone.domains(id) for id in ids))
+            return frozenset(domain.host.lower() for domains in found for domain in domains)
 
-        found: frozenset[str] = await self._once_for_all(f"hosts besides {own}", find)
-        return found
+        return await self._once_for_all(f"hosts besides {own}", find)
 
     async def projects(self) -> list[Project]:
         return [_project(row) for row in _rows(await self._query_for_all("project.all"))]
@@ -384,7 +384,7 @@ class Dokploy:
         """What is wrong with Dokploy's container engine, as far as Dokploy says with this key and in this version."""
         try:
             said = (await self.infrastructure())["traefik"]
-        except DokployError:
+        except (KeySpent, Refused):
             return ""
         return said if NO_ENGINE.match(said) else ""
 

@@ -19,6 +19,8 @@ SIGN_OF_LIFE_SECONDS = 4.0  # at least every five
 PATIENCE_SECONDS = 300.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 4.0
+WELL_SECONDS = 4 * CALL_SECONDS  # an attempt that lasted longer went well for a while
+FLAPPING = 10  # times the patience: for so long outages in between are forgiven
 
 T = TypeVar("T")
 
@@ -110,7 +112,7 @@ async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journ
                 # Of a long attempt only its last call: what went well before it was no outage, and ended the last one
                 # where asking goes on for long, though not for ever.
                 now = loop.time()
-                if phase.timeout == inf and now - began > 4 * CALL_SECONDS and now - first < 10 * patience:
+                if phase.timeout == inf and now - began > WELL_SECONDS and now - first < FLAPPING * patience:
                     away, pause = 0.0, FIRST_PAUSE_SECONDS
                 away += min(now - began, CALL_SECONDS) + pause
                 if away > patience:

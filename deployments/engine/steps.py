@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from . import diagnosis, versions
 from .build_log import BuildLog
-from .dokploy import Application, Build, Dokploy, Domain, Job, Project
-from .errors import DokployError, Failure, NotAllowed, NotFound, Unavailable, Unclear
+from .dokploy import Application, Build, Container, Dokploy, Domain, Job, Project
+from .errors import DokployError, Failure, NotFound, Unavailable, Unclear
 from .grammar import dotenv
 from .journal import Journal
 from .ladder import Climb, climb
@@ -27,6 +27,7 @@ SECOND_LOOK_SECONDS = 1.5  # a lost request may still be running: look twice bef
 POLL_SECONDS = 1.0
 SETTLE_SECONDS = 120.0
 STOP_SECONDS = 30.0  # Docker gives a container ten to end by itself
+STUMBLE_SECONDS = 30.0
 DEPLOYS_PER_RUN = 3
 CERTIFICATE_SECONDS = 180.0
 
@@ -34,6 +35,7 @@ ENDED = {"exited", "dead"}  # states of a container that takes no part any more
 
 PULLED = re.compile(r"^Digest: (sha256:[0-9a-f]{64})$", re.MULTILINE)  # what `docker pull` says of what it got
 
+T = TypeVar("T")
 M = TypeVar("M", Project, Application, Domain)
 D = TypeVar("D", Project, Application)  # what has a date and a mark
 Both = tuple[list[D], list[D]]
@@ -55,6 +57,7 @@ async def create_project(dokploy: Dokploy, spec: StackSpec, have: Resources, jou
         found = _first(ours, journal)
         if found is None or await _has_environment(dokploy, found):
             return found
+        await _applications(dokploy, spec, journal)  # an environment that the key may not see may hold ours
         await _remove_project(dokploy, found, journal)
         return None
 
@@ -182,7 +185,7 @@ async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, have: Resources, j
             if sent:
                 await journal.note("Dokploy lost the deployment (it was restarted): sending it again")
             title = spec.deploy_title(sent + 1)
-            journal.resources = have = replace(have, replaces=await _to_be_replaced(dokploy, have, journal))
+            journal.resources = have = replace(have, replaces=await _running(dokploy, have, journal))
             await journal.intend("deploy", title)
             try:
                 await dokploy.deploy(application_id, title)
@@ -190,7 +193,8 @@ async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, have: Resources, j
                 journal.intended.discard(("deploy", title))
                 raise
         await journal.say("Deployment triggered")
-        ended = await _follow(dokploy, application_id, prefix, journal)
+        ended = await _follow(dokploy, have, prefix, journal)
+        have = replace(have, replaces=journal.resources.replaces)
         if ended is not None:
             build, log = ended
             await journal.made("deploy", build.title, build.id)
@@ -220,13 +224,14 @@ async def _find_deploy(dokploy: Dokploy, application_id: str, prefix: str) -> Bu
     return None
 
 
-async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: Journal) -> tuple[Build, str] | None:
+async def _follow(dokploy: Dokploy, have: Resources, prefix: str, journal: Journal) -> tuple[Build, str] | None:
     """Follows our deploy until it is done: its row and its log. None when Dokploy has lost it; Failure when it failed.
 
     While it waits only the queue is asked, which is one question for all runs that wait; then only its own row.
     """
+    application_id = _known(have.application_id)
     ours: Job | None = None
-    looks_at_queue = False
+    looks_at_queue = has_looked = False
     async with BuildLog(dokploy, journal) as log:
         while True:
             if looks_at_queue:
@@ -248,6 +253,9 @@ async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: J
             elif build is not None and build.status == "running":
                 await journal.say("Dokploy pulls the image and starts the container")
                 await log.look(build)
+                if not has_looked:
+                    has_looked = True
+                    await _look_at_what_it_replaces(dokploy, have, prefix, journal)
             elif build is not None:
                 text = await log.whole(build)
                 if build.status == "done":
@@ -255,6 +263,16 @@ async def _follow(dokploy: Dokploy, application_id: str, prefix: str, journal: J
                 if build.status == "error":
                     raise diagnosis.of_log(text)
             await log.during(asyncio.sleep(POLL_SECONDS))
+
+
+async def _look_at_what_it_replaces(dokploy: Dokploy, have: Resources, prefix: str, journal: Journal) -> None:
+    """Also what another's deploy in front of ours has started since ours was sent. What runs was there before ours if
+    that goes on afterwards: its end is when Docker is told."""
+    with contextlib.suppress(DokployError):  # what was noted when it was sent has to do
+        replaces = await _running(dokploy, have, journal)
+        build = await _build(dokploy, _known(have.application_id), prefix)
+        if build is not None and build.status == "running":
+            journal.resources = replace(journal.resources, replaces=replaces)
 
 
 async def _build(dokploy: Dokploy, application_id: str, prefix: str) -> Build | None:
@@ -309,24 +327,11 @@ async def _raise_if_dokploy_failed(dokploy: Dokploy, have: Resources) -> None:
             raise diagnosis.of_log(await dokploy.build_log(ours.id))
 
 
-async def _to_be_replaced(dokploy: Dokploy, have: Resources, journal: Journal) -> tuple[str, ...]:
-    """The names of the application's containers that run, once no other deploy of it may change them."""
-    while await _running(dokploy, have):
-        if not any(job.application_id == have.application_id for job in await dokploy.queue()):
-            return await _running(dokploy, have)
-        await journal.say("Waiting for another deployment of it to end at Dokploy")
-        await asyncio.sleep(POLL_SECONDS)
-    return ()
-
-
-async def _running(dokploy: Dokploy, have: Resources) -> tuple[str, ...]:
-    try:
-        containers = await dokploy.containers(_known(have.app_name))
-    except Unavailable:
-        raise
-    except DokployError:  # it will never say
-        return ()
-    return tuple(container.name for container in containers if container.state == "running")
+async def _running(dokploy: Dokploy, have: Resources, journal: Journal) -> tuple[str, ...]:
+    """The names of the application's containers that run, as far as Dokploy says."""
+    app_name = _known(have.app_name)
+    containers = await _as_far_as_it_says(lambda: dokploy.containers(app_name), "its containers", journal)
+    return tuple(container.name for container in containers or [] if container.state == "running")
 
 
 async def _is_replaced(dokploy: Dokploy, have: Resources) -> bool | None:
@@ -405,11 +410,14 @@ async def remove_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, jour
 async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     await _let_it_land("application", lambda: _applications(dokploy, spec, journal), journal)
     ours, changed = await _applications(dokploy, spec, journal)
+    have = replace(have, app_name=journal.resources.app_name or have.app_name)  # written down by an earlier try
+    if have.app_name not in [application.app_name for application in (*ours, *changed)]:
+        await _wait_for_its_end(dokploy, have.app_name, journal)
     for application in ours:
         if await _is_deploying(dokploy, application.id):
             raise _still_running()
         if await dokploy.builds(application.id):  # something of it may run
-            await _need_engine(dokploy)
+            await _need_engine(dokploy, journal)
             journal.resources = have = replace(have, app_name=application.app_name)  # a later try looks for that too
         await journal.removing("application", application.id)
         await _delete(dokploy.delete_application, application.id)
@@ -419,8 +427,6 @@ async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources,
         await journal.gone("application", application.id)
     if changed:
         raise _mark_changed("application", changed[0], spec)
-    if not ours:
-        await _wait_for_its_end(dokploy, have.app_name, journal)
     await journal.gone("application")
     await journal.gone("deploy")
     return replace(have, application_id=None, app_name=None, dokploy_deployment_id=None)
@@ -430,32 +436,52 @@ async def _wait_for_its_end(dokploy: Dokploy, app_name: str | None, journal: Jou
     """Dokploy removes an application's row first, and answers well also where its service could not be removed."""
     if app_name is None:
         return
-    try:
+    at_first: set[str] = set()
+    there: list[Container] = []
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(STOP_SECONDS):
-            while await _runs(dokploy, app_name):
+            while there := await _containers(dokploy, app_name, journal):
+                at_first = at_first or {container.name for container in there}
                 await journal.say("Waiting for its container to end")
                 await asyncio.sleep(POLL_SECONDS)
-    except TimeoutError:
-        text = (
-            f"Dokploy has removed the application, and its container still runs. On Dokploy's host, "
-            f"“docker service rm {app_name}” ends it. Then try again."
-        )
-        raise Failure("CONTAINER_LEFT_AT_DOKPLOY", text) from None
+            return
+    # A service that is there makes new containers of what has ended; what has ended for good may lie about.
+    if all(container.state in ENDED and container.name in at_first for container in there):
+        return
+    text = (
+        f"Dokploy has removed the application, and its container still runs. On Dokploy's host, "
+        f"“docker service rm {app_name}” ends it. Then try again."
+    )
+    raise Failure("CONTAINER_LEFT_AT_DOKPLOY", text)
 
 
-async def _runs(dokploy: Dokploy, app_name: str) -> bool:
-    try:
-        containers = await dokploy.containers(app_name)
-    except NotAllowed:  # it will never say
-        return False
-    if not containers:  # Dokploy says so also where the engine could not be asked
-        await _need_engine(dokploy)
-    return any(container.state not in ENDED for container in containers)
+async def _containers(dokploy: Dokploy, app_name: str, journal: Journal) -> list[Container]:
+    containers = await _as_far_as_it_says(lambda: dokploy.containers(app_name), "its containers", journal)
+    if containers == []:  # Dokploy says so also where the engine could not be asked
+        await _need_engine(dokploy, journal)
+    return containers or []
 
 
-async def _need_engine(dokploy: Dokploy) -> None:
-    if complaint := await dokploy.engine_complaint():
+async def _need_engine(dokploy: Dokploy, journal: Journal) -> None:
+    if complaint := await _as_far_as_it_says(dokploy.engine_complaint, "its engine", journal):
         raise Unavailable("Dokploy's container engine does not answer.", evidence=complaint)
+
+
+async def _as_far_as_it_says(ask: Callable[[], Awaitable[T]], what: str, journal: Journal) -> T | None:
+    """The answer to what Dokploy need not be able to say. None where it never will, and where for STUMBLE_SECONDS it
+    did not while it answered other questions."""
+    now = asyncio.get_running_loop().time()
+    since = journal.since.setdefault(what, now)
+    try:
+        answer = await ask()
+    except Unavailable:
+        if now - since < STUMBLE_SECONDS:
+            raise
+        return None
+    except DokployError:
+        return None
+    del journal.since[what]
+    return answer
 
 
 async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:

@@ -55,15 +55,19 @@ class Keys:
         return next((key for key in (self.owner, *self._others) if hmac.compare_digest(text, key.text)), None)
 
     def add(self, given: dict[str, Any]) -> None:
-        """{"key": text, "rate_limit"?, "rate_window"?, "member"?: what this member may do}"""
-        text, member = given.get("key"), given.get("member")
-        is_list = isinstance(member, list) and all(isinstance(part, str) for part in member)
-        if not isinstance(text, str) or not text or not (member is None or is_list):
-            raise Misuse("A key has key, rate_limit, rate_window and member, a list of permissions.")
+        """{"key": text, "rate_limit"?, "rate_window"?, "member"?: what it may do, "reach"?: what it may see}"""
+        text, member, reach = given.get("key"), given.get("member"), given.get("reach", [])
+        if not isinstance(text, str) or not text or not (member is None or _is_texts(member)) or not _is_texts(reach):
+            raise Misuse("A key has key, rate_limit, rate_window, member, a list of permissions, and reach, of ids.")
         limits = Settings()
-        limits.turn({name: value for name, value in given.items() if name not in ("key", "member")})
+        limits.turn({name: value for name, value in given.items() if name not in ("key", "member", "reach")})
         self._others = [key for key in self._others if key.text != text.encode()]
         self._others.append(Key(text, limits, None if member is None else frozenset(member)))
+        self._others[-1].reach = frozenset(reach)
 
     def clear(self) -> None:
         self._others.clear()
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
