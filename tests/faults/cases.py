@@ -187,7 +187,7 @@ def points_of(portal: Books, case: Case) -> list[str]:
 
 def most_of(points: int) -> int:
     """So many at least are passed again by a run that is asked for in the same way."""
-    return points - max(3, points // 10)
+    return points - max(min(3, points // 3), points // 10)
 
 
 def passed(portal: Books, name: str) -> list[str]:
