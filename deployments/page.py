@@ -44,6 +44,7 @@ RECEIPT_WORDS = {
     "left": "still there",
 }
 HIDDEN_RECEIPTS = {"deploy"}  # vanishes with its application
+FAVICONS = {"live": "live", "gone": "live", "idle": "live", "failed": "failed", "cancelled": "failed"}
 DOING = {"deploy": "Deploying", "redeploy": "Deploying", "remove": "Removing"}
 
 
@@ -101,7 +102,7 @@ def live(run: Deployment, events: list[Event], audience: str) -> dict[str, Any]:
         "title": f"({step}/{steps}) {DOING[run.kind]} · {run.stack.name}"
         if tone in ("running", "slow")
         else f"{headline} · {run.stack.name}",
-        "favicon": {"live": "live", "gone": "live", "failed": "failed", "cancelled": "failed"}.get(tone, "running"),
+        "favicon": FAVICONS.get(tone, "running"),
         "announce": f"{run.stack.name}: {headline}",
         "who": _who(run),
         "via": run.get_via_display(),
@@ -172,7 +173,7 @@ def _headline(run: Deployment, step: int, queued: bool) -> tuple[str, str]:
             return "Removed, nothing left behind", "gone"
         if _is_live(run):
             return "Live", "live"
-        return ("Was live, removed since" if _is_gone(run) else "Was live, broken since"), "gone"
+        return ("Was live, removed since" if _is_gone(run) else "Was live, broken since"), "idle"
     cancelled = (run.error or {}).get("code") == "CANCELLED"
     if run.status == Deployment.Status.FAILURE:
         return ("Cancelled", "cancelled") if cancelled else (f"Failed while {_title_of(run.error).lower()}", "failed")
@@ -251,7 +252,7 @@ def _rail(run: Deployment, events: list[Event], audience: str) -> list[Row]:
             break
         if run.retry_of_id and any(later.started for later in rows.values()):
             row.state = "kept"
-    if run.error:
+    if run.error and not _removes(run):
         for row in rows.values():
             if row.state == "done" and row.objects and _all_gone(row, events):
                 row.state = "undone"

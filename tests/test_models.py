@@ -309,13 +309,16 @@ def test_what_a_removal_has_broken_is_not_told_as_live_nor_as_untouched(anna: An
     removal = Deployment.request_removal(anna, live.stack, via="form")
     assert Deployment.claim("worker", excluding=[]) == removal
     removal.refresh_from_db()
-    removal.record(Progress("receipt", "removing_domain", "", data={"state": "gone", "kind": "domain"}))
+    removal.record(phase("removing_domain", data={"step": "begins"}))
+    removal.record(Progress("receipt", "removing_domain", "", data={"state": "gone", "kind": "domain", "id": "d"}))
+    removal.record(phase("removing_domain", data={"step": "ends"}))
     end(removal, succeeded=False)
     said = page.live(Deployment.objects.get(pk=live.pk), [], "owner")
     was = {"was": "It has been broken since then."}
     assert (said["headline"], said["url"], said["success"]) == ("Was live, broken since", None, was)
-    said = page.live(Deployment.objects.get(pk=removal.pk), [], "owner")
+    said = page.live(Deployment.objects.get(pk=removal.pk), list(removal.events.all()), "owner")
     assert "Not everything could be removed" in said["failure"]["lost"]
+    assert said["rail"][0].state == "done", "it is the deployment that is undone, not its removal"
 
 
 def test_the_list_shows_every_stack_however_often_another_one_was_deployed(anna: Any) -> None:
