@@ -265,7 +265,12 @@ def test_a_redeploy_that_ends_before_it_has_changed_anything_leaves_the_stack_as
 ) -> None:
     end(people.run(people.owner, "shop"))
     Stack.objects.update(state=state)  # broken: its removal has failed halfway
-    again = end(people.run(people.owner, "shop"), "failure", phase="initializing", code="CANCELLED")
+    people.run(people.owner, "shop")
+    again = Deployment.claim("worker", excluding=[])
+    assert again is not None
+    error = {"phase": "creating_project", "code": "CANCELLED", "message": "", "evidence": "", "retryable": True}
+    again.record(Progress("phase", "creating_project", "Creating the project", progress=10))
+    again.record(Progress("phase", "failed", "Nothing was changed", "failure", error=error))
     assert (again.kind, again.stack.state) == ("redeploy", state)
 
 
