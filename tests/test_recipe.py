@@ -1139,6 +1139,41 @@ async def test_no_application_is_made_beside_the_container_of_one_that_was_remov
     Found(simulator, run.spec).is_one_of_each()
 
 
+async def test_what_has_ended_for_good_and_lies_about_keeps_no_application_from_being_gone(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "QUIET_SECONDS", 0.05)
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    simulator.turn(container_status="Exited (0) 3 seconds ago")
+    simulator.close_gate("application.delete")
+    undoing = asyncio.ensure_future(run.undo(dokploy))
+    assert await asyncio.to_thread(simulator.wait_at, "application.delete") == 1
+    simulator.turn(engine="down")
+    simulator.open_gate("application.delete")
+    await soon(lambda: "Waiting for Dokploy: Dokploy's container engine does not answer." in run.said())
+    simulator.turn(engine="up")
+    assert await undoing == []
+    assert len(Found(simulator, run.spec).services) == 1, "it lies about"
+
+
+async def test_a_surplus_that_never_ran_is_removed_beside_what_runs_and_needs_no_engine(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    have = await run.deploy(dokploy)
+    late = {"name": run.spec.name, "appName": run.spec.name, "description": run.spec.mark, "sourceType": "docker"}
+    simulator.do("application.create", environmentId=have.environment_id, **late)
+    assert await run.undo(dokploy) == []
+    Found(simulator, run.spec).is_nothing()
+    never = new_run(simulator)
+    simulator.turn(engine="down")
+    simulator.fault("application.saveDockerProvider", "redirect")
+    assert (await never.fails(dokploy)).phase == "configuring_application"
+    assert await never.undo(dokploy, patience=0.05) == []
+    Found(simulator, never.spec).is_nothing()
+
+
 async def test_a_container_is_looked_for_also_where_dokploy_stumbles_right_after_its_application_went(
     simulator: Simulator, dokploy: Dokploy
 ) -> None:
@@ -1811,6 +1846,16 @@ async def test_a_deploy_that_outlasts_its_limit_fails_with_what_dokploy_says_of_
     assert failure.message == "After 0.5 s it still waits in Dokploy's queue."
 
 
+async def test_a_deploy_that_is_done_at_its_limit_went_well_though_its_log_cannot_be_read(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator, deploy_timeout=1.0)
+    simulator.fault("deployment.readLogs", "error500", times=None)
+    await run.deploy(dokploy)
+    simulator.switches.delete("faults")
+    Found(simulator, run.spec).is_one_of_each()
+
+
 async def test_answers_that_fail_do_not_prolong_the_limit_of_a_deploy(simulator: Simulator, dokploy: Dokploy) -> None:
     run = new_run(simulator, deploy_timeout=1.0)
     simulator.fault("deployment.all", "reset_before", times=None)
@@ -1963,6 +2008,28 @@ async def test_a_redeploy_waits_until_dokploy_says_which_containers_it_replaces(
     newer.watch = open_gate
     await newer.deploy(dokploy)
     assert "Attempt 1: the stack answers 200, from the version before" in newer.said()
+    Found(simulator, newer.spec).is_one_of_each()
+
+
+async def test_an_engine_that_does_not_say_what_runs_is_not_taken_to_have_replaced_it(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    run = new_run(simulator)
+    await run.deploy(dokploy)
+    newer = Run(replace(run.spec, run="dep_newer", image=f"{IMAGE}.2"))
+    simulator.close_gate("container")
+
+    def turn(progress: Progress) -> None:
+        if progress.phase == "verifying_health" and progress.data.get("step") == "begins":
+            simulator.turn(engine="down")
+        elif progress.message == "Attempt 1: the stack answers 200, perhaps from the version before":
+            simulator.turn(engine="up")
+        elif progress.message == "Attempt 2: the stack answers 200, from the version before":
+            simulator.open_gate("container")
+
+    newer.watch = turn
+    await newer.deploy(dokploy)
+    assert f"{IMAGE}.2" in simulator.visit(run.spec.host).text
     Found(simulator, newer.spec).is_one_of_each()
 
 

@@ -27,7 +27,8 @@ SECOND_LOOK_SECONDS = 1.5  # a lost request may still be running: look twice bef
 POLL_SECONDS = 1.0
 SETTLE_SECONDS = 120.0
 STOP_SECONDS = 30.0  # Docker gives a container ten to end by itself
-STUMBLE_SECONDS = 30.0
+QUIET_SECONDS = 10.0  # and waits five before it makes another of one that has ended
+STUMBLE_SECONDS = 15.0
 DEPLOYS_PER_RUN = 3
 CERTIFICATE_SECONDS = 180.0
 
@@ -167,7 +168,9 @@ async def deploy(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Jo
         async with asyncio.timeout_at(since + spec.deploy_timeout):
             return await _send_and_follow(dokploy, spec, have, journal)
     except TimeoutError:
-        raise await _overdue(dokploy, spec, have) from None
+        build = await _overdue(dokploy, spec, have)
+        await journal.made("deploy", build.title, build.id)
+        return replace(have, replaces=journal.resources.replaces, dokploy_deployment_id=build.id)
 
 
 async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
@@ -185,7 +188,7 @@ async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, have: Resources, j
             if sent:
                 await journal.note("Dokploy lost the deployment (it was restarted): sending it again")
             title = spec.deploy_title(sent + 1)
-            journal.resources = have = replace(have, replaces=await _running(dokploy, have, journal))
+            journal.resources = have = replace(have, replaces=await _running(dokploy, have, prefix, journal))
             await journal.intend("deploy", title)
             try:
                 await dokploy.deploy(application_id, title)
@@ -202,16 +205,18 @@ async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, have: Resources, j
             return replace(have, dokploy_deployment_id=build.id, image_digest=digest[1] if digest else None)
 
 
-async def _overdue(dokploy: Dokploy, spec: StackSpec, have: Resources) -> Failure:
-    """A deploy that took too long, with what Dokploy says of it now."""
+async def _overdue(dokploy: Dokploy, spec: StackSpec, have: Resources) -> Build:
+    """Our deploy, if it went well and only its log is missing. Else Failure, with what Dokploy says of it now."""
     found, said = None, "Dokploy does not say what became of it"
     with contextlib.suppress(DokployError):  # that it took too long does not depend on it
         found = await _find_deploy(dokploy, _known(have.application_id), spec.deploy_titles)
+    if isinstance(found, Build) and found.status == "done":
+        return found
     if isinstance(found, Build):
         said = f"Dokploy still says “{found.status}” of it"
     elif found:
         said = "it still waits in Dokploy's queue"
-    return Failure("TIMEOUT", f"After {spec.deploy_timeout:g} s {said}.")
+    raise Failure("TIMEOUT", f"After {spec.deploy_timeout:g} s {said}.") from None
 
 
 async def _find_deploy(dokploy: Dokploy, application_id: str, prefix: str) -> Build | str | None:
@@ -255,7 +260,7 @@ async def _follow(dokploy: Dokploy, have: Resources, prefix: str, journal: Journ
                 await log.look(build)
                 if not has_looked:
                     has_looked = True
-                    await _look_at_what_it_replaces(dokploy, have, prefix, journal)
+                    await log.during(_look_at_what_it_replaces(dokploy, have, prefix, journal))
             elif build is not None:
                 text = await log.whole(build)
                 if build.status == "done":
@@ -269,7 +274,7 @@ async def _look_at_what_it_replaces(dokploy: Dokploy, have: Resources, prefix: s
     """Also what another's deploy in front of ours has started since ours was sent. What runs was there before ours if
     that goes on afterwards: its end is when Docker is told."""
     with contextlib.suppress(DokployError):  # what was noted when it was sent has to do
-        replaces = await _running(dokploy, have, journal)
+        replaces = await _running(dokploy, have, prefix, journal)
         build = await _build(dokploy, _known(have.application_id), prefix)
         if build is not None and build.status == "running":
             journal.resources = replace(journal.resources, replaces=replaces)
@@ -327,11 +332,12 @@ async def _raise_if_dokploy_failed(dokploy: Dokploy, have: Resources) -> None:
             raise diagnosis.of_log(await dokploy.build_log(ours.id))
 
 
-async def _running(dokploy: Dokploy, have: Resources, journal: Journal) -> tuple[str, ...]:
-    """The names of the application's containers that run, as far as Dokploy says."""
-    app_name = _known(have.app_name)
-    containers = await _as_far_as_it_says(lambda: dokploy.containers(app_name), "its containers", journal)
-    return tuple(container.name for container in containers or [] if container.state == "running")
+async def _running(dokploy: Dokploy, have: Resources, prefix: str, journal: Journal) -> tuple[str, ...]:
+    """The names of the application's containers that run, as far as Dokploy says. None before its first deploy."""
+    if all(row.title.startswith(prefix) for row in await dokploy.builds(_known(have.application_id))):
+        return ()
+    containers = await _containers(dokploy, _known(have.app_name), journal)
+    return tuple(container.name for container in containers if container.state == "running")
 
 
 async def _is_replaced(dokploy: Dokploy, have: Resources) -> bool | None:
@@ -340,6 +346,8 @@ async def _is_replaced(dokploy: Dokploy, have: Resources) -> bool | None:
         return True
     try:
         containers = await dokploy.containers(_known(have.app_name))
+        if not containers and await dokploy.engine_complaint():  # which goes on without its engine
+            return None
     except Unavailable:
         return None
     except DokployError:  # it will never say
@@ -410,20 +418,21 @@ async def remove_domain(dokploy: Dokploy, spec: StackSpec, have: Resources, jour
 async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:
     await _let_it_land("application", lambda: _applications(dokploy, spec, journal), journal)
     ours, changed = await _applications(dokploy, spec, journal)
-    have = replace(have, app_name=journal.resources.app_name or have.app_name)  # written down by an earlier try
-    if have.app_name not in [application.app_name for application in (*ours, *changed)]:
-        await _wait_for_its_end(dokploy, have.app_name, journal)
+    former = journal.resources.app_name  # of one whose row is gone already, perhaps by an earlier try
+    if former not in [application.app_name for application in (*ours, *changed)]:
+        await _wait_for_its_end(dokploy, former, journal)
     for application in ours:
         if await _is_deploying(dokploy, application.id):
             raise _still_running()
-        if await dokploy.builds(application.id):  # something of it may run
+        ran = bool(await dokploy.builds(application.id))
+        if ran:
             await _need_engine(dokploy, journal)
-            journal.resources = have = replace(have, app_name=application.app_name)  # a later try looks for that too
+        journal.resources = replace(journal.resources, app_name=application.app_name if ran else None)
         await journal.removing("application", application.id)
         await _delete(dokploy.delete_application, application.id)
         if await dokploy.is_there("application", application.id):
             raise Unclear("Dokploy still has the application.")
-        await _wait_for_its_end(dokploy, have.app_name, journal)
+        await _wait_for_its_end(dokploy, journal.resources.app_name, journal)
         await journal.gone("application", application.id)
     if changed:
         raise _mark_changed("application", changed[0], spec)
@@ -433,55 +442,61 @@ async def remove_application(dokploy: Dokploy, spec: StackSpec, have: Resources,
 
 
 async def _wait_for_its_end(dokploy: Dokploy, app_name: str | None, journal: Journal) -> None:
-    """Dokploy removes an application's row first, and answers well also where its service could not be removed."""
+    """Dokploy removes an application's row first, and answers well also where its service could not be removed.
+
+    A service that is there makes new containers of what has ended. What has ended for good may lie about.
+    """
     if app_name is None:
         return
-    at_first: set[str] = set()
-    there: list[Container] = []
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(STOP_SECONDS):
-            while there := await _containers(dokploy, app_name, journal):
-                at_first = at_first or {container.name for container in there}
-                await journal.say("Waiting for its container to end")
-                await asyncio.sleep(POLL_SECONDS)
+    loop = asyncio.get_running_loop()
+    began = quiet = loop.time()
+    seen: set[str] = set()
+    while there := await _containers(dokploy, app_name, journal):
+        now = loop.time()
+        if any(container.state not in ENDED or container.name not in seen for container in there):
+            quiet = now
+        if now - quiet > QUIET_SECONDS:
             return
-    # A service that is there makes new containers of what has ended; what has ended for good may lie about.
-    if all(container.state in ENDED and container.name in at_first for container in there):
-        return
-    text = (
-        f"Dokploy has removed the application, and its container still runs. On Dokploy's host, "
-        f"“docker service rm {app_name}” ends it. Then try again."
-    )
-    raise Failure("CONTAINER_LEFT_AT_DOKPLOY", text)
+        if now - began > STOP_SECONDS:
+            text = (
+                f"Dokploy has removed the application, and its container still runs. On Dokploy's host, "
+                f"“docker service rm {app_name}” ends it. Then try again."
+            )
+            raise Failure("CONTAINER_LEFT_AT_DOKPLOY", text)
+        seen |= {container.name for container in there}
+        await journal.say("Waiting for its container to end")
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def _containers(dokploy: Dokploy, app_name: str, journal: Journal) -> list[Container]:
-    containers = await _as_far_as_it_says(lambda: dokploy.containers(app_name), "its containers", journal)
+    containers = await _as_far_as_it_says(lambda: dokploy.containers(app_name), dokploy, journal)
     if containers == []:  # Dokploy says so also where the engine could not be asked
         await _need_engine(dokploy, journal)
     return containers or []
 
 
 async def _need_engine(dokploy: Dokploy, journal: Journal) -> None:
-    if complaint := await _as_far_as_it_says(dokploy.engine_complaint, "its engine", journal):
+    if complaint := await _as_far_as_it_says(dokploy.engine_complaint, dokploy, journal):
         raise Unavailable("Dokploy's container engine does not answer.", evidence=complaint)
 
 
-async def _as_far_as_it_says(ask: Callable[[], Awaitable[T]], what: str, journal: Journal) -> T | None:
-    """The answer to what Dokploy need not be able to say. None where it never will, and where for STUMBLE_SECONDS it
-    did not while it answered other questions."""
-    now = asyncio.get_running_loop().time()
-    since = journal.since.setdefault(what, now)
-    try:
-        answer = await ask()
-    except Unavailable:
-        if now - since < STUMBLE_SECONDS:
-            raise
-        return None
-    except DokployError:
-        return None
-    del journal.since[what]
-    return answer
+async def _as_far_as_it_says(ask: Callable[[], Awaitable[T]], dokploy: Dokploy, journal: Journal) -> T | None:
+    """The answer to what Dokploy need not be able to say. None where it never will, and where it stumbles over that for
+    STUMBLE_SECONDS and is well otherwise."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while True:
+        try:
+            return await ask()
+        except Unavailable as error:
+            if not await dokploy.healthy():
+                raise
+            if loop.time() - began > STUMBLE_SECONDS:
+                return None
+            await journal.say(f"Waiting for Dokploy: {error}")
+        except DokployError:
+            return None
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def remove_project(dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal) -> Resources:

@@ -358,9 +358,9 @@ class Deployment(models.Model):
 
     def _look_for_what_ran(self) -> None:
         """The application's row may be gone, and its container may be there still: it is known by its name."""
-        ran = self.stack.deployments.filter(resources__has_key="app_name").first()
-        if ran is not None:
-            self.resources = {"app_name": ran.resources["app_name"]}
+        last = self.stack.deployments.first()
+        if last is not None and "app_name" in last.resources:
+            self.resources = {"app_name": last.resources["app_name"]}
 
     def _enqueue(self) -> "Deployment":
         self.message = "Waiting to begin"
