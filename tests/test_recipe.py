@@ -736,6 +736,19 @@ async def test_many_short_outages_are_not_one_long_one_unless_they_never_end(
         assert (failure.code, failure.phase) == ("DOKPLOY_UNAVAILABLE", "deploying")
 
 
+async def test_a_stall_of_the_whole_process_during_a_pause_fails_no_run(simulator: Simulator, dokploy: Dokploy) -> None:
+    run = new_run(simulator)
+    simulator.fault("project.all", "error500", times=3)
+
+    def stall(progress: Progress) -> None:
+        if progress.message.startswith("Waiting for Dokploy"):
+            asyncio.get_running_loop().call_later(0.005, time.sleep, 1.5)
+
+    run.watch = stall
+    await run.deploy(dokploy)
+    Found(simulator, run.spec).is_one_of_each()
+
+
 # -- interruption ------------------------------------------------------------------------------------------------------
 
 

@@ -128,7 +128,8 @@ async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journ
         except Failure as failure:
             failure.phase = failure.phase or phase.name
             raise
-        await _with_signs_of_life(lambda: asyncio.sleep(pause), pause + 1, journal)  # noqa: B023
+        # Without a limit: after a stall of the whole process that would be reached together with the pause's end.
+        await _with_signs_of_life(lambda: asyncio.sleep(pause), inf, journal)  # noqa: B023
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 

@@ -222,6 +222,7 @@ def test_whatever_befalls_it_every_run_ends_and_nothing_is_doubled_lost_or_left(
     for run in runs:
         is_told_alike(portal, run, figures)
         assert run["phase"] in ("completed", "rolling_back", "failed")
+        assert "portal's own code" not in run["message"], run
     there = portal.dokploy()
     for stack in portal.rows("SELECT * FROM deployments_stack"):
         if stack["state"] == "gone":  # its name may be another stack's by now
