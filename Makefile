@@ -42,7 +42,7 @@ lint: .venv/.installed-dev
 	$(BIN)/python manage.py makemigrations --check --dry-run
 	$(BIN)/python manage.py check --fail-level WARNING
 	$(SCALED_OUT) $(BIN)/python manage.py check --deploy --fail-level WARNING
-	$(BIN)/python -m pytest tests/test_templates.py
+	$(BIN)/python -m pytest tests/unit/test_templates.py
 
 bench: .venv/.installed-dev
 	@$(BIN)/python -m bench $(ARGS)

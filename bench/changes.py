@@ -10,11 +10,12 @@ from django.db import transaction
 from django.template.loader import render_to_string
 from django.utils import timezone
 
-from deployments import page, people
+from deployments import identity
 from deployments.engine.recipe import PHASES
 from deployments.engine.spec import Progress, Resources
-from deployments.hub import Hub
 from deployments.models import Deployment, Template
+from deployments.realtime import deployment_page
+from deployments.realtime.hub import Hub
 
 WORKER = "bench"
 VERSION = re.compile(r'data-version="\d+"')
@@ -26,7 +27,7 @@ def half_done(name: str, *, anonymous: bool = False) -> Deployment:
 
     It is the demo's visitor's, who may watch it, or nobody's, so that whoever has its id may ask the API for it.
     """
-    person = people.open_user() if anonymous else people.demo_visitor()
+    person = identity.open_user() if anonymous else identity.demo_user()
     template = Template.objects.filter(active=True).first()
     assert template is not None
     with transaction.atomic():
@@ -102,7 +103,7 @@ class Changes:
 
     def renders(self, id: str) -> int:
         """How often the topic was rendered since somebody watches it."""
-        hub = Hub._of_this_process
+        hub = Hub._current
         topic = hub._topics.get(f"run.{id}") if hub else None
         return topic.renders if topic else 0
 
@@ -139,7 +140,7 @@ class Stock(Changes):
 
     def render(self, id: str) -> str:
         run = Deployment.objects.select_related("stack__owner", "stack__template", "requested_by").get(pk=id)
-        return render_to_string("_live.html", {"live": page.live(run, list(run.events.all()), "owner")})
+        return render_to_string("_live.html", {"live": deployment_page.live(run, list(run.events.all()), "owner")})
 
     def renders(self, id: str) -> int:
         return 0

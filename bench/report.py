@@ -98,13 +98,13 @@ async def _reports() -> dict[str, list[float]]:
     from django.db.models import F
     from django.utils import timezone
 
-    from deployments import live
     from deployments.models import Deployment, Event
-    from deployments.runner import Run
+    from deployments.realtime import pubsub
+    from deployments.worker.runner import Run
 
     from . import changes
 
-    live.bind()
+    pubsub.bind_loop()
     ours = Run(await sync_to_async(changes.half_done)("ours"))
     theirs = await sync_to_async(changes.half_done)("stock")
     layer = get_channel_layer()

@@ -35,7 +35,7 @@ class Door:
 
         self.application = application
         self.changes = changes.Stock() if stock else changes.Changes()
-        self._made: asyncio.Task[dict[str, int]] | None = None
+        self._created: asyncio.Task[dict[str, int]] | None = None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or not scope["path"].startswith("/bench/"):
@@ -52,11 +52,11 @@ class Door:
                 return await self.changes.new(query["name"], anonymous="anonymous" in query)
             case "change":
                 id, times = query["id"], int(query.get("times", "1"))
-                self._made = asyncio.create_task(self._make(id, times))
+                self._created = asyncio.create_task(self._make(id, times))
                 return {"version": self.changes.runs[id].version + times}
             case "changed":
-                assert self._made is not None
-                return await self._made if self._made.done() or "wait" not in query else {}
+                assert self._created is not None
+                return await self._created if self._created.done() or "wait" not in query else {}
             case "renders":
                 return self.changes.renders(query["id"])
             case "run":

@@ -13,8 +13,9 @@ from django.urls import path
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from deployments import consumers, live
+from deployments import consumers
 from deployments.models import Deployment
+from deployments.realtime import pubsub
 
 
 async def small(request: HttpRequest) -> JsonResponse:
@@ -58,6 +59,6 @@ def application(asgi: Any) -> Any:
         {
             "http": get_asgi_application(),
             "websocket": URLRouter([live_pages]),
-            "channel": ChannelNameRouter({live.RUNNER_CHANNEL: consumers.RunnerConsumer.as_asgi()}),
+            "channel": ChannelNameRouter({pubsub.RUNNER_CHANNEL: consumers.RunnerConsumer.as_asgi()}),
         }
     )

@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 
-from .models import ApiToken, Deployment, Event, Orphan, Receipt, Stack, Template
+from .models import ApiToken, Deployment, Event, ExternalResource, Orphan, Stack, Template
 
 
 class ReadOnly(admin.ModelAdmin):
@@ -41,8 +41,15 @@ class EventInline(ReadOnlyInline):
     fields = readonly_fields = columns
 
 
-class ReceiptInline(ReadOnlyInline):
-    model = Receipt
+class ViewExternalResource:
+    """Check the permission under its stored codename."""
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("deployments.view_receipt")
+
+
+class ExternalResourceInline(ViewExternalResource, ReadOnlyInline):
+    model = ExternalResource
     columns: Any = ["kind", "state", "external_id", "mark", "why", "updated_at"]
     fields = readonly_fields = columns
 
@@ -70,7 +77,7 @@ class TemplateAdmin(admin.ModelAdmin):
 
         class Meta:
             model = Template
-            exclude = ["registry_password_locked"]  # noqa: DJ006 - every other field is an operator's
+            exclude = ["registry_password_encrypted"]  # noqa: DJ006 - every other field is an operator's
 
     form = Form
 
@@ -91,7 +98,7 @@ class StackAdmin(ReadOnly):
     readonly_fields = ["what_to_do"]
     list_filter = ["state", "template"]
     search_fields = ["name", "id", "owner__username"]
-    inlines = [DeploymentInline, ReceiptInline]
+    inlines = [DeploymentInline, ExternalResourceInline]
     formfield_overrides = {models.URLField: {"assume_scheme": "https"}}
 
     @admin.display(description="what to do")
@@ -109,26 +116,28 @@ class DeploymentAdmin(ReadOnly):
     list_filter = ["status", "kind", "phase", "via"]
     search_fields = ["id", "stack__name", "requested_by__username"]
     date_hierarchy = "created_at"
-    exclude = ["spec_locked"]
+    exclude = ["spec_encrypted"]
     inlines = [EventInline]
 
     @admin.display(description="live page")
-    def live_page(self, run: Deployment) -> str:
-        return format_html('<a href="{}">open</a>', reverse("deployment", args=[run.pk]))
+    def live_page(self, deployment: Deployment) -> str:
+        return format_html('<a href="{}">open</a>', reverse("deployment", args=[deployment.pk]))
 
     @admin.display(description="what to do")
-    def what_to_do(self, run: Deployment) -> str:
-        verb = "retry" if run.done else "cancel"
-        if run.status == Deployment.Status.SUCCESS or (not run.done and run.kind == Deployment.Kind.REMOVE):
+    def what_to_do(self, deployment: Deployment) -> str:
+        verb = "retry" if deployment.done else "cancel"
+        if deployment.status == Deployment.Status.SUCCESS or (
+            not deployment.done and deployment.kind == Deployment.Kind.REMOVE
+        ):
             return "–"
-        return format_html('<a href="{}">{}</a>', reverse(verb, args=[run.pk]), verb)
+        return format_html('<a href="{}">{}</a>', reverse(verb, args=[deployment.pk]), verb)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("stack", "requested_by")
 
 
-@admin.register(Receipt)
-class ReceiptAdmin(ReadOnly):
+@admin.register(ExternalResource)
+class ExternalResourceAdmin(ViewExternalResource, ReadOnly):
     list_display = ["stack", "kind", "state", "external_id", "why", "updated_at"]
     list_filter = ["state", "kind"]
     search_fields = ["stack__name", "external_id", "mark"]

@@ -22,16 +22,16 @@ from django.urls import reverse
 from django.utils.http import parse_etags
 from django.views.decorators.csrf import csrf_exempt
 
-from . import check, people
+from . import identity, name_availability
 from .forms import read_parameters
-from .hub import Hub, RunTopic, Watch
+from .identity import Credential
 from .models import DATABASE_AWAY, Deployment, Event, Refusal, Stack, Template
-from .people import Pass
+from .realtime.hub import DeploymentTopic, Hub, Watcher
 
 KEEP_ALIVE_SECONDS = 8.0
 LONGEST_WAIT_SECONDS = 25.0
 EVENTS_PER_ANSWER = 1000
-RUN_ID = re.compile(r"dep_[0-9a-f]{32}")
+DEPLOYMENT_ID = re.compile(r"dep_[0-9a-f]{32}")
 SLUG = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 AWAY = "The portal does not reach its database. Deployments that are running go on. Try again in a minute."
@@ -51,8 +51,8 @@ def refused(refusal: Refusal) -> JsonResponse:
     return response
 
 
-def door(*methods: str) -> Callable[[View], View]:
-    """Lets in who may come in, with `request.person` and `request.holder`.
+def api_view(*methods: str) -> Callable[[View], View]:
+    """Lets in who may come in, with `request.person` and `request.credential`.
 
     Turns every Refusal into its answer, and a database that is away into one.
     """
@@ -68,8 +68,10 @@ def door(*methods: str) -> Callable[[View], View]:
                     return response
                 _refuse_other_sites(request)
                 authorization = request.headers.get("Authorization", "")
-                person, holder = await sync_to_async(people.of_token)(authorization) if authorization else _nobody()
-                request.person, request.holder = person, holder  # type: ignore[attr-defined]
+                user, credential = (
+                    await sync_to_async(identity.authenticate_token)(authorization) if authorization else _nobody()
+                )
+                request.person, request.credential = user, credential  # type: ignore[attr-defined]
                 return await view(request, *args, **kwargs)
             except Refusal as refusal:
                 return refused(refusal)
@@ -82,10 +84,10 @@ def door(*methods: str) -> Callable[[View], View]:
     return wrap
 
 
-def _nobody() -> tuple[Any, Pass]:
+def _nobody() -> tuple[Any, Credential]:
     if not settings.PORTAL_OPEN:
         raise Refusal("NOT_SIGNED_IN", "Send a token: Authorization: Bearer <token>. Make one on the page “Tokens”.")
-    return AnonymousUser(), Pass()
+    return AnonymousUser(), Credential()
 
 
 def _refuse_other_sites(request: HttpRequest) -> None:
@@ -104,7 +106,7 @@ async def nothing(request: HttpRequest, rest: str) -> JsonResponse:
 # -- start -------------------------------------------------------------------------------------------------------------
 
 
-@door("POST")
+@api_view("POST")
 async def deploy(request: HttpRequest) -> HttpResponse:
     """POST /api/deploy: 202 with the run's addresses. Never waits for Dokploy."""
     return JsonResponse(await sync_to_async(_deploy)(request), status=202)
@@ -112,12 +114,12 @@ async def deploy(request: HttpRequest) -> HttpResponse:
 
 def _deploy(request: HttpRequest) -> dict[str, Any]:
     name, slug, parameters = _read_body(request)
-    Stack.check_name(name)
-    person = request.person  # type: ignore[attr-defined]
-    stack = Stack.of(person, name)
-    template = _template(person, slug, stack)
+    Stack.validate_name(name)
+    user = request.person  # type: ignore[attr-defined]
+    stack = Stack.owned_by(user, name)
+    template = _template(user, slug, stack)
     values = read_parameters(template, parameters, stack)
-    run = Deployment.request(
+    deployment = Deployment.request(
         _owner(request),
         name,
         template,
@@ -126,12 +128,12 @@ def _deploy(request: HttpRequest) -> dict[str, Any]:
         idempotency_key=_idempotency_key(request),
         address=request.address,  # type: ignore[attr-defined]
     )
-    return _started(run)
+    return _started(deployment)
 
 
-def _template(person: Any, slug: str | None, stack: Stack | None) -> Template:
+def _template(user: Any, slug: str | None, stack: Stack | None) -> Template:
     """The one that is named; else, of a stack that is there, its own; else the first."""
-    offered = Template.offered_to(person)
+    offered = Template.offered_to(user)
     if slug is not None:
         offered = offered.filter(slug=slug) if SLUG.fullmatch(slug) else offered.none()
     elif stack is not None:
@@ -142,22 +144,22 @@ def _template(person: Any, slug: str | None, stack: Stack | None) -> Template:
     return template
 
 
-def _started(run: Deployment) -> dict[str, Any]:
+def _started(deployment: Deployment) -> dict[str, Any]:
     return {
         "success": True,
-        "deploymentId": run.pk,
-        "name": run.stack.name,
-        "url": run.stack.url,
-        "statusUrl": reverse("api-status", args=[run.pk]),
-        "eventsUrl": reverse("api-events", args=[run.pk]),
-        "pageUrl": reverse("deployment", args=[run.pk]),
+        "deploymentId": deployment.pk,
+        "name": deployment.stack.name,
+        "url": deployment.stack.url,
+        "statusUrl": reverse("api-status", args=[deployment.pk]),
+        "eventsUrl": reverse("api-events", args=[deployment.pk]),
+        "pageUrl": reverse("deployment", args=[deployment.pk]),
     }
 
 
 def _owner(request: HttpRequest) -> Any:
     """To whom a run of this caller belongs."""
-    person = request.person  # type: ignore[attr-defined]
-    return person if person.is_authenticated else people.open_user()
+    user = request.person  # type: ignore[attr-defined]
+    return user if user.is_authenticated else identity.open_user()
 
 
 def _read_body(request: HttpRequest) -> tuple[str, str | None, dict[str, Any]]:
@@ -185,19 +187,19 @@ def _idempotency_key(request: HttpRequest) -> str | None:
     return key
 
 
-@door("POST")
+@api_view("POST")
 async def cancel(request: HttpRequest, id: str) -> HttpResponse:
     """POST /api/deployments/dep_…/cancel: 202, also when it was asked for before; it is done when the run has ended."""
     return JsonResponse(await sync_to_async(_cancel)(request, id), status=202)
 
 
 def _cancel(request: HttpRequest, id: str) -> dict[str, Any]:
-    run = _changeable(request, id)
-    run.cancel(request.person)  # type: ignore[attr-defined]
-    return _started(run)
+    deployment = _changeable(request, id)
+    deployment.cancel(request.person)  # type: ignore[attr-defined]
+    return _started(deployment)
 
 
-@door("POST")
+@api_view("POST")
 async def retry(request: HttpRequest, id: str) -> HttpResponse:
     """POST /api/deployments/dep_…/retry: 202 with the addresses of the new run."""
     return JsonResponse(await sync_to_async(_retry)(request, id), status=202)
@@ -208,34 +210,34 @@ def _retry(request: HttpRequest, id: str) -> dict[str, Any]:
 
 
 def _changeable(request: HttpRequest, id: str) -> Deployment:
-    """The run, for its owner or an operator. Who may only see it is told so."""
-    person = request.person  # type: ignore[attr-defined]
-    run, _ = _find(person, id)
-    if not Deployment.objects.changeable_by(person).filter(pk=run.pk).exists():
+    """The deployment, for its owner or an operator. Who may only see it is told so."""
+    user = request.person  # type: ignore[attr-defined]
+    deployment, _ = _find(user, id)
+    if not Deployment.objects.changeable_by(user).filter(pk=deployment.pk).exists():
         raise Refusal("FORBIDDEN", "Only its owner and operators may do that. Send the owner's token.")
-    return run
+    return deployment
 
 
-@door("DELETE")
+@api_view("DELETE")
 async def remove(request: HttpRequest, name: str) -> HttpResponse:
     """DELETE /api/stacks/<name>: 202 with the addresses of the run that takes it away."""
     return JsonResponse(await sync_to_async(_remove)(request, name), status=202)
 
 
 def _remove(request: HttpRequest, name: str) -> dict[str, Any]:
-    person = request.person  # type: ignore[attr-defined]
-    mine = Stack.objects.visible_to(person).existing()
+    user = request.person  # type: ignore[attr-defined]
+    mine = Stack.objects.visible_to(user).existing()
     stack = mine.filter(name=name).first() if name.isprintable() else None
     if stack is None:
         text = "You have no stack of that name. One that was started without a token only an operator can remove."
         raise Refusal("NOT_FOUND", text)
-    return _started(Deployment.request_removal(person, stack, via=Deployment.Via.API))
+    return _started(Deployment.request_removal(user, stack, via=Deployment.Via.API))
 
 
-@door("GET")
+@api_view("GET")
 async def check_name(request: HttpRequest, name: str) -> HttpResponse:
     """GET /api/check/<name>: {"available": true, false or null (not known), "reason"}."""
-    found = await check.everywhere(await sync_to_async(_owner)(request), name)
+    found = await name_availability.check(await sync_to_async(_owner)(request), name)
     reason = next((line["text"] for line in found["lines"] if line["state"] != "ok"), None)
     return JsonResponse({"available": found["available"], "reason": reason})
 
@@ -243,7 +245,7 @@ async def check_name(request: HttpRequest, name: str) -> HttpResponse:
 # -- follow ------------------------------------------------------------------------------------------------------------
 
 
-@door("GET")
+@api_view("GET")
 async def status(request: HttpRequest, id: str) -> Any:
     """GET /api/status/dep_…: JSON for who asks for it by name, else the stream."""
     accept = request.headers.get("Accept", "*/*")
@@ -252,63 +254,63 @@ async def status(request: HttpRequest, id: str) -> Any:
     return await _stream(request, id)
 
 
-@door("GET")
+@api_view("GET")
 async def state(request: HttpRequest, id: str) -> HttpResponse:
     """GET /api/deployments/dep_…: the state as JSON, with ETag."""
     return await _state(request, id)
 
 
 async def _state(request: HttpRequest, id: str) -> HttpResponse:
-    run, audience = await sync_to_async(_find)(request.person, id)  # type: ignore[attr-defined]
-    etag = f'"{run.version}-{audience}"'
+    deployment, audience = await sync_to_async(_find)(request.person, id)  # type: ignore[attr-defined]
+    etag = f'"{deployment.version}-{audience}"'
     seen = {seen.removeprefix("W/") for seen in parse_etags(request.headers.get("If-None-Match", ""))}
     if etag in seen:  # a proxy that compresses makes it a weak one
         response: HttpResponse = HttpResponseNotModified()
     else:
-        response = JsonResponse(run.to_dict(audience))
+        response = JsonResponse(deployment.to_dict(audience))
     response.headers["ETag"] = etag
     response.headers["Cache-Control"] = "private, no-cache"
     return response
 
 
-def _find(person: Any, id: str) -> tuple[Deployment, str]:
-    """The run, if this person may see it: for everybody else it does not exist."""
-    visible = Deployment.objects.visible_to(person).select_related("stack")
-    run = visible.filter(pk=id).first() if RUN_ID.fullmatch(id) else None
-    if run is None:
+def _find(user: Any, id: str) -> tuple[Deployment, str]:
+    """The deployment, if this person may see it: for everybody else it does not exist."""
+    visible = Deployment.objects.visible_to(user).select_related("stack")
+    deployment = visible.filter(pk=id).first() if DEPLOYMENT_ID.fullmatch(id) else None
+    if deployment is None:
         raise Refusal("NOT_FOUND", "There is no such deployment.")
-    return run, run.audience(person)
+    return deployment, deployment.audience(user)
 
 
-@door("GET")
+@api_view("GET")
 async def events(request: HttpRequest, id: str) -> HttpResponse:
     """GET /api/deployments/dep_…/events?after=<seq>&wait=<seconds>: what came after, waiting for it if asked to."""
-    run, audience = await sync_to_async(_find)(request.person, id)  # type: ignore[attr-defined]
+    deployment, audience = await sync_to_async(_find)(request.person, id)  # type: ignore[attr-defined]
     after, wait = _number(request, "after"), min(_number(request, "wait"), LONGEST_WAIT_SECONDS)
-    if run.version > after or run.done or wait <= 0:
-        return JsonResponse(await sync_to_async(_events)(run, audience, after))
-    async with _watch(request, run, audience) as (watch, topic):
+    if deployment.version > after or deployment.done or wait <= 0:
+        return JsonResponse(await sync_to_async(_events)(deployment, audience, after))
+    async with _watch(request, deployment, audience) as (watch, topic):
         await _hand_back_connection()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         while not _has_news(topic, after) and not watch.expired and (left := deadline - loop.time()) > 0:
             await watch.news(left)
-    return JsonResponse(await sync_to_async(_events)(run, audience, after))
+    return JsonResponse(await sync_to_async(_events)(deployment, audience, after))
 
 
-def _has_news(topic: RunTopic, after: float) -> bool:
-    run = topic.run
-    return run is not None and (run.version > after or run.done)
+def _has_news(topic: DeploymentTopic, after: float) -> bool:
+    deployment = topic.deployment
+    return deployment is not None and (deployment.version > after or deployment.done)
 
 
-def _events(run: Deployment, audience: str, after: float) -> dict[str, Any]:
-    run.refresh_from_db(fields=["version", "status"])
-    found = list(run.events.filter(seq__gt=after, seq__lte=run.version)[:EVENTS_PER_ANSWER])
-    last = found[-1].seq if found else min(int(after), run.version)
+def _events(deployment: Deployment, audience: str, after: float) -> dict[str, Any]:
+    deployment.refresh_from_db(fields=["version", "status"])
+    found = list(deployment.events.filter(seq__gt=after, seq__lte=deployment.version)[:EVENTS_PER_ANSWER])
+    last = found[-1].seq if found else min(int(after), deployment.version)
     return {
         "events": [event.to_dict(audience) for event in found],
         "last": last,
-        "done": run.done and last >= run.version,
+        "done": deployment.done and last >= deployment.version,
     }
 
 
@@ -323,10 +325,10 @@ def _number(request: HttpRequest, name: str) -> float:
     return value
 
 
-def _watch(request: HttpRequest, run: Deployment, audience: str) -> Any:
-    holder: Pass = request.holder  # type: ignore[attr-defined]
-    viewer = f"user {holder.user_id}" if holder.user_id else f"address {request.address}"  # type: ignore[attr-defined]
-    return Hub.of_this_process().run(run.pk, holder, audience, viewer=viewer)
+def _watch(request: HttpRequest, deployment: Deployment, audience: str) -> Any:
+    credential: Credential = request.credential  # type: ignore[attr-defined]
+    viewer = f"user {credential.user_id}" if credential.user_id else f"address {request.address}"  # type: ignore[attr-defined]
+    return Hub.current().watch_deployment(deployment.pk, credential, audience, viewer=viewer)
 
 
 async def _hand_back_connection() -> None:
@@ -338,9 +340,9 @@ async def _hand_back_connection() -> None:
 
 
 async def _stream(request: HttpRequest, id: str) -> StreamingHttpResponse:
-    run, audience = await sync_to_async(_find)(request.person, id)  # type: ignore[attr-defined]
+    deployment, audience = await sync_to_async(_find)(request.person, id)  # type: ignore[attr-defined]
     every = request.GET.get("all") == "1"
-    watching = _watch(request, run, audience)
+    watching = _watch(request, deployment, audience)
     watch, topic = await watching.__aenter__()  # here, so that a refusal is an answer and not a broken stream
     await _hand_back_connection()
     stream = _lines(watching, watch, topic, audience, _last_seen(request), every)
@@ -356,24 +358,24 @@ def _last_seen(request: HttpRequest) -> int | None:
 
 
 async def _lines(
-    watching: Any, watch: Watch, topic: RunTopic, audience: str, seen: int | None, every: bool
+    watching: Any, watch: Watcher, topic: DeploymentTopic, audience: str, seen: int | None, every: bool
 ) -> AsyncIterator[bytes]:
     """The events as they come. A known Last-Event-ID goes on after it; else it begins with the present state."""
     try:
-        run = topic.run
-        assert run is not None
-        if seen is None or seen > run.version:
-            seen = run.version
-            yield _line(run, topic.events[-1], audience, at_present=True)
-        elif run.done and seen == run.version:
-            yield _line(run, topic.events[-1], audience)
+        deployment = topic.deployment
+        assert deployment is not None
+        if seen is None or seen > deployment.version:
+            seen = deployment.version
+            yield _one_line(deployment, topic.events[-1], audience, at_present=True)
+        elif deployment.done and seen == deployment.version:
+            yield _one_line(deployment, topic.events[-1], audience)
         while not watch.expired:
-            run = topic.run or run
+            deployment = topic.deployment or deployment
             for event in topic.after(seen):
                 seen = event.seq
                 if event.kind == "phase" or every:
-                    yield _line(run, event, audience)
-            if run.done and seen >= run.version:
+                    yield _one_line(deployment, event, audience)
+            if deployment.done and seen >= deployment.version:
                 return
             if not await watch.news(KEEP_ALIVE_SECONDS):
                 yield b": still here\n\n"
@@ -381,12 +383,12 @@ async def _lines(
         await asyncio.shield(watching.__aexit__(None, None, None))
 
 
-def _line(run: Deployment, event: Event, audience: str, *, at_present: bool = False) -> bytes:
+def _one_line(deployment: Deployment, event: Event, audience: str, *, at_present: bool = False) -> bytes:
     """One event of the stream: a phase's is the state at that event, the others carry their own name."""
     if event.kind == "phase" or at_present:
         ends = {"success": "complete", "failure": "error"}
         name = ends.get(event.status, "progress")
-        data: dict[str, Any] = run.to_dict(audience, event=event if event.kind == "phase" else None)
+        data: dict[str, Any] = deployment.to_dict(audience, event=event if event.kind == "phase" else None)
         data.pop("logs", None)
     else:
         name, data = event.kind, event.to_dict(audience)

@@ -10,11 +10,12 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 from channels.worker import Worker
 
-from . import live, people
-from .hub import Hub
+from . import identity
+from .identity import Credential, client_address
 from .models import Deployment, Refusal
-from .people import Pass, client_address
-from .runner import Runner
+from .realtime import pubsub
+from .realtime.hub import Hub
+from .worker.runner import Runner
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class RunnerConsumer(AsyncConsumer):
     channel_layer_alias = None
 
     async def wake(self, message: dict[str, Any]) -> None:
-        Runner.of_this_process().ring()
+        Runner.current().notify()
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """A message of an unknown type must not cost the ones behind it."""
@@ -41,23 +42,23 @@ class RunnerConsumer(AsyncConsumer):
             log.warning("A message that is no bell was left aside")
 
 
-async def answer_the_bell(application: Any) -> None:
+async def run_channel_worker(application: Any) -> None:
     """Channels' worker for the runner's channel, for ever.
 
     What ends it (trouble of the layer, a message without a type) costs a second.
     """
     while True:
-        listening = asyncio.create_task(Worker(application, [live.RUNNER_CHANNEL], get_channel_layer()).handle())
-        live.wake()  # what rang while nobody listened
+        listening = asyncio.create_task(Worker(application, [pubsub.RUNNER_CHANNEL], get_channel_layer()).handle())
+        pubsub.notify_worker()  # what rang while nobody listened
         try:
             await listening
         except Exception as error:
             log.warning("The bell is deaf for a moment: %s", type(error).__name__)
         await asyncio.sleep(1)
-        await live.unsubscribe(live.RUNNER_CHANNEL)
+        await pubsub.unsubscribe(pubsub.RUNNER_CHANNEL)
 
 
-class PageSocket(AsyncWebsocketConsumer):
+class PageConsumer(AsyncWebsocketConsumer):
     """Sends the page's partial whenever it changes. What the page sends is not looked at.
 
     Subscribes no channel of its own: frames go from the hub straight to this socket's send.
@@ -66,8 +67,8 @@ class PageSocket(AsyncWebsocketConsumer):
     channel_layer_alias = None
 
     async def connect(self) -> None:
-        person, holder = await sync_to_async(people.of_scope)(self.scope)
-        self.watching = await self.watch(person, holder)
+        user, credential = await sync_to_async(identity.authenticate_scope)(self.scope)
+        self.watching = await self.watch(user, credential)
         if self.watching is None:
             await self.accept()  # only an open socket can be told why
             await self.close(code=NOT_FOUND)
@@ -81,7 +82,7 @@ class PageSocket(AsyncWebsocketConsumer):
             return
         self.ending = asyncio.create_task(self._close_when_expired(watch))
 
-    async def watch(self, person: Any, holder: Pass) -> Any:
+    async def watch(self, user: Any, credential: Credential) -> Any:
         """What to watch, as a context manager, or None when this person may not."""
         raise NotImplementedError
 
@@ -112,18 +113,20 @@ class PageSocket(AsyncWebsocketConsumer):
             await self.watching.__aexit__(None, None, None)
 
 
-class DeploymentSocket(PageSocket):
-    async def watch(self, person: Any, holder: Pass) -> Any:
+class DeploymentConsumer(PageConsumer):
+    async def watch(self, user: Any, credential: Credential) -> Any:
         id = self.scope["url_route"]["kwargs"]["id"]
-        find = Deployment.objects.visible_to(person).select_related("stack").filter(pk=id).first
-        run = await sync_to_async(find)()
-        if run is None:
+        find = Deployment.objects.visible_to(user).select_related("stack").filter(pk=id).first
+        deployment = await sync_to_async(find)()
+        if deployment is None:
             return None
-        return Hub.of_this_process().run(id, holder, run.audience(person), viewer=self.viewer, push=self.push)
+        return Hub.current().watch_deployment(
+            id, credential, deployment.audience(user), viewer=self.viewer, push=self.push
+        )
 
 
-class StacksSocket(PageSocket):
-    async def watch(self, person: Any, holder: Pass) -> Any:
-        if not person.is_authenticated:
+class StackListConsumer(PageConsumer):
+    async def watch(self, user: Any, credential: Credential) -> Any:
+        if not user.is_authenticated:
             return None
-        return Hub.of_this_process().stacks(person.pk, holder, viewer=self.viewer, push=self.push)
+        return Hub.current().watch_stack_list(user.pk, credential, viewer=self.viewer, push=self.push)

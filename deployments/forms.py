@@ -13,7 +13,7 @@ from .models import Deployment, Refusal, Stack, Template
 
 LOCK_SECONDS = 15 * 60
 TRIES = 5
-LOST = "What was set cannot be read any more. Give it again."
+LOST_SECRET = "What was set cannot be read any more. Give it again."  # noqa: S105
 
 
 def read_parameters(template: Template, given: dict[str, Any], stack: Stack | None = None) -> dict[str, Any]:
@@ -23,12 +23,12 @@ def read_parameters(template: Template, given: dict[str, Any], stack: Stack | No
     stack: what it has is kept where nothing is given, and where a secret is left empty; CONFLICT where that is lost.
     """
     fields, secret = template.form_fields(), template.secret_keys()
-    former, lost = (stack.parameters(template), stack.lost_secrets(template)) if stack else ({}, set())
+    former, lost = (stack.parameters(template), stack.unreadable_secrets(template)) if stack else ({}, set())
     if unknown := sorted(given.keys() - fields.keys()):
         raise Refusal("INVALID_PARAMETER", f"The template has no parameter “{unknown[0][:60]}”.", field=unknown[0][:60])
     empty = {key for key in secret if not given.get(key)}
     for key in sorted(empty & lost):
-        raise Refusal("CONFLICT", f"{fields[key].label}: {LOST}", field=key)
+        raise Refusal("CONFLICT", f"{fields[key].label}: {LOST_SECRET}", field=key)
     kept = {key: value for key, value in former.items() if key in empty or key not in given}
     return template.clean_answers({**given, **kept})
 
@@ -41,9 +41,9 @@ class DeployForm(forms.Form):
     idempotency_key = forms.CharField(widget=forms.HiddenInput, required=False, max_length=64)
     stack: Stack | None = None
 
-    def __init__(self, person: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.person = person
+        self.user = user
         self.offered = self.offer()
         self.fields["template"].queryset = Template.objects.filter(  # type: ignore[attr-defined]
             pk__in=[template.pk for template in self.offered]
@@ -56,7 +56,7 @@ class DeployForm(forms.Form):
                 self.fields[f"{template.slug}-{key}"] = field
 
     def offer(self) -> list[Template]:
-        return list(Template.offered_to(self.person))
+        return list(Template.offered_to(self.user))
 
     def cards(self) -> list[dict[str, Any]]:
         chosen = self["template"].value()
@@ -75,7 +75,7 @@ class DeployForm(forms.Form):
     def clean_name(self) -> str:
         name = str(self.cleaned_data["name"]).strip()
         try:
-            return Stack.check_name(name)
+            return Stack.validate_name(name)
         except Refusal as refusal:
             raise ValidationError(refusal.message) from None
 
@@ -85,7 +85,7 @@ class DeployForm(forms.Form):
         if template is not None:
             prefix = f"{template.slug}-"
             given = {key: cleaned.get(prefix + key) for key in template.form_fields() if prefix + key in cleaned}
-            stack = self.stack or Stack.of(self.person, cleaned.get("name", ""))
+            stack = self.stack or Stack.owned_by(self.user, cleaned.get("name", ""))
             try:
                 cleaned["parameters"] = read_parameters(template, given, stack)
             except Refusal as refusal:
@@ -103,7 +103,7 @@ class DeployForm(forms.Form):
 
     def request(self, address: str) -> Deployment:
         return Deployment.request(
-            self.person,
+            self.user,
             self.cleaned_data["name"],
             self.cleaned_data["template"],
             self.cleaned_data["parameters"],
@@ -118,16 +118,16 @@ class RedeployForm(DeployForm):
 
     stack: Stack
 
-    def __init__(self, person: Any, stack: Stack, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, user: Any, stack: Stack, *args: Any, **kwargs: Any) -> None:
         self.stack = stack
-        super().__init__(person, *args, **kwargs)
+        super().__init__(user, *args, **kwargs)
         del self.fields["name"]
         self.fields["template"].initial = stack.template.slug
         for template in self.offered:
             secret, shown = template.secret_keys(), stack.parameters(template, secrets=False)
-            for key in stack.lost_secrets(template):
+            for key in stack.unreadable_secrets(template):
                 field = self.fields[f"{template.slug}-{key}"]
-                field.help_text = f"{field.help_text} {LOST}".strip()
+                field.help_text = f"{field.help_text} {LOST_SECRET}".strip()
             for key, value in stack.parameters(template).items():
                 field = self.fields[f"{template.slug}-{key}"]
                 if key in shown and key not in secret:
@@ -142,7 +142,7 @@ class RedeployForm(DeployForm):
 
     def request(self, address: str) -> Deployment:
         template, parameters = self.cleaned_data["template"], self.cleaned_data["parameters"]
-        return Deployment.request_again(self.person, self.stack, template, parameters, via=Deployment.Via.FORM)
+        return Deployment.request_again(self.user, self.stack, template, parameters, via=Deployment.Via.FORM)
 
 
 class RemoveForm(forms.Form):

@@ -9,10 +9,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from . import page
-from .hub import Hub
+from .identity import Credential
 from .models import Deployment, Event
-from .people import Pass
+from .realtime import deployment_page
+from .realtime.hub import Hub
 
 SIGNS = {
     "waiting": ("·", "dim"),
@@ -24,59 +24,59 @@ SIGNS = {
     "skipped": ("–", "dim"),
     "undone": ("↶", "yellow"),
 }
-LOOK_SECONDS = 0.25  # how often a process of its own looks, where no message reaches it
+SCAN_SECONDS = 0.25  # how often a process of its own looks, where no message reaches it
 
 
-async def follow(run: Deployment, console: Console) -> Deployment:
+async def follow(deployment: Deployment, console: Console) -> Deployment:
     """Shows the run until it is over; returns it as it ended."""
-    holder = Pass(run.stack.owner_id)
+    credential = Credential(deployment.stack.owner_id)
     screen = Live(console=console, auto_refresh=False) if console.is_terminal else None
-    async with Hub.of_this_process().run(run.pk, holder, "owner", viewer="terminal") as (watch, topic):
+    async with Hub.current().watch_deployment(deployment.pk, credential, "owner", viewer="terminal") as (watch, topic):
         shown = 0
         with screen or nullcontext():
             while True:
-                assert topic.run is not None
+                assert topic.deployment is not None
                 for event in topic.after(shown):
                     shown = event.seq
                     if screen is None and event.kind in ("phase", "log", "note") and not event.data.get("alive"):
-                        console.print(_line(event), highlight=False, markup=False, soft_wrap=True)
+                        console.print(_one_line(event), highlight=False, markup=False, soft_wrap=True)
                 if screen is not None:
-                    screen.update(await sync_to_async(_rail)(topic.run, topic.events), refresh=True)
-                if topic.run.done:
+                    screen.update(await sync_to_async(_rail)(topic.deployment, topic.events), refresh=True)
+                if topic.deployment.done:
                     break
-                if not await watch.news(LOOK_SECONDS):
-                    await topic.look()
-    console.print(_end(topic.run))
-    return topic.run
+                if not await watch.news(SCAN_SECONDS):
+                    await topic.refresh_frames()
+    console.print(_end(topic.deployment))
+    return topic.deployment
 
 
-def _line(event: Event) -> str:
+def _one_line(event: Event) -> str:
     at = event.at.strftime("%H:%M:%S")
     if event.kind == "log":
         return "\n".join(f"{at}  {event.phase:<24}        | {line}" for line in event.data["lines"])
     return f"{at}  {event.phase:<24} {event.progress:>3} %  {event.message}"
 
 
-def _rail(run: Deployment, events: list[Event]) -> Group:
-    shown = page.live(run, events, "owner")
+def _rail(deployment: Deployment, events: list[Event]) -> Group:
+    shown = deployment_page.live(deployment, events, "owner")
     rail = Table.grid(padding=(0, 2))
     for row in shown["rail"]:
         sign, style = SIGNS[row.state]
         took = f"{row.seconds:.1f} s" if row.seconds is not None else ""
         said = row.message if row.state in ("active", "failed") else ""
         rail.add_row(Text(sign, style), Text(row.title, style), Text(took, "dim"), Text(said[:80], "dim"))
-    head = Text.assemble((run.stack.name, "bold"), "  ", shown["headline"], "  ", (run.stack.url, "dim"))
+    head = Text.assemble((deployment.stack.name, "bold"), "  ", shown["headline"], "  ", (deployment.stack.url, "dim"))
     bar = Table.grid()
     if shown["shows_bar"]:
         bar.add_row(ProgressBar(total=100, completed=shown["progress"], width=40))
     return Group(head, bar, rail)
 
 
-def _end(run: Deployment) -> Text:
-    if run.status == Deployment.Status.SUCCESS:
-        return Text.assemble(("Live: ", "bold green"), run.stack.url)
-    error = run.error or {}
+def _end(deployment: Deployment) -> Text:
+    if deployment.status == Deployment.Status.SUCCESS:
+        return Text.assemble(("Live: ", "bold green"), deployment.stack.url)
+    error = deployment.error or {}
     return Text.assemble(
         (f"Failed in {error.get('phase')}: ", "bold red"),
-        f"{error.get('message')} ({error.get('code')}). {run.message}.",
+        f"{error.get('message')} ({error.get('code')}). {deployment.message}.",
     )

@@ -42,6 +42,6 @@ urlpatterns = [
 ]
 
 websocket_urlpatterns = [
-    path("ws/deployments/<run:id>", consumers.DeploymentSocket.as_asgi()),
-    path("ws/stacks", consumers.StacksSocket.as_asgi()),
+    path("ws/deployments/<run:id>", consumers.DeploymentConsumer.as_asgi()),
+    path("ws/stacks", consumers.StackListConsumer.as_asgi()),
 ]

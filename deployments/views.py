@@ -13,11 +13,12 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods
 from django_htmx.http import HttpResponseClientRedirect
 
-from . import check, page
-from .engine import diagnosis
+from . import name_availability
+from .engine import failures
 from .engine.recipe import PHASES
 from .forms import DeployForm, RedeployForm, RemoveForm
 from .models import ApiToken, Deployment, Orphan, Refusal, Stack
+from .realtime import deployment_page
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -27,9 +28,9 @@ def home(request: HttpRequest) -> HttpResponse:
         return redirect_to_login(request.get_full_path())
     if request.method == "POST":
         form = DeployForm(request.user, request.POST)
-        run = form.deploy(request.address) if form.is_valid() else None  # type: ignore[attr-defined]
-        if run is not None:
-            return redirect("deployment", run.pk)
+        deployment = form.deploy(request.address) if form.is_valid() else None  # type: ignore[attr-defined]
+        if deployment is not None:
+            return redirect("deployment", deployment.pk)
     else:
         form = DeployForm(request.user, initial={"name": request.GET.get("name", "")[:30]})
     name = str(form["name"].value() or "")
@@ -37,10 +38,10 @@ def home(request: HttpRequest) -> HttpResponse:
         "form": form,
         "cards": form.cards(),
         **_address(),
-        "check": check.locally(request.user, name) if name else None,
+        "check": name_availability.check_local(request.user, name) if name else None,
         "usual": _usual(),
         "phases": [phase.title for phase in PHASES],
-        "stacks": page.stacks(page.newest_runs(_person(request).pk)),
+        "stacks": deployment_page.stacks(deployment_page.newest_deployments(_person(request).pk)),
         "stacks_socket": "/ws/stacks",
     }
     return render(request, "home.html", context, status=400 if form.errors else 200)
@@ -55,9 +56,9 @@ def redeploy(request: HttpRequest, id: str) -> HttpResponse:
         return _is_gone(request, stack)
     if request.method == "POST":
         form = RedeployForm(request.user, stack, request.POST)
-        run = form.deploy(request.address) if form.is_valid() else None  # type: ignore[attr-defined]
-        if run is not None:
-            return redirect("deployment", run.pk)
+        deployment = form.deploy(request.address) if form.is_valid() else None  # type: ignore[attr-defined]
+        if deployment is not None:
+            return redirect("deployment", deployment.pk)
     else:
         form = RedeployForm(request.user, stack)
     context = {"form": form, "cards": form.cards(), "stack": stack, "usual": _usual()}
@@ -77,7 +78,7 @@ def remove(request: HttpRequest, id: str) -> HttpResponse:
             return _go_to(request, Deployment.request_removal(_person(request), stack, via=Deployment.Via.FORM))
         except Refusal as refusal:
             form.add_error(None, refusal.message)
-    receipts = stack.receipts.exclude(state="gone").exclude(kind="deploy").order_by("-pk")
+    receipts = stack.external_resources.exclude(state="gone").exclude(kind="deploy").order_by("-pk")
     context = {"form": form, "stack": stack, "objects": [receipt.kind for receipt in receipts]}
     return render(request, "remove.html", context, status=400 if form.errors else 200)
 
@@ -86,32 +87,37 @@ def remove(request: HttpRequest, id: str) -> HttpResponse:
 @login_required
 def cancel(request: HttpRequest, id: str) -> HttpResponse:
     """Asks for a run's end. Without JavaScript it asks back first."""
-    run = _changeable(request, id)
+    deployment = _changeable(request, id)
     if request.method != "POST":
         text = "What was made so far is undone, and the name is free again unless the stack ran before."
-        context = {"run": run, "title": f"Cancel {run.stack.name}?", "text": text, "button": "Cancel it"}
+        context = {"run": deployment, "title": f"Cancel {deployment.stack.name}?", "text": text, "button": "Cancel it"}
         return render(request, "ask.html", context)
     try:
-        run.cancel(request.user)
+        deployment.cancel(request.user)
     except Refusal as refusal:
         messages.error(request, refusal.message)
-    return _go_to(request, run)
+    return _go_to(request, deployment)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
 @login_required
 def retry(request: HttpRequest, id: str) -> HttpResponse:
     """A new run with the same answers. Without JavaScript it asks back first."""
-    run = _changeable(request, id)
+    deployment = _changeable(request, id)
     if request.method != "POST":
         text = "A new run with the same answers. What is there already is found, and not made again."
-        context = {"run": run, "title": f"Try {run.stack.name} again?", "text": text, "button": "Try again"}
+        context = {
+            "run": deployment,
+            "title": f"Try {deployment.stack.name} again?",
+            "text": text,
+            "button": "Try again",
+        }
         return render(request, "ask.html", context)
     try:
-        return _go_to(request, run.retry(_person(request), via=Deployment.Via.FORM))
+        return _go_to(request, deployment.retry(_person(request), via=Deployment.Via.FORM))
     except Refusal as refusal:
         messages.error(request, refusal.message)
-        return _go_to(request, run)
+        return _go_to(request, deployment)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -135,12 +141,12 @@ def orphan(request: HttpRequest, id: int) -> HttpResponse:
 
 
 def _changeable(request: HttpRequest, id: str) -> Deployment:
-    runs = Deployment.objects.changeable_by(request.user).select_related("stack__owner", "template")
-    return get_object_or_404(runs, pk=id)
+    deployments = Deployment.objects.changeable_by(request.user).select_related("stack__owner", "template")
+    return get_object_or_404(deployments, pk=id)
 
 
-def _go_to(request: HttpRequest, run: Deployment) -> HttpResponse:
-    return _go(request, reverse("deployment", args=[run.pk]))
+def _go_to(request: HttpRequest, deployment: Deployment) -> HttpResponse:
+    return _go(request, reverse("deployment", args=[deployment.pk]))
 
 
 def _is_gone(request: HttpRequest, stack: Stack) -> HttpResponse:
@@ -163,7 +169,7 @@ def _address() -> dict[str, str]:
 
 
 def _usual() -> str | None:
-    usual = page.usual()
+    usual = deployment_page.usual()
     return f"{usual}, from the last runs" if usual else None
 
 
@@ -172,14 +178,18 @@ def _usual() -> str | None:
 def check_name(request: HttpRequest) -> HttpResponse:
     """What the form says while somebody types."""
     name = request.GET.get("name", "").strip()[:64]
-    found = async_to_sync(check.everywhere)(request.user, name) if name else None
+    found = async_to_sync(name_availability.check)(request.user, name) if name else None
     return render(request, "_check.html", {"check": found, **_address()})
 
 
 @require_GET
 @login_required
 def stacks(request: HttpRequest) -> HttpResponse:
-    return render(request, "_stacks.html", {"stacks": page.stacks(page.newest_runs(_person(request).pk))})
+    return render(
+        request,
+        "_stacks.html",
+        {"stacks": deployment_page.stacks(deployment_page.newest_deployments(_person(request).pk))},
+    )
 
 
 @require_GET
@@ -200,16 +210,18 @@ def deployment_live(request: HttpRequest, id: str) -> HttpResponse:
 
 
 def _live(request: HttpRequest, id: str) -> dict[str, Any]:
-    runs = Deployment.objects.select_related("stack__owner", "template", "requested_by")
-    run = get_object_or_404(runs.visible_to(request.user), pk=id)
-    return page.live(run, list(run.events.filter(seq__lte=run.version)), run.audience(request.user))
+    deployments = Deployment.objects.select_related("stack__owner", "template", "requested_by")
+    deployment = get_object_or_404(deployments.visible_to(request.user), pk=id)
+    return deployment_page.live(
+        deployment, list(deployment.events.filter(seq__lte=deployment.version)), deployment.audience(request.user)
+    )
 
 
 @require_GET
 def help_page(request: HttpRequest, code: str | None = None) -> HttpResponse:
-    if code is not None and code not in diagnosis.BY_CODE:
+    if code is not None and code not in failures.BY_CODE:
         raise Http404
-    return render(request, "help.html", {"entry": diagnosis.BY_CODE.get(code or ""), "entries": diagnosis.ENTRIES})
+    return render(request, "help.html", {"entry": failures.BY_CODE.get(code or ""), "entries": failures.FAILURES})
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

@@ -11,19 +11,20 @@ django_application = get_asgi_application()  # before anything that needs the mo
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ChannelNameRouter, ProtocolTypeRouter, URLRouter  # noqa: E402
 
-from deployments import consumers, live, urls  # noqa: E402
+from deployments import consumers, urls  # noqa: E402
+from deployments.realtime import pubsub  # noqa: E402
 
-from .edge import BodyLimit, KnownSockets, SameOrigin, StaticFiles  # noqa: E402
+from .asgi_middleware import BodyLimit, KnownSockets, SameOrigin, StaticFiles  # noqa: E402
 
 _protocols = ProtocolTypeRouter(
     {
         "http": StaticFiles(BodyLimit(django_application)),
         "websocket": SameOrigin(AuthMiddlewareStack(KnownSockets(URLRouter(urls.websocket_urlpatterns)))),
-        "channel": ChannelNameRouter({live.RUNNER_CHANNEL: consumers.RunnerConsumer.as_asgi()}),
+        "channel": ChannelNameRouter({pubsub.RUNNER_CHANNEL: consumers.RunnerConsumer.as_asgi()}),
     }
 )
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    live.bind()
+    pubsub.bind_loop()
     await _protocols(scope, receive, send)

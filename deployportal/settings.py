@@ -88,7 +88,7 @@ SIMULATOR_PULL_SECONDS = number("SIMULATOR_PULL_SECONDS", 6)
 SIMULATOR_START_SECONDS = number("SIMULATOR_START_SECONDS", 3)
 SIMULATOR_LATENCY_SECONDS = number("SIMULATOR_LATENCY_SECONDS", 0.03)
 SIMULATOR_SWITCH_KEY = text("SIMULATOR_SWITCH_KEY")
-FAULT = text("FAULT")  # where the portal is to die (deployments/faults.py; rehearsals only)
+FAULT = text("FAULT")  # where the portal is to die (deployments/failpoints.py; rehearsals only)
 
 # The first template, and the address that every stack gets.
 STACK_IMAGE = text("STACK_IMAGE", "git.app.flexinit.nl/oussamadouhou/oh-my-opencode-free:latest")
@@ -148,13 +148,13 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "deployportal.doors.doors",
+    "deployportal.middleware.portal_middleware",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "deployments.people.visitor",
+    "deployments.identity.demo_user_middleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
 ]
@@ -171,7 +171,7 @@ TEMPLATES = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
-                "deployments.people.portal",
+                "deployments.identity.portal_context",
             ]
         },
     }
@@ -258,7 +258,7 @@ MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "filters": {"masked": {"()": "deployportal.masking.Masked"}},
+    "filters": {"masked": {"()": "deployportal.log_redaction.RedactingFilter"}},
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["masked"]}},
     "root": {"handlers": ["stderr"], "level": text("LOG_LEVEL", "WARNING")},

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from .forge import ROOT, Forge, Forged
+from .process_pool import ROOT, Forge, Forged
 
 KEY = "the-owners-key"
 SWITCH_KEY = "the-switch-key"

@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from . import orchestrator, steps
-from .dokploy import CALL_SECONDS, Build, Dokploy, Project
+from .dokploy import Dokploy, DokployDeployment, Project
+from .dokploy.client import CALL_SECONDS
 from .errors import DokployError, Failure, Interrupted, Unavailable
-from .grammar import dotenv
-from .journal import Journal
-from .ladder import climb
+from .probe import probe_stack
 from .recipe import PHASES, REMOVAL, Phase
+from .reporter import Reporter
 from .spec import Certificate, Progress, Resources, StackSpec
+from .validation import dotenv
 
 PATIENCE_SECONDS = 60.0  # an unreachable Dokploy is waited for so long, within one phase
 AFTERWARDS_SECONDS = 30.0  # a container ends, and a route goes, a while after Dokploy said so
@@ -108,7 +109,7 @@ class Stack:
         self.spec = StackSpec(
             installation=stage.installation,
             stack=f"stk_{name}",
-            run="",
+            deployment="",
             name=name,
             image=ground.image,
             port=ground.port,
@@ -135,46 +136,46 @@ class Stack:
         *,
         image: str | None = None,
         phases: Sequence[Phase] = PHASES,
-        begin_with: str | None = None,
+        first_phase: str | None = None,
         stops: Callable[[Progress], bool] = lambda progress: False,
     ) -> None:
-        """A run of its own, unless it goes on with `begin_with`. Raises Failure, and Interrupted where `stops` says so
+        """A run of its own, unless it goes on with `first_phase`. Raises Failure, and Interrupted where `stops` says so
         of a report."""
         self.log_lines, self._stops = 0, stops
-        if begin_with is None:
+        if first_phase is None:
             self._runs += 1
             value = f"it's throwaway # {secrets.token_hex(8)}"
             self.spec = replace(
                 self.spec,
-                run=f"dep_{self._runs}",
+                deployment=f"dep_{self._runs}",
                 image=image or self.spec.image,
                 env=(("CONFORMANCE", value),),
                 secrets=(value,),
             )
-        journal = self._journal(Resources() if begin_with is None else self.have)
+        reporter = self._reporter(Resources() if first_phase is None else self.have)
         try:
             await orchestrator.run(
-                self._dokploy, self.spec, journal, phases=phases, begin_with=begin_with, patience=PATIENCE_SECONDS
+                self._dokploy, self.spec, reporter, phases=phases, first_phase=first_phase, patience=PATIENCE_SECONDS
             )
         finally:
             self._stops = lambda progress: False
         self.works = phases is PHASES
 
     async def undo(self) -> list[str]:
-        return await orchestrator.undo(self._dokploy, self.spec, self._journal(self.have), patience=PATIENCE_SECONDS)
+        return await orchestrator.undo(self._dokploy, self.spec, self._reporter(self.have), patience=PATIENCE_SECONDS)
 
     async def remove(self, phases: Sequence[Phase] = REMOVAL) -> None:
-        journal = self._journal(self.have)
-        await orchestrator.run(self._dokploy, self.spec, journal, phases=phases, patience=PATIENCE_SECONDS)
+        reporter = self._reporter(self.have)
+        await orchestrator.run(self._dokploy, self.spec, reporter, phases=phases, patience=PATIENCE_SECONDS)
 
     def expect(self, what: str, expected: object, saw: object) -> None:
         self._stage.expect(f"{self._letter}  {what}", expected, saw)
 
-    def _journal(self, resources: Resources) -> Journal:
+    def _reporter(self, resources: Resources) -> Reporter:
         self.works, self.worked_around = False, []
-        journal = Journal(self._report, resources=resources, intended=self._intended)
-        journal.secrets = (self._stage.key, *self.spec.secrets)
-        return journal
+        reporter = Reporter(self._report, resources=resources, pending=self._intended)
+        reporter.secrets = (self._stage.key, *self.spec.secrets)
+        return reporter
 
     async def _report(self, progress: Progress) -> None:
         data = progress.data
@@ -199,7 +200,7 @@ class Stack:
 
 async def deploy(stage: Stage) -> None:
     stack = stage.stack("a")
-    before = await climb(stack.spec)
+    before = await probe_stack(stack.spec)
     stack.expect("its address answers before it is there", False, before.answered)
     await stack.deploy()
     await _is_there(stage, stack)
@@ -255,7 +256,7 @@ async def cancel(stage: Stage) -> None:
         await dokploy.deploy(filling.have.application_id or "", title)
     waited = False
     try:
-        await stack.deploy(begin_with=_DEPLOYING.name, stops=_says_that_it_waits)
+        await stack.deploy(first_phase=_DEPLOYING.name, stops=_says_that_it_waits)
     except Interrupted:
         jobs = [job.state for job in await dokploy.queue() if job.title == stack.spec.deploy_title(1)]
         waited = jobs == ["waiting"]
@@ -309,7 +310,7 @@ REHEARSALS = (
     Rehearsal("two at once", "Two stacks are deployed at once, and removed at once", two_at_once),
     Rehearsal("remove", "The first stack is removed", remove),
 )
-SETTLING = (Phase("settling", "Waiting for its deploys to end", 0, steps.settle_deploy, timeout=REMOVAL[0].timeout),)
+SETTLING = (Phase("settling", "Waiting for its deploys to end", 0, steps.drain_deploys, timeout=REMOVAL[0].timeout),)
 _DEPLOYING = next(phase for phase in PHASES if phase.step is steps.deploy)
 
 
@@ -388,7 +389,7 @@ async def _is_there(stage: Stage, stack: Stack) -> None:
     stack.expect("deploys of it in the queue", [], await _jobs(stage, stack))
     stack.expect("lines of its log were reported", True, stack.log_lines > 0)
     for row in rows:
-        log, followed = (await dokploy.build_log(row.id)).strip(), (await _followed(stage, row)).strip()
+        log, followed = (await dokploy.read_deploy_log(row.id)).strip(), (await _followed(stage, row)).strip()
         stack.expect("its log can be read over HTTP", True, bool(log))
         stack.expect("the socket sends the same log", True, bool(followed) and log.startswith(followed[:80]))
     stack.expect("a container of it runs", True, await _afterwards(lambda: _runs(stage, stack), True))
@@ -417,8 +418,8 @@ async def _projects(stage: Stage, stack: Stack) -> list[Project]:
     return [project for project in await stage.dokploy.projects() if project.description == stack.spec.mark]
 
 
-async def _rows(stage: Stage, stack: Stack) -> list[Build]:
-    return await stage.dokploy.builds(stack.have.application_id or "")
+async def _rows(stage: Stage, stack: Stack) -> list[DokployDeployment]:
+    return await stage.dokploy.dokploy_deployments(stack.have.application_id or "")
 
 
 async def _jobs(stage: Stage, stack: Stack) -> list[str]:
@@ -434,10 +435,10 @@ async def _runs(stage: Stage, stack: Stack) -> bool:
 
 
 async def _answers(spec: StackSpec) -> bool:
-    return (await climb(spec)).answered
+    return (await probe_stack(spec)).answered
 
 
-async def _followed(stage: Stage, row: Build) -> str:
+async def _followed(stage: Stage, row: DokployDeployment) -> str:
     """What the socket sends first of a deploy's log; empty where it sends nothing."""
     with contextlib.suppress(Unavailable, TimeoutError):
         async with (
@@ -509,7 +510,7 @@ async def _clear(stage: Stage) -> None:
                         marks = {mark for _, mark in left}
                         stacks = [stack for stack in stage.stacks.values() if stack.spec.mark in marks]
                         await asyncio.gather(*(_take_away(stage, stack) for stack in stacks))
-                await asyncio.sleep(steps.SECOND_LOOK_SECONDS)
+                await asyncio.sleep(steps.RECHECK_SECONDS)
     except TimeoutError:
         stage.say(f"           not all could be taken away within {CLEARING_SECONDS:.0f} s")
 

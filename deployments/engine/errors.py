@@ -18,18 +18,18 @@ class Unavailable(DokployError):
     code = "DOKPLOY_UNAVAILABLE"
 
 
-class KeySpent(Unavailable):
+class KeyExhausted(Unavailable):
     """The key was good, and then it was not: its rate limit ran out in the middle of a call, or what was asked is for
     owners and admins only. Dokploy says the same to both."""
 
 
-class Unclear(DokployError):
+class OutcomeUnknown(DokployError):
     """It may have been done, or not. Look before anything else."""
 
     code = "DOKPLOY_UNCLEAR"
 
 
-class PerhapsNotAllowed(Unclear):
+class NotAllowedOrUnknown(OutcomeUnknown):
     """Dokploy says that the key may not make this, in an error that it also gives for what it has made."""
 
     code = "DOKPLOY_NOT_ALLOWED"

@@ -9,13 +9,14 @@ from math import inf
 from typing import TypeVar
 
 from . import steps
-from .dokploy import CALL_SECONDS, Dokploy
+from .dokploy import Dokploy
+from .dokploy.client import CALL_SECONDS
 from .errors import DokployError, Failure, Unavailable
-from .journal import Journal
 from .recipe import PHASES, RESTORE, Phase
+from .reporter import Reporter
 from .spec import Resources, StackSpec
 
-SIGN_OF_LIFE_SECONDS = 4.0  # at least every five
+HEARTBEAT_SECONDS = 4.0  # at least every five
 PATIENCE_SECONDS = 300.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 4.0
@@ -28,75 +29,77 @@ T = TypeVar("T")
 async def run(
     dokploy: Dokploy,
     spec: StackSpec,
-    journal: Journal,
+    reporter: Reporter,
     *,
     phases: Sequence[Phase] = PHASES,
-    begin_with: str | None = None,
+    first_phase: str | None = None,
     patience: float = PATIENCE_SECONDS,
 ) -> Resources:
     """Brings the stack to what the spec asks for, or with REMOVAL takes it away. Raises Failure, with its phase.
 
-    begin_with: the phase to go on with; an unknown name begins at the first, which is harmless: every step looks first.
+    first_phase: the phase to go on with; an unknown name begins at the first, which is harmless.
     patience: seconds that an unreachable Dokploy is waited for, within one phase.
     """
     names = [phase.name for phase in phases]
-    first = names.index(begin_with) if begin_with in names else 0
-    have = journal.resources
+    first = names.index(first_phase) if first_phase in names else 0
+    have = reporter.resources
     for phase in phases[first:]:
-        await journal.begin(phase.name, phase.progress, phase.title)
-        have = await _perform(phase, lambda: phase.step(dokploy, spec, have, journal), journal, patience)  # noqa: B023
-        await journal.end(f"{phase.title}: done", resources=have)
-    await _closing_look(phases[-1], dokploy, spec, have, journal, patience)
+        await reporter.begin(phase.name, phase.progress, phase.title)
+        have = await _perform(phase, lambda: phase.step(dokploy, spec, have, reporter), reporter, patience)  # noqa: B023
+        await reporter.end(f"{phase.title}: done", resources=have)
+    await _remove_duplicates(phases[-1], dokploy, spec, have, reporter, patience)
     return have
 
 
-async def undo(dokploy: Dokploy, spec: StackSpec, journal: Journal, *, patience: float = PATIENCE_SECONDS) -> list[str]:
+async def undo(
+    dokploy: Dokploy, spec: StackSpec, reporter: Reporter, *, patience: float = PATIENCE_SECONDS
+) -> list[str]:
     """Removes what this stack made, last made first. Returns what is left, a sentence each; never raises Failure."""
-    left, have = [], journal.resources
+    left, have = [], reporter.resources
     for phase in reversed(PHASES):
         undo_step = phase.undo
         if undo_step is None:
             continue
         try:
-            await _perform(phase, lambda: undo_step(dokploy, spec, have, journal), journal, patience)  # noqa: B023
+            await _perform(phase, lambda: undo_step(dokploy, spec, have, reporter), reporter, patience)  # noqa: B023
         except Failure as failure:
-            if phase.undo is not steps.settle_deploy:  # the application's own removal says it then
+            if phase.undo is not steps.drain_deploys:  # the application's own removal says it then
                 kind = phase.name.removeprefix("creating_")
-                await journal.left(kind, None, failure.message)
+                await reporter.left_behind(kind, None, failure.message)
                 left.append(f"the {kind} ({failure.message})")
     return left
 
 
 async def restore(
-    dokploy: Dokploy, former: StackSpec, journal: Journal, *, patience: float = PATIENCE_SECONDS
+    dokploy: Dokploy, former: StackSpec, reporter: Reporter, *, patience: float = PATIENCE_SECONDS
 ) -> list[str]:
     """Brings a stack that ran before back to its former spec; deletes nothing. Returns what could not be given back.
 
     The spec's run names this undo: under the former run's own name its deploy of then would be found, and nothing sent.
     """
-    have = journal.resources
+    have = reporter.resources
     if have.application_id is None:  # it failed before it touched anything
         return []
     try:
         for phase in RESTORE:
-            await journal.say(f"Bringing the former settings back: {phase.title.lower()}")
-            have = await _perform(phase, lambda: phase.step(dokploy, former, have, journal), journal, patience)  # noqa: B023
+            await reporter.status(f"Bringing the former settings back: {phase.title.lower()}")
+            have = await _perform(phase, lambda: phase.step(dokploy, former, have, reporter), reporter, patience)  # noqa: B023
     except Failure as failure:
         return [f"the former version ({failure.message})"]
-    await _closing_look(RESTORE[-1], dokploy, former, have, journal, patience)
+    await _remove_duplicates(RESTORE[-1], dokploy, former, have, reporter, patience)
     return []
 
 
-async def _closing_look(
-    phase: Phase, dokploy: Dokploy, spec: StackSpec, have: Resources, journal: Journal, patience: float
+async def _remove_duplicates(
+    phase: Phase, dokploy: Dokploy, spec: StackSpec, have: Resources, reporter: Reporter, patience: float
 ) -> None:
     try:
-        await _perform(phase, lambda: steps.closing_look(dokploy, spec, have, journal), journal, patience)
+        await _perform(phase, lambda: steps.remove_duplicates(dokploy, spec, have, reporter), reporter, patience)
     except Failure as failure:  # the stack answers: that a surplus object may be left is no reason to undo it
-        await journal.note(f"The closing look was not possible: {failure.message}")
+        await reporter.note(f"The closing look was not possible: {failure.message}")
 
 
-async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journal, patience: float) -> T:
+async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], reporter: Reporter, patience: float) -> T:
     """Acts until it is done. An outage is waited for, an unclear outcome is tried again, a refusal ends it."""
     loop = asyncio.get_running_loop()
     attempt, pause, away = 1, FIRST_PAUSE_SECONDS, 0.0
@@ -105,7 +108,7 @@ async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journ
         began = loop.time()
         try:
             try:
-                return await _with_signs_of_life(act, phase.timeout, journal)
+                return await _with_heartbeats(act, phase.timeout, reporter)
             except TimeoutError:
                 raise Failure("TIMEOUT", f"This took longer than its limit of {phase.timeout:.0f} s.") from None
             except Unavailable as error:
@@ -117,23 +120,23 @@ async def _perform(phase: Phase, act: Callable[[], Awaitable[T]], journal: Journ
                 away += min(now - began, CALL_SECONDS) + pause
                 if away > patience:
                     raise Failure.of(error) from error
-                await journal.say(f"Waiting for Dokploy: {error}")
+                await reporter.status(f"Waiting for Dokploy: {error}")
             except DokployError as error:
                 away = 0.0
                 if error.permanent or attempt >= phase.attempts:
                     raise Failure.of(error) from error
                 attempt += 1
-                journal.attempt = attempt
-                await journal.say(f"Attempt {attempt} of {phase.attempts}: {error}", attempt=attempt)
+                reporter.attempt = attempt
+                await reporter.status(f"Attempt {attempt} of {phase.attempts}: {error}", attempt=attempt)
         except Failure as failure:
             failure.phase = failure.phase or phase.name
             raise
         # Without a limit: after a stall of the whole process that would be reached together with the pause's end.
-        await _with_signs_of_life(lambda: asyncio.sleep(pause), inf, journal)  # noqa: B023
+        await _with_heartbeats(lambda: asyncio.sleep(pause), inf, reporter)  # noqa: B023
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
-async def _with_signs_of_life(act: Callable[[], Awaitable[T]], timeout: float, journal: Journal) -> T:
+async def _with_heartbeats(act: Callable[[], Awaitable[T]], timeout: float, reporter: Reporter) -> T:
     """Awaits the act for `timeout` seconds; whenever nothing was reported for a while, reports a sign of life."""
     loop = asyncio.get_running_loop()
 
@@ -144,10 +147,10 @@ async def _with_signs_of_life(act: Callable[[], Awaitable[T]], timeout: float, j
     task = asyncio.ensure_future(bounded())
     try:
         while not task.done():
-            quiet = loop.time() - journal.last_report
-            done, _ = await asyncio.wait({task}, timeout=max(SIGN_OF_LIFE_SECONDS - quiet, 0))
-            if not done and loop.time() - journal.last_report >= SIGN_OF_LIFE_SECONDS:
-                await journal.still()
+            quiet = loop.time() - reporter.last_report
+            done, _ = await asyncio.wait({task}, timeout=max(HEARTBEAT_SECONDS - quiet, 0))
+            if not done and loop.time() - reporter.last_report >= HEARTBEAT_SECONDS:
+                await reporter.heartbeat()
         return task.result()
     finally:
         if not task.done():

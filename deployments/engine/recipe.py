@@ -6,10 +6,10 @@ from math import inf
 
 from . import steps
 from .dokploy import Dokploy
-from .journal import Journal
+from .reporter import Reporter
 from .spec import Resources, StackSpec
 
-Step = Callable[[Dokploy, StackSpec, Resources, Journal], Awaitable[Resources]]
+Step = Callable[[Dokploy, StackSpec, Resources, Reporter], Awaitable[Resources]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ PHASES = (
     Phase("creating_application", "Creating the application", 35, steps.create_application, steps.remove_application),
     Phase("configuring_application", "Configuring the application", 50, steps.configure_application),
     Phase("creating_domain", "Creating the domain", 65, steps.create_domain, steps.remove_domain),
-    Phase("deploying", "Deploying", 85, steps.deploy, steps.settle_deploy, timeout=inf),
+    Phase("deploying", "Deploying", 85, steps.deploy, steps.drain_deploys, timeout=inf),
     Phase("verifying_health", "Checking that it answers", 90, steps.verify_health, timeout=900.0, attempts=1),
 )
 
 REMOVAL = (
-    Phase("removing_domain", "Removing the domain", 25, steps.take_down, timeout=steps.SETTLE_SECONDS + 60),
+    Phase("removing_domain", "Removing the domain", 25, steps.begin_removal, timeout=steps.SETTLE_SECONDS + 60),
     Phase("removing_application", "Removing the application", 50, steps.remove_application),
     Phase("removing_project", "Removing the project", 75, steps.remove_project),
 )

@@ -20,7 +20,7 @@ class StackSpec:
 
     installation: str
     stack: str
-    run: str
+    deployment: str
     name: str
     image: str
     port: int
@@ -53,7 +53,7 @@ class StackSpec:
     @property
     def deploy_titles(self) -> str:
         """How the title of each deploy of this run begins."""
-        return f"{self.mark}/{self.run}/"
+        return f"{self.mark}/{self.deployment}/"
 
     def deploy_title(self, attempt: int) -> str:
         return f"{self.deploy_titles}{attempt}"
@@ -76,7 +76,7 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
+class MarkedObject:
     """One object at Dokploy that carries this installation's mark."""
 
     kind: Literal["project", "application"]

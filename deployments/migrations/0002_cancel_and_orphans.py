@@ -26,8 +26,8 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='installation',
-            name='looked_for_orphans_at',
-            field=models.DateTimeField(blank=True, null=True),
+            name='orphans_scanned_at',
+            field=models.DateTimeField(blank=True, db_column='looked_for_orphans_at', null=True),
         ),
         migrations.AlterField(
             model_name='deployment',

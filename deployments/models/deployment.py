@@ -12,14 +12,15 @@ from django.db.models import ExpressionWrapper, F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from .. import live, vault
-from ..engine import diagnosis
+from .. import encryption
+from ..engine import failures
 from ..engine.errors import Cancelled, Interrupted
 from ..engine.recipe import PHASES, RESTORE, TITLES, UNCHANGED
 from ..engine.spec import Progress, Resources, StackSpec
+from ..realtime import pubsub
 from .installation import Installation
 from .refusal import Refusal
-from .stack import Receipt, Stack
+from .stack import ExternalResource, Stack
 from .template import Template
 
 # What Django raises where the database is away, or has ended the session of who stood still in a transaction.
@@ -60,16 +61,16 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
             return self.none()
         return self if user.is_staff else self.filter(stack__owner=user)
 
-    def running(self) -> "DeploymentQuerySet":
+    def in_progress(self) -> "DeploymentQuerySet":
         return self.filter(status=Deployment.Status.IN_PROGRESS)
 
-    def that_worked(self) -> "DeploymentQuerySet":
+    def successful(self) -> "DeploymentQuerySet":
         """What left a stack running."""
         return self.filter(status=Deployment.Status.SUCCESS).exclude(kind=Deployment.Kind.REMOVE)
 
     def due(self) -> "DeploymentQuerySet":
         """What nobody works on, by the database's clock; oldest first."""
-        return self.running().filter(Q(lease_until=None) | Q(lease_until__lt=Now())).order_by("created_at")
+        return self.in_progress().filter(Q(lease_until=None) | Q(lease_until__lt=Now())).order_by("created_at")
 
 
 class Deployment(models.Model):
@@ -96,7 +97,7 @@ class Deployment(models.Model):
     kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.DEPLOY)
     template = models.ForeignKey(Template, on_delete=models.PROTECT, related_name="deployments")
     spec = models.JSONField(default=dict)
-    spec_locked = models.TextField(blank=True)
+    spec_encrypted = models.TextField(blank=True, db_column="spec_locked")
     phase = models.CharField(max_length=30, default="initializing")
     status = models.CharField(max_length=12, choices=Status.choices, default=Status.IN_PROGRESS)
     progress = models.PositiveSmallIntegerField(default=0)
@@ -149,7 +150,7 @@ class Deployment(models.Model):
     @classmethod
     def request(
         cls,
-        person: Any,
+        user: Any,
         name: str,
         template: Template,
         parameters: dict[str, Any],
@@ -165,45 +166,47 @@ class Deployment(models.Model):
         """
         digest = None
         if idempotency_key:
-            caller = address or "" if person.username == settings.OPEN_USERNAME else ""
+            caller = address or "" if user.username == settings.OPEN_USERNAME else ""
             digest = hashlib.sha256(f"{caller}\0{idempotency_key}".encode()).hexdigest()
-            if earlier := cls._of_key(person, digest):
+            if earlier := cls._with_idempotency_key(user, digest):
                 return earlier
-        Stack.check_name(name)
-        return cls.once(
-            lambda: cls._request(person, person, name, template, parameters, via, digest, address),
-            lambda: cls._of_key(person, digest),
+        Stack.validate_name(name)
+        return cls.get_or_create_deployment(
+            lambda: cls._request(user, user, name, template, parameters, via, digest, address),
+            lambda: cls._with_idempotency_key(user, digest),
         )
 
     @classmethod
     def request_again(
-        cls, person: Any, stack: Stack, template: Template, parameters: dict[str, Any], *, via: str
+        cls, user: Any, stack: Stack, template: Template, parameters: dict[str, Any], *, via: str
     ) -> "Deployment":
         """A redeploy of this stack, for its owner or an operator (Stack.visible_to), or a Refusal."""
-        return cls.once(lambda: cls._again(person, stack, template, parameters, via, None), lambda: None)
+        return cls.get_or_create_deployment(
+            lambda: cls._again(user, stack, template, parameters, via, None), lambda: None
+        )
 
     @classmethod
-    def request_removal(cls, person: Any, stack: Stack, *, via: str) -> "Deployment":
+    def request_removal(cls, user: Any, stack: Stack, *, via: str) -> "Deployment":
         """A run that takes this stack away, for its owner or an operator. Asked for twice it is the same run."""
 
         def under_way() -> "Deployment | None":
-            return stack.deployments.running().filter(kind=cls.Kind.REMOVE).first()
+            return stack.deployments.in_progress().filter(kind=cls.Kind.REMOVE).first()
 
         def make() -> "Deployment":
             if earlier := under_way():
                 return earlier
             stack.refresh_from_db(from_queryset=Stack.objects.select_for_update(no_key=True))
-            stack.check_idle()
+            stack.require_idle()
             if via == cls.Via.SWEEPER and not stack.is_to_be_removed():  # who looked may have slept since
                 raise Refusal("CONFLICT", f"“{stack.name}” is wanted again.")
-            run = cls(stack=stack, template=stack.template, kind=cls.Kind.REMOVE, requested_by=person, via=via)
-            run.spec = {"image": stack.template.image, "port": stack.template.port}  # a removal needs no more
-            run._look_for_what_ran()
-            return run._enqueue()
+            deployment = cls(stack=stack, template=stack.template, kind=cls.Kind.REMOVE, requested_by=user, via=via)
+            deployment.spec = {"image": stack.template.image, "port": stack.template.port}  # a removal needs no more
+            deployment._carry_over_app_name()
+            return deployment._enqueue()
 
-        return cls.once(make, under_way)
+        return cls.get_or_create_deployment(make, under_way)
 
-    def retry(self, person: Any, *, via: str) -> "Deployment":
+    def retry(self, user: Any, *, via: str) -> "Deployment":
         """A new run for one that failed, with the same answers; what is there already is found, and not made again.
 
         For its owner or an operator (changeable_by). Asked for twice it is the same run. Refusal CONFLICT where there
@@ -214,27 +217,27 @@ class Deployment(models.Model):
             raise Refusal("CONFLICT", f"This run {what}, so there is nothing to retry.")
 
         def under_way() -> "Deployment | None":
-            return self.retries.running().first()
+            return self.retries.in_progress().first()
 
         def make() -> "Deployment":
             if earlier := under_way():
                 return earlier
-            if self.retried:
+            if self.superseded:
                 raise Refusal("CONFLICT", "The stack has gone on since then. Look at its newest run.")
-            run = self._repeat(person, via)
-            run.retry_of = self
-            run.save(update_fields=["retry_of"])
-            return run
+            deployment = self._repeat(user, via)
+            deployment.retry_of = self
+            deployment.save(update_fields=["retry_of"])
+            return deployment
 
-        return self.once(make, under_way)
+        return self.get_or_create_deployment(make, under_way)
 
-    def _repeat(self, person: Any, via: str) -> "Deployment":
+    def _repeat(self, user: Any, via: str) -> "Deployment":
         stack = self.stack
         stack.refresh_from_db()
         if self.kind == self.Kind.REMOVE:
-            return Deployment.request_removal(person, stack, via=via)
+            return Deployment.request_removal(user, stack, via=via)
         answers = self.environment()
-        if not self.is_readable() and (lost := self.template.secret_keys()):
+        if not self.has_readable_secrets() and (lost := self.template.secret_keys()):
             text = f"Its answers are not all known any more ({', '.join(sorted(lost))}). Deploy it anew, and give them."
             raise Refusal("CONFLICT", text)
         try:
@@ -243,45 +246,47 @@ class Deployment(models.Model):
             text = f"Its answers do not fit any more. {refusal.message} Deploy it anew with the form."
             raise Refusal("CONFLICT", text, field=refusal.field) from None
         if stack.state != Stack.State.GONE:
-            run = Deployment._again(person, stack, self.template, parameters, via, None)
+            deployment = Deployment._again(user, stack, self.template, parameters, via, None)
             if (self.error or {}).get("code") != "DOKPLOY_NOT_FOUND":  # what is gone is made again, from the start
-                run.resources |= {name: self.resources[name] for name in KEPT if name in self.resources}
-            run.save(update_fields=["resources"])
-            stack.receipts.filter(state=Receipt.State.LEFT).update(state=Receipt.State.MADE, why="")
-            return run
+                deployment.resources |= {name: self.resources[name] for name in KEPT if name in self.resources}
+            deployment.save(update_fields=["resources"])
+            stack.external_resources.filter(state=ExternalResource.State.LEFT).update(
+                state=ExternalResource.State.MADE, why=""
+            )
+            return deployment
         if Stack.objects.existing().filter(name=stack.name).exists():
             raise Refusal("NAME_TAKEN", f"“{stack.name}” was taken meanwhile. Choose another name.", field="name")
         address = stack.requested_from
-        return Deployment._request(person, stack.owner, stack.name, self.template, parameters, via, None, address)
+        return Deployment._request(user, stack.owner, stack.name, self.template, parameters, via, None, address)
 
-    def cancel(self, person: Any) -> None:
-        """Asks for the end of this run: who works on it stops at its next report, and undoes what was made.
+    def cancel(self, user: Any) -> None:
+        """Asks for the end of this deployment: who works on it stops at its next report, and undoes what was made.
 
         Asked for twice it is one request. Refusal CONFLICT where there is nothing to cancel.
         """
         with transaction.atomic():
-            run = Deployment.objects.select_for_update().select_related("stack").get(pk=self.pk)
-            if run.done:
+            deployment = Deployment.objects.select_for_update().select_related("stack").get(pk=self.pk)
+            if deployment.done:
                 raise Refusal("CONFLICT", "It is over already, so there is nothing to cancel.")
-            if run.kind == self.Kind.REMOVE:
+            if deployment.kind == self.Kind.REMOVE:
                 raise Refusal("CONFLICT", "A removal cannot be cancelled: part of the stack may be gone already.")
-            if run.error and run.cancel_requested_at is None:
+            if deployment.error and deployment.cancel_requested_at is None:
                 raise Refusal("CONFLICT", "It has failed and is being undone already.")
-            if run.cancel_requested_at is None:
-                run.cancel_requested_at = run.updated_at = timezone.now()
-                run.version += 1
-                run.save(update_fields=["cancel_requested_at", "updated_at", "version"])
-                run._write_event("note", "Cancel requested", {"by": person.get_username()})
-                transaction.on_commit(run._announce)
-                transaction.on_commit(live.wake)
-                run._end_unless_begun()
+            if deployment.cancel_requested_at is None:
+                deployment.cancel_requested_at = deployment.updated_at = timezone.now()
+                deployment.version += 1
+                deployment.save(update_fields=["cancel_requested_at", "updated_at", "version"])
+                deployment._write_event("note", "Cancel requested", {"by": user.get_username()})
+                transaction.on_commit(deployment._publish)
+                transaction.on_commit(pubsub.notify_worker)
+                deployment._end_if_unclaimed()
         self.refresh_from_db()
 
-    def _end_unless_begun(self) -> None:
+    def _end_if_unclaimed(self) -> None:
         """The end of a cancelled run that no worker has had: nothing waits for one where there is nothing to undo."""
-        if self.lease_token or (self.kind == self.Kind.DEPLOY and self.intended()):
+        if self.lease_token or (self.kind == self.Kind.DEPLOY and self.pending_resources()):
             return
-        entry = diagnosis.BY_CODE["CANCELLED"]
+        entry = failures.BY_CODE["CANCELLED"]
         error = {"phase": self.phase, "code": entry.code, "message": entry.what, "retryable": entry.retryable}
         with suppress(LeaseLost):  # one took it just now, and will see the request
             self.record(
@@ -291,14 +296,16 @@ class Deployment(models.Model):
     @classmethod
     def request_due_removals(cls) -> list["Deployment"]:
         """The sweeper's: removals of stacks that have expired, and of what failed runs and removals left behind."""
-        runs = []
+        deployments = []
         for stack in Stack.objects.to_be_removed():
             with suppress(Refusal):
-                runs.append(cls.request_removal(stack.owner, stack, via=cls.Via.SWEEPER))
-        return runs
+                deployments.append(cls.request_removal(stack.owner, stack, via=cls.Via.SWEEPER))
+        return deployments
 
     @staticmethod
-    def once(make: Callable[[], "Deployment"], earlier: Callable[[], "Deployment | None"]) -> "Deployment":
+    def get_or_create_deployment(
+        make: Callable[[], "Deployment"], earlier: Callable[[], "Deployment | None"]
+    ) -> "Deployment":
         """Makes a run in a transaction. Where somebody was faster: what they made if it serves, else once more."""
         for last in (False, True):
             try:
@@ -312,14 +319,14 @@ class Deployment(models.Model):
         raise AssertionError("unreachable")
 
     @classmethod
-    def _of_key(cls, person: Any, digest: str | None) -> "Deployment | None":
+    def _with_idempotency_key(cls, user: Any, digest: str | None) -> "Deployment | None":
         """The run that this caller's idempotency key made."""
-        return cls.objects.filter(requested_by=person, idempotency_key=digest).first() if digest else None
+        return cls.objects.filter(requested_by=user, idempotency_key=digest).first() if digest else None
 
     @classmethod
     def _request(
         cls,
-        person: Any,
+        user: Any,
         owner: Any,
         name: str,
         template: Template,
@@ -332,31 +339,33 @@ class Deployment(models.Model):
         if stack is not None:
             if stack.owner_id != owner.pk or owner.username == settings.OPEN_USERNAME:
                 raise Refusal("NAME_TAKEN", f"“{name}” is taken. Choose another name.", field="name")
-            return cls._again(person, stack, template, parameters, via, digest)
-        cls._check_quota(owner, address)
+            return cls._again(user, stack, template, parameters, via, digest)
+        cls._require_quota(owner, address)
         url = Stack.address_of(name)
         stack = Stack.objects.create(
             name=name, owner=owner, template=template, url=url, host=host_of(url), requested_from=address
         )
-        run = cls(stack=stack, template=template, requested_by=person, via=via, idempotency_key=digest)
-        run._write_spec(template, parameters)
-        return run._enqueue()
+        deployment = cls(stack=stack, template=template, requested_by=user, via=via, idempotency_key=digest)
+        deployment._write_spec(template, parameters)
+        return deployment._enqueue()
 
     @classmethod
     def _again(
-        cls, person: Any, stack: Stack, template: Template, parameters: dict[str, Any], via: str, digest: str | None
+        cls, user: Any, stack: Stack, template: Template, parameters: dict[str, Any], via: str, digest: str | None
     ) -> "Deployment":
         # It may be gone meanwhile. no_key: or who asks for its removal just now would wait for us, and we for them.
         stack.refresh_from_db(from_queryset=Stack.objects.select_for_update(no_key=True))
-        stack.check_idle()
-        run = cls(stack=stack, template=template, requested_by=person, via=via, idempotency_key=digest)
-        if run.former() is not None:  # whatever became of it since: what ran once is restored, never removed
-            run.kind = cls.Kind.REDEPLOY
-        run._look_for_what_ran()
-        run._write_spec(template, parameters)
-        return run._enqueue()
+        stack.require_idle()
+        deployment = cls(stack=stack, template=template, requested_by=user, via=via, idempotency_key=digest)
+        if (
+            deployment.last_successful() is not None
+        ):  # whatever became of it since: what ran once is restored, never removed
+            deployment.kind = cls.Kind.REDEPLOY
+        deployment._carry_over_app_name()
+        deployment._write_spec(template, parameters)
+        return deployment._enqueue()
 
-    def _look_for_what_ran(self) -> None:
+    def _carry_over_app_name(self) -> None:
         """The application's row may be gone, and its container may be there still: it is known by its name."""
         last = self.stack.deployments.first()
         if last is not None and "app_name" in last.resources:
@@ -370,20 +379,20 @@ class Deployment(models.Model):
             self.created_at = max(self.created_at, last.created_at + timedelta(microseconds=1))
         self.save(force_insert=True)
         self._write_event("phase", self.message, {"step": "begins", "resources": {}})
-        transaction.on_commit(self._announce)
-        transaction.on_commit(live.wake)
+        transaction.on_commit(self._publish)
+        transaction.on_commit(pubsub.notify_worker)
         return self
 
     @classmethod
-    def _check_quota(cls, person: Any, address: str | None) -> None:
-        if cls.objects.running().count() >= settings.PORTAL_WAITING:
+    def _require_quota(cls, user: Any, address: str | None) -> None:
+        if cls.objects.in_progress().count() >= settings.PORTAL_WAITING:
             raise Refusal("QUOTA", "The portal has its hands full. Try again in a minute.", retry_after=60)
-        stacks = Stack.objects.existing().filter(owner=person)
-        if person.username == settings.OPEN_USERNAME:
+        stacks = Stack.objects.existing().filter(owner=user)
+        if user.username == settings.OPEN_USERNAME:
             if stacks.count() >= settings.PORTAL_OPEN_QUOTA:
                 raise Refusal("QUOTA", "There are too many stacks without an owner. Sign in.", retry_after=3600)
             stacks = stacks.filter(requested_from=address)
-        elif person.is_staff:
+        elif user.is_staff:
             return
         if stacks.count() >= settings.PORTAL_QUOTA:
             raise Refusal("QUOTA", f"You have {settings.PORTAL_QUOTA} stacks, which is the limit.", retry_after=3600)
@@ -404,7 +413,7 @@ class Deployment(models.Model):
             "health_timeout": template.health_timeout,
             "env": {key: _as_env(value) for key, value in parameters.items() if key not in secret},
         }
-        self.spec_locked = vault.lock(
+        self.spec_encrypted = encryption.encrypt(
             {
                 "registry_password": template.registry_password,
                 "env": {key: _as_env(value) for key, value in parameters.items() if key in secret},
@@ -412,14 +421,14 @@ class Deployment(models.Model):
         )
 
     def stack_spec(self) -> StackSpec:
-        """What the engine is to bring about, secrets in clear. Raises vault.Locked."""
-        locked = vault.unlock(self.spec_locked) or {}
+        """What the engine is to bring about, secrets in clear. Raises encryption.DecryptionError."""
+        locked = encryption.decrypt(self.spec_encrypted) or {}
         public = {key: value for key, value in self.spec.items() if key != "env"}
         env = {**self.spec.get("env", {}), **locked.get("env", {})}
         return StackSpec(
             installation=Installation.current().id,
             stack=self.stack_id,
-            run=self.pk,
+            deployment=self.pk,
             name=self.stack.name,
             host=self.stack.host,
             url=self.stack.url,
@@ -431,12 +440,12 @@ class Deployment(models.Model):
             **public,
         )
 
-    def begin_with(self) -> str:
+    def first_phase(self) -> str:
         """The phase to go on with: of a retry the one that failed, as far as what it needs was left. What was set is
         set anew all the same: an undo may have set it back."""
         if self.phase != "initializing" or self.retry_of is None or self.kind == self.Kind.REMOVE:
             return self.phase
-        there = self.stack.receipts.exclude(state=Receipt.State.GONE).exclude(external_id="")
+        there = self.stack.external_resources.exclude(state=ExternalResource.State.GONE).exclude(external_id="")
         kinds = set(there.values_list("kind", flat=True)) if self.resources.keys() >= KEPT else set()
         failed = (self.retry_of.error or {}).get("phase")
         for phase in PHASES:
@@ -445,33 +454,33 @@ class Deployment(models.Model):
                 return phase.name
         return self.phase
 
-    def last_words(self) -> str:
+    def success_message(self) -> str:
         """What a run that succeeded says at its end."""
         if self.kind == self.Kind.REMOVE:
             return f"{self.stack.name} is gone, and its name is free again"
         return f"{self.stack.name} is live at {self.stack.url}"
 
-    def former(self) -> "Deployment | None":
+    def last_successful(self) -> "Deployment | None":
         """The last run that left the stack working: what a failed redeploy goes back to."""
-        return self.stack.deployments.that_worked().exclude(pk=self.pk).first()
+        return self.stack.deployments.successful().exclude(pk=self.pk).first()
 
     def is_pinned(self) -> bool:
         """Whether the image that it ran can be had again, by its digest, whatever became of its tag."""
-        return "@" in self.spec.get("image", "") or bool(self.known_resources().image_digest)
+        return "@" in self.spec.get("image", "") or bool(self.recorded_resources().image_digest)
 
-    def is_readable(self) -> bool:
+    def has_readable_secrets(self) -> bool:
         """Whether its secrets can be read: their key is not lost."""
         try:
-            vault.unlock(self.spec_locked)
-        except vault.Locked:
+            encryption.decrypt(self.spec_encrypted)
+        except encryption.DecryptionError:
             return False
         return True
 
     def environment(self) -> dict[str, str]:
         """The variables that this run sets, secrets in clear as far as they can be read."""
         try:
-            locked = vault.unlock(self.spec_locked) or {}
-        except vault.Locked:
+            locked = encryption.decrypt(self.spec_encrypted) or {}
+        except encryption.DecryptionError:
             locked = {}
         return {**self.spec.get("env", {}), **locked.get("env", {})}
 
@@ -498,28 +507,28 @@ class Deployment(models.Model):
         return None
 
     @classmethod
-    def beat(cls, worker: str, ids: list[str]) -> set[str]:
+    def heartbeat(cls, worker: str, ids: list[str]) -> set[str]:
         """Renews the leases of the runs that this worker works on; returns the ids of those that it still holds."""
-        mine = cls.objects.running().filter(lease_owner=worker, pk__in=ids)
+        mine = cls.objects.in_progress().filter(lease_owner=worker, pk__in=ids)
         mine.update(lease_until=_lease_end())
         return set(mine.values_list("pk", flat=True))
 
     @classmethod
     def release_all(cls) -> int:
         """Lets go of every run. Only for a process that knows that no other worker lives (it holds the lock file)."""
-        return cls.objects.running().exclude(lease_until=None).update(lease_until=None)
+        return cls.objects.in_progress().exclude(lease_until=None).update(lease_until=None)
 
     def release(self) -> None:
         """An orderly end of working on it: the next worker may go on at once."""
-        held = Deployment.objects.running().filter(pk=self.pk, lease_token=self.lease_token)
+        held = Deployment.objects.in_progress().filter(pk=self.pk, lease_token=self.lease_token)
         if held.update(lease_until=None, lease_owner=""):
-            live.wake()
+            pubsub.notify_worker()
 
     def record(self, progress: Progress, requests: list[str] | None = None) -> None:
         """Writes down one report: row, event and receipt in one transaction, announced on commit.
 
-        Raises LeaseLost, having written nothing, when the run is another worker's by now or is over; Cancelled, having
-        written nothing, when it would have succeeded and was cancelled before.
+        Raises LeaseLost, having written nothing, when another worker has the deployment or it is over; Cancelled,
+        having written nothing, when it would have succeeded and was cancelled before.
         """
         final = progress.status != "in_progress"
         now = timezone.now()
@@ -561,11 +570,11 @@ class Deployment(models.Model):
             self._write_event(progress.kind, progress.message, data)
             if final:
                 self._settle_stack()
-            transaction.on_commit(self._announce)
+            transaction.on_commit(self._publish)
 
     def _settle_stack(self) -> None:
         if self.kind == self.Kind.REMOVE:
-            if self.done_something():  # else the stack is as it was
+            if self.changed_anything():  # else the stack is as it was
                 self.stack.settle(works=False, template=None)
             return
         error, redeploys = self.error or {}, self.kind == self.Kind.REDEPLOY
@@ -591,11 +600,13 @@ class Deployment(models.Model):
     def _write_receipt(self, progress: Progress) -> None:
         state, kind = progress.data["state"], progress.data["kind"]
         id = progress.data.get("id") or ""
-        receipts = Receipt.objects.filter(stack=self.stack_id, kind=kind).exclude(state=Receipt.State.GONE)
-        if state in (Receipt.State.INTENDED, Receipt.State.MADE):
+        receipts = ExternalResource.objects.filter(stack=self.stack_id, kind=kind).exclude(
+            state=ExternalResource.State.GONE
+        )
+        if state in (ExternalResource.State.INTENDED, ExternalResource.State.MADE):
             mark, now = progress.data["mark"], timezone.now()
             if not receipts.filter(mark=mark).update(state=state, external_id=id, updated_at=now):
-                Receipt.objects.create(
+                ExternalResource.objects.create(
                     stack_id=self.stack_id,
                     deployment=self,
                     kind=kind,
@@ -610,7 +621,7 @@ class Deployment(models.Model):
             receipts.update(external_id=id)
         receipts.update(state=state, why=str(progress.data.get("why", ""))[:500], updated_at=timezone.now())
 
-    def done_something(self) -> bool:
+    def changed_anything(self) -> bool:
         """Whether this run has made or removed anything, or was about to."""
         return self.events.filter(kind="receipt").exists()
 
@@ -619,24 +630,24 @@ class Deployment(models.Model):
         further once is seen by its progress: another version may have begun it, and know other phases."""
         return self.kind == self.Kind.REDEPLOY and failed in UNCHANGED and self.progress < RESTORE[0].progress
 
-    def _announce(self) -> None:
-        live.announce([f"run.{self.pk}", f"stacks.{self.stack.owner_id}"])
+    def _publish(self) -> None:
+        pubsub.publish([f"run.{self.pk}", f"stacks.{self.stack.owner_id}"])
 
     # -- taken up again ------------------------------------------------------------------------------------------------
 
-    def known_resources(self) -> Resources:
+    def recorded_resources(self) -> Resources:
         return Resources(**{key: value for key, value in self.resources.items() if key in Resources.__slots__})
 
-    def intended(self) -> set[tuple[str, str]]:
+    def pending_resources(self) -> set[tuple[str, str]]:
         """Kind and mark of what was about to be made, or was made, and is not gone."""
-        return set(self.stack.receipts.exclude(state=Receipt.State.GONE).values_list("kind", "mark"))
+        return set(self.stack.external_resources.exclude(state=ExternalResource.State.GONE).values_list("kind", "mark"))
 
-    def known_ids(self) -> dict[str, str]:
+    def recorded_ids(self) -> dict[str, str]:
         """The ids at Dokploy of what was made and is not gone, and the kind of each."""
-        there = self.stack.receipts.exclude(state=Receipt.State.GONE).exclude(external_id="")
+        there = self.stack.external_resources.exclude(state=ExternalResource.State.GONE).exclude(external_id="")
         return dict(there.values_list("external_id", "kind"))
 
-    def logged_lines(self) -> dict[str, int]:
+    def reported_log_lines(self) -> dict[str, int]:
         """How many lines of each deploy's log are among the events."""
         seen: dict[str, int] = {}
         for data in self.events.filter(kind="log").values_list("data", flat=True):
@@ -646,7 +657,7 @@ class Deployment(models.Model):
     # -- read ----------------------------------------------------------------------------------------------------------
 
     @property
-    def retried(self) -> bool:
+    def superseded(self) -> bool:
         """Whether there is a retry of it, or its stack has gone on since."""
         newer = Q(retry_of=self) | Q(stack=self.stack_id, created_at__gt=self.created_at)
         return Deployment.objects.filter(newer).exists()
@@ -655,7 +666,7 @@ class Deployment(models.Model):
     def done(self) -> bool:
         return self.status != self.Status.IN_PROGRESS
 
-    def ahead(self) -> int:
+    def queue_position(self) -> int:
         """How many runs wait in front of this one, which waits too."""
         return Deployment.objects.due().filter(created_at__lt=self.created_at).count()
 
@@ -753,7 +764,7 @@ def _wire_error(error: dict[str, Any] | None, audience: str) -> dict[str, Any] |
     shown["help"] = f"/help/{error['code']}"
     if audience != "link" and error.get("evidence"):
         shown["evidence"] = error["evidence"]
-    if audience == "operator" and (advice := diagnosis.entry_of(error["code"]).operator):
+    if audience == "operator" and (advice := failures.get_failure(error["code"]).operator):
         shown["operator"] = advice
     return shown
 

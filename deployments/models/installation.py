@@ -9,7 +9,7 @@ class Installation(models.Model):
     id = models.CharField(primary_key=True, max_length=32)
     only = models.BooleanField(default=True, unique=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
-    looked_for_orphans_at = models.DateTimeField(null=True, blank=True)
+    orphans_scanned_at = models.DateTimeField(null=True, blank=True, db_column="looked_for_orphans_at")
 
     class Meta:
         constraints = [models.CheckConstraint(condition=models.Q(only=True), name="one_installation")]

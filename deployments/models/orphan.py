@@ -6,14 +6,14 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from ..engine.spec import Marked
+from ..engine.spec import MarkedObject
 from .deployment import Deployment, host_of
 from .installation import Installation
 from .refusal import Refusal
-from .stack import STACK_ID, Receipt, Stack
+from .stack import STACK_ID, ExternalResource, Stack
 from .template import Template
 
-LOOK_SECONDS = 300  # no look takes longer; one that has not reported by then was cut off
+SCAN_SECONDS = 300  # no look takes longer; one that has not reported by then was cut off
 
 
 class Orphan(models.Model):
@@ -35,29 +35,29 @@ class Orphan(models.Model):
         return f"{self.kind} {self.name}"
 
     @classmethod
-    def look_is_due(cls, seconds: float) -> bool:
+    def scan_is_due(cls, seconds: float) -> bool:
         """Whether the last look is that long ago; of several workers one is told so.
 
-        Who is told may die before it has reported: until then the look counts for LOOK_SECONDS only.
+        Who is told may die before it has reported: until then the look counts for SCAN_SECONDS only.
         """
         now, pause = timezone.now(), timedelta(seconds=seconds)
-        long_ago = Q(looked_for_orphans_at=None) | Q(looked_for_orphans_at__lt=now - pause)
+        long_ago = Q(orphans_scanned_at=None) | Q(orphans_scanned_at__lt=now - pause)
         Installation.current()
-        begun = now - max(pause - timedelta(seconds=LOOK_SECONDS), timedelta())
-        return bool(Installation.objects.filter(long_ago).update(looked_for_orphans_at=begun))
+        begun = now - max(pause - timedelta(seconds=SCAN_SECONDS), timedelta())
+        return bool(Installation.objects.filter(long_ago).update(orphans_scanned_at=begun))
 
     @classmethod
-    def look_again(cls) -> None:
+    def reset_scan(cls) -> None:
         """The last look did not come to its end: the next is due now, again for one worker."""
-        Installation.objects.update(looked_for_orphans_at=None)
+        Installation.objects.update(orphans_scanned_at=None)
 
     @classmethod
-    def unknown(cls, found: Iterable[Marked]) -> list[Marked]:
+    def unrecorded(cls, found: Iterable[MarkedObject]) -> list[MarkedObject]:
         """What of all that was found is in no book. What is being made or removed just now is in one."""
-        known = Receipt.objects.exclude(state=Receipt.State.GONE)
+        known = ExternalResource.objects.exclude(state=ExternalResource.State.GONE)
         ids = set(known.values_list("external_id", flat=True))
         nameless = set(known.filter(external_id="").values_list("kind", "mark"))
-        busy = set(Deployment.objects.running().values_list("stack_id", flat=True))
+        busy = set(Deployment.objects.in_progress().values_list("stack_id", flat=True))
         return [
             one
             for one in found
@@ -67,17 +67,17 @@ class Orphan(models.Model):
         ]
 
     @classmethod
-    def report(cls, found: Iterable[Marked]) -> None:
+    def report(cls, found: Iterable[MarkedObject]) -> None:
         """The end of a look: writes down what of all that was found is in no book."""
         with transaction.atomic():
-            Installation.objects.update(looked_for_orphans_at=timezone.now())
-            orphans = {one.id: one for one in cls.unknown(found)}
+            Installation.objects.update(orphans_scanned_at=timezone.now())
+            orphans = {one.id: one for one in cls.unrecorded(found)}
             cls.objects.exclude(external_id__in=orphans).delete()
             for one in orphans.values():
                 values = {"kind": one.kind, "name": one.name[:255], "mark": one.mark, "seen_at": timezone.now()}
                 cls.objects.update_or_create(external_id=one.id, defaults=values)
 
-    def remove(self, person: Any) -> Deployment:
+    def remove(self, user: Any) -> Deployment:
         """Takes it into the books again and puts its removal into the queue: a run like any other, to be watched.
 
         It takes away all that carries the same mark. Asked for twice it is the same run. Refusal CONFLICT where that
@@ -87,10 +87,10 @@ class Orphan(models.Model):
         if not STACK_ID.fullmatch(id):
             text = f"Its mark ({self.mark}) was changed by hand, so it is not known what it is. Remove it at Dokploy."
             raise Refusal("CONFLICT", text)
-        removals = Deployment.objects.running().filter(stack=id, kind=Deployment.Kind.REMOVE)
-        return Deployment.once(lambda: self._remove(person, id), removals.first)
+        removals = Deployment.objects.in_progress().filter(stack=id, kind=Deployment.Kind.REMOVE)
+        return Deployment.get_or_create_deployment(lambda: self._remove(user, id), removals.first)
 
-    def _remove(self, person: Any, id: str) -> Deployment:
+    def _remove(self, user: Any, id: str) -> Deployment:
         if not Orphan.objects.filter(pk=self.pk).exists():
             raise Refusal("CONFLICT", "It is no orphan any more: somebody has it removed already, or it is gone.")
         name = f"left-{id.removeprefix('stk_')[:12]}"
@@ -102,7 +102,7 @@ class Orphan(models.Model):
             if template is None:
                 raise Refusal("CONFLICT", "A run needs a template, and there is none. Make one first.")
             state = Stack.State.BROKEN
-            stack = Stack.objects.create(pk=id, owner=person, template=template, state=state, **another)
+            stack = Stack.objects.create(pk=id, owner=user, template=template, state=state, **another)
         elif stack.state == Stack.State.GONE:
             taken = Stack.objects.existing().filter(Q(name=stack.name) | Q(host=stack.host)).exists()
             Stack.objects.filter(pk=id).update(state=Stack.State.BROKEN, **(another if taken else {}))
@@ -110,16 +110,16 @@ class Orphan(models.Model):
         else:
             text = f"It carries the mark of “{stack.name}”, which exists. Remove it at Dokploy."
             raise Refusal("CONFLICT", text)
-        run = Deployment.request_removal(person, stack, via=Deployment.Via.FORM)
+        deployment = Deployment.request_removal(user, stack, via=Deployment.Via.FORM)
         for one in Orphan.objects.filter(mark=self.mark):
-            Receipt.objects.create(
+            ExternalResource.objects.create(
                 stack=stack,
-                deployment=run,
+                deployment=deployment,
                 kind=one.kind,
                 mark=f"{one.mark}/{one.external_id}",  # of one kind there may be several
                 phase="removing",
                 external_id=one.external_id,
-                state=Receipt.State.MADE,
+                state=ExternalResource.State.MADE,
             )
         Orphan.objects.filter(mark=self.mark).delete()
-        return run
+        return deployment

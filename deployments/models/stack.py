@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from ..engine import grammar
+from ..engine import validation
 from .refusal import Refusal
 from .template import Template
 
@@ -73,17 +73,17 @@ class Stack(models.Model):
         return self.name
 
     @classmethod
-    def of(cls, person: Any, name: str) -> "Stack | None":
+    def owned_by(cls, user: Any, name: str) -> "Stack | None":
         """This person's stack of that name. Who did not sign in has none: what they deploy is everybody's."""
-        if not person.is_authenticated or person.username == settings.OPEN_USERNAME:
+        if not user.is_authenticated or user.username == settings.OPEN_USERNAME:
             return None
-        return cls.objects.existing().filter(owner=person, name=name).first()
+        return cls.objects.existing().filter(owner=user, name=name).first()
 
     @staticmethod
-    def check_name(name: str) -> str:
+    def validate_name(name: str) -> str:
         """The name if it may be a stack's; Refusal INVALID_NAME with a sentence if not."""
         try:
-            grammar.check_name(name, settings.STACK_RESERVED_NAMES)
+            validation.validate_name(name, settings.STACK_RESERVED_NAMES)
         except ValueError as error:
             raise Refusal("INVALID_NAME", str(error), field="name") from None
         own = {host.lower() for host in (*settings.ALLOWED_HOSTS, urlsplit(settings.DOKPLOY_URL).hostname or "")}
@@ -96,13 +96,13 @@ class Stack(models.Model):
         """The address that a stack of this name gets."""
         return str(settings.STACK_URL).replace("{name}", name)
 
-    def check_idle(self) -> None:
+    def require_idle(self) -> None:
         """Refusal where a run of it is under way, or it is gone."""
         if self.state == self.State.GONE:
             raise Refusal("NOT_FOUND", f"“{self.name}” is gone already.")
-        run = self.deployments.running().first()
-        if run is not None:
-            doing = "removed" if run.kind == run.Kind.REMOVE else "deployed"
+        deployment = self.deployments.in_progress().first()
+        if deployment is not None:
+            doing = "removed" if deployment.kind == deployment.Kind.REMOVE else "deployed"
             raise Refusal("BUSY", f"“{self.name}” is being {doing} right now. Wait until that is over.", field="name")
 
     def parameters(self, template: Template, *, secrets: bool = True) -> dict[str, str]:
@@ -110,35 +110,35 @@ class Stack(models.Model):
 
         With secrets, which come in clear, it is not for pages; without, it is what was no secret then.
         """
-        last = self._last_run(template)
+        last = self._last_deployment(template)
         known = template.form_fields().keys()
         if last is None:
             return {}
         values = last.environment() if secrets else last.spec.get("env", {})
         return {key: value for key, value in values.items() if key in known}
 
-    def lost_secrets(self, template: Template) -> set[str]:
+    def unreadable_secrets(self, template: Template) -> set[str]:
         """Of these parameters those that cannot be read any more, as their key is lost, and so cannot be kept."""
-        last = self._last_run(template)
-        return set() if last is None or last.is_readable() else template.secret_keys()
+        last = self._last_deployment(template)
+        return set() if last is None or last.has_readable_secrets() else template.secret_keys()
 
-    def _last_run(self, template: Template) -> Any:
-        runs = self.deployments.filter(template=template).exclude(kind="remove")
-        return runs.that_worked().first() or runs.first()
+    def _last_deployment(self, template: Template) -> Any:
+        deployments = self.deployments.filter(template=template).exclude(kind="remove")
+        return deployments.successful().first() or deployments.first()
 
     def is_to_be_removed(self) -> bool:
         """Whether the sweeper is to remove it now."""
         expired = self.state == self.State.LIVE and self.expires_at is not None and self.expires_at < timezone.now()
-        return (expired or self.is_unwanted()) and self.sweep_is_due()
+        return (expired or self.is_unwanted()) and self.cleanup_is_due()
 
     def is_unwanted(self) -> bool:
         """Whether nothing but leftovers is there: of a stack that never worked, or whose removal was asked for."""
         if self.state != self.State.BROKEN:
             return False
         last = self.deployments.first()
-        return last is not None and (last.kind == last.Kind.REMOVE or not self.deployments.that_worked().exists())
+        return last is not None and (last.kind == last.Kind.REMOVE or not self.deployments.successful().exists())
 
-    def sweep_is_due(self) -> bool:
+    def cleanup_is_due(self) -> bool:
         """Whether the sweeper may try it now: a live one at once, what failed after a pause."""
         last = self.deployments.first()
         if last is None or last.completed_at is None:
@@ -150,13 +150,13 @@ class Stack(models.Model):
         return bool(last.completed_at + timedelta(seconds=pause) < timezone.now())
 
     def settle(self, *, works: bool, template: Template | None) -> None:
-        """After a run: live, or gone with its name free again, or, while anything may be left at Dokploy, broken.
+        """After a deployment: live; gone, its name free again; or, while anything may be left, broken.
 
         template: what it is now, where the run changed that.
         """
         if works:
             state = self.State.LIVE
-        elif self.receipts.exclude(state=Receipt.State.GONE).exists():
+        elif self.external_resources.exclude(state=ExternalResource.State.GONE).exists():
             state = self.State.BROKEN
         else:
             state = self.State.GONE
@@ -164,7 +164,7 @@ class Stack(models.Model):
         self.save(update_fields=["state", "template"])
 
 
-class Receipt(models.Model):
+class ExternalResource(models.Model):
     """One object that we made, or are about to make, at Dokploy."""
 
     class State(models.TextChoices):
@@ -174,8 +174,8 @@ class Receipt(models.Model):
         GONE = "gone", "gone, verified"
         LEFT = "left", "could not be removed"
 
-    stack = models.ForeignKey(Stack, on_delete=models.PROTECT, related_name="receipts")
-    deployment = models.ForeignKey("Deployment", on_delete=models.PROTECT, related_name="receipts")
+    stack = models.ForeignKey(Stack, on_delete=models.PROTECT, related_name="external_resources")
+    deployment = models.ForeignKey("Deployment", on_delete=models.PROTECT, related_name="external_resources")
     kind = models.CharField(max_length=20)
     mark = models.CharField(max_length=255)
     phase = models.CharField(max_length=30)
@@ -186,6 +186,9 @@ class Receipt(models.Model):
     updated_at = models.DateTimeField(auto_now=True)
 
     class Meta:
+        db_table = "deployments_receipt"
+        default_permissions = ()
+        permissions = [("view_receipt", "Can view external resource")]  # the codename that groups already hold
         ordering = ["id"]
         constraints = [
             models.UniqueConstraint(

@@ -6,15 +6,15 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 
-from .. import vault
-from ..engine import grammar
+from .. import encryption
+from ..engine import validation
 from .refusal import Refusal
 
 PARAMETER_FIELDS = {"key", "label", "type", "default", "help", "required", "choices", "min", "max"}
 PARAMETER_TYPES = ("text", "integer", "boolean", "choice", "secret")
 
 
-def check_parameters(schema: Any) -> None:
+def validate_parameters(schema: Any) -> None:
     """A template's parameters: a list of {"key", "label", "type", "default"?, "help"?, "required"?, "choices"?}."""
     if not isinstance(schema, list):
         raise ValidationError("Write the parameters as a list.")
@@ -25,7 +25,7 @@ def check_parameters(schema: Any) -> None:
         name = entry["key"]
         if unknown := sorted(set(entry) - PARAMETER_FIELDS):
             raise ValidationError(f"{name[:60]}: there is no “{str(unknown[0])[:60]}” of a parameter.")
-        if not grammar.ENV_KEY.fullmatch(name) or name in keys:
+        if not validation.ENV_KEY.fullmatch(name) or name in keys:
             raise ValidationError(f"“{name[:60]}” is no name of a variable, or is there twice.")
         keys.add(name)
         kind = entry.get("type", "text")
@@ -40,10 +40,10 @@ def check_parameters(schema: Any) -> None:
             raise ValidationError(f"{name}: a choice needs a list of choices, each a text.")
         if kind == "secret" and entry.get("default"):
             raise ValidationError(f"{name}: a secret has no default, for everybody could read it.")
-        _check_default(name, entry)
+        _validate_default(name, entry)
 
 
-def _check_default(name: str, entry: dict[str, Any]) -> None:
+def _validate_default(name: str, entry: dict[str, Any]) -> None:
     """A default has to pass what the person's own value has to."""
     default = entry.get("default")
     if isinstance(default, dict | list):
@@ -55,14 +55,14 @@ def _check_default(name: str, entry: dict[str, Any]) -> None:
             raise ValidationError(f"{name}: the default does not fit. {' '.join(error.messages)}") from None
 
 
-def _check_image(image: str) -> None:
+def _validate_image(image: str) -> None:
     try:
-        grammar.check_image(image, settings.STACK_REGISTRIES)
+        validation.validate_image(image, settings.STACK_REGISTRIES)
     except ValueError as error:
         raise ValidationError(str(error)) from None
 
 
-def _check_path(path: str) -> None:
+def _validate_path(path: str) -> None:
     if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
         raise ValidationError("Write a path such as /health.")
 
@@ -74,12 +74,12 @@ class Template(models.Model):
     name = models.CharField(max_length=60)
     icon = models.CharField(max_length=8, default="📦")
     description = models.CharField(max_length=200, blank=True)
-    image = models.CharField(max_length=255, validators=[_check_image])
+    image = models.CharField(max_length=255, validators=[_validate_image])
     port = models.PositiveIntegerField(default=8080, validators=[MinValueValidator(1), MaxValueValidator(65535)])
     parameters = models.JSONField(
         default=list,
         blank=True,
-        validators=[check_parameters],
+        validators=[validate_parameters],
         help_text=(
             "What a person fills in; each becomes an environment variable. A list such as "
             '[{"key": "GREETING", "label": "Greeting", "type": "text", "default": "Hello", "required": true}]. '
@@ -88,10 +88,10 @@ class Template(models.Model):
     )
     registry = models.CharField(max_length=255, blank=True, help_text="Address of a private registry, for its login.")
     registry_username = models.CharField(max_length=255, blank=True)
-    registry_password_locked = models.TextField(blank=True, editable=False)
+    registry_password_encrypted = models.TextField(blank=True, editable=False, db_column="registry_password_locked")
     memory_bytes = models.PositiveBigIntegerField(null=True, blank=True)
     cpus = models.FloatField(null=True, blank=True, validators=[MinValueValidator(0.01)])
-    health_path = models.CharField(max_length=200, default="/", validators=[_check_path])
+    health_path = models.CharField(max_length=200, default="/", validators=[_validate_path])
     health_interval = models.FloatField(default=5.0, validators=[MinValueValidator(0.1), MaxValueValidator(60)])
     health_timeout = models.FloatField(default=60.0, validators=[MinValueValidator(1), MaxValueValidator(600)])
     public = models.BooleanField(default=True, help_text="Also for people who did not sign in, where that is allowed.")
@@ -108,14 +108,14 @@ class Template(models.Model):
     @property
     def registry_password(self) -> str:
         try:
-            return vault.unlock(self.registry_password_locked) or ""
-        except vault.Locked:
+            return encryption.decrypt(self.registry_password_encrypted) or ""
+        except encryption.DecryptionError:
             text = "The template's password for its registry cannot be read. An operator has to set it again."
             raise Refusal("PAUSED", text) from None
 
     @registry_password.setter
     def registry_password(self, value: str) -> None:
-        self.registry_password_locked = vault.lock(value)
+        self.registry_password_encrypted = encryption.encrypt(value)
 
     @classmethod
     def follow_settings(cls) -> None:
@@ -176,10 +176,10 @@ class Template(models.Model):
             )
 
     @classmethod
-    def offered_to(cls, person: Any) -> models.QuerySet["Template"]:
+    def offered_to(cls, user: Any) -> models.QuerySet["Template"]:
         """What this person may deploy. Anonymous people, where they may deploy at all, get the public ones."""
         offered = cls.objects.filter(active=True)
-        return offered if person.is_authenticated else offered.filter(public=True)
+        return offered if user.is_authenticated else offered.filter(public=True)
 
     def form_fields(self) -> dict[str, forms.Field]:
         """The parameters as form fields, by key. Form and API read them through the same ones."""
@@ -202,7 +202,7 @@ class Template(models.Model):
         return {entry["key"] for entry in self.parameters if entry.get("type") == "secret"}
 
 
-class Switch(forms.BooleanField):
+class StrictBooleanField(forms.BooleanField):
     """True or false, as JSON and forms have them; other words are refused instead of guessed at."""
 
     def to_python(self, value: Any) -> bool:
@@ -222,15 +222,15 @@ def _field(entry: dict[str, Any]) -> forms.Field:
     if kind == "integer":
         return forms.IntegerField(**common, min_value=entry.get("min"), max_value=entry.get("max"))
     if kind == "boolean":
-        return Switch(**{**common, "required": False})
+        return StrictBooleanField(**{**common, "required": False})
     if kind == "choice":
         return forms.ChoiceField(**common, choices=[(choice, choice) for choice in entry["choices"]])
     widget = forms.PasswordInput(attrs={"autocomplete": "off"}) if kind == "secret" else forms.TextInput()
-    return forms.CharField(**common, max_length=2000, widget=widget, strip=False, validators=[_check_value])
+    return forms.CharField(**common, max_length=2000, widget=widget, strip=False, validators=[_validate_value])
 
 
-def _check_value(value: str) -> None:
+def _validate_value(value: str) -> None:
     try:
-        grammar.quote(value)
+        validation.quote(value)
     except ValueError as error:
         raise ValidationError(str(error)) from None

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..people import submit
 from ..processes import IMAGE, until
-from .look import Books
+from ..users import submit
+from .assertions import Books
 
 Act = Callable[[Books, Sequence[str]], None]
 FULL_DISK = "no space left on device"
@@ -109,7 +109,7 @@ def forgotten(portal: Books, names: Sequence[str]) -> None:
         stack = stack_of(portal, name)
         portal.write("DELETE FROM deployments_receipt WHERE stack_id = ?", stack)
         portal.write("UPDATE deployments_stack SET state = 'gone' WHERE id = ?", stack)
-    portal.write("UPDATE deployments_installation SET looked_for_orphans_at = NULL")
+    portal.write("UPDATE deployments_installation SET orphans_scanned_at = NULL")
     until(lambda: all(orphan_of(portal, name) for name in names), 60)
 
 

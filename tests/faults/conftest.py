@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ..forge import Forge
-from ..machines import PostgreSQL, Redis
+from ..process_pool import Forge
 from ..processes import Simulator
-from .look import Apart, Figures
+from ..services import PostgreSQL, Redis
+from .assertions import Apart, Figures
 
 HERE = Path(__file__).parent
 KEPT = "faults/figures"

@@ -9,10 +9,10 @@ import pytest
 
 from deployments.models.deployment import LEASE_SECONDS
 
-from ..machines import Clock
+from ..integration.test_live import held
 from ..processes import until
-from ..test_live import held
-from .look import EACH_ONE, Apart, Figures, Watched, is_as_it_should_be, is_told_alike, is_told_whole
+from ..services import Clock
+from .assertions import EACH_ONE, Apart, Figures, Watched, is_as_it_should_be, is_told_alike, is_told_whole
 
 HOUR = 3600
 BEAT = 20  # seconds within which a lease is surely renewed

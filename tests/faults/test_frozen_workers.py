@@ -8,9 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from ..integration.test_live import held
 from ..processes import until
-from ..test_live import held
-from .look import EACH_ONE, RESUME_SECONDS, Apart, Figures, is_one_of_each, next_event
+from .assertions import EACH_ONE, RESUME_SECONDS, Apart, Figures, is_one_of_each, next_event
 
 GATE = 7  # the number of a lock; who writes an event waits for it, in the middle of a transaction
 STANDS_STILL = f"""

@@ -5,12 +5,12 @@ import signal
 import msgpack
 import pytest
 
-from deployments.live import RUNNER_CHANNEL
+from deployments.realtime.pubsub import RUNNER_CHANNEL
 
-from ..machines import Redis
+from ..integration.test_live import GATES, held, socket
 from ..processes import until
-from ..test_live import GATES, held, socket
-from .look import Apart, Figures, group_of, is_heard, is_moved_by_messages, is_one_of_each, shows
+from ..services import Redis
+from .assertions import Apart, Figures, group_of, is_heard, is_moved_by_messages, is_one_of_each, shows
 
 COUNT, WAKES, WORKERS = 12, 200, 3
 TEN_MEGABYTES = "x" * 10_000_000

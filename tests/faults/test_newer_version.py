@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from ..integration.test_live import held, socket
 from ..processes import IMAGE, ROOT, until
-from ..test_live import held, socket
-from .look import Apart, Figures, Watched, is_as_it_should_be, is_one_of_each, is_told_alike
+from .assertions import Apart, Figures, Watched, is_as_it_should_be, is_one_of_each, is_told_alike
 
 OLD, NEW = "deploying", "rolling_out"  # one phase, as either version calls it
 NEWER_IMAGE = f"{IMAGE}.newer"

@@ -10,10 +10,10 @@ from zlib import crc32
 
 import pytest
 
-from ..forge import Forge
+from ..process_pool import Forge
 from ..processes import IMAGE, until
+from .assertions import RESUME_SECONDS, Figures, Watched, is_as_it_should_be, is_told_alike
 from .cases import ONE_BY_ONE, RUNS, Case, most_of, points_file, points_of, runs_what_ran
-from .look import RESUME_SECONDS, Figures, Watched, is_as_it_should_be, is_told_alike
 
 CASES = {**RUNS, **ONE_BY_ONE}
 PARTS = 3  # the points of a kind are shared out among so many tests

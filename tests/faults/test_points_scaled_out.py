@@ -6,13 +6,13 @@ from contextlib import closing
 
 import pytest
 
-from deployments import faults
+from deployments.worker import failpoints
 
-from ..forge import Forge
-from ..people import new_token
+from ..process_pool import Forge
 from ..processes import until
+from ..users import new_token
+from .assertions import Apart, Figures, is_as_it_should_be, is_told_alike
 from .cases import ASKED_FOR_LATER, RUNS, most_of, points_file, points_of, runs_what_ran
-from .look import Apart, Figures, is_as_it_should_be, is_told_alike
 
 CASES = {**RUNS, **ASKED_FOR_LATER}
 WORKERS = 8
@@ -58,7 +58,7 @@ def test_a_run_goes_on_elsewhere_from_whatever_point_its_worker_died_at(
     recorder.terminate()
     assert recorder.wait(15) == 0
     portal.env.update(FAULT=" ".join(f"{name}/{point}" for name, point in victims.items()), RUNNER_LIMIT="1")
-    markers = {name: portal.data / faults.died_at(f"{name}/{point}").name for name, point in victims.items()}
+    markers = {name: portal.data / failpoints.marker_file(f"{name}/{point}").name for name, point in victims.items()}
 
     def are_dead_or_over(names: list[str]) -> bool:
         killed, under_way = {name for name in markers if markers[name].exists()}, running(portal)

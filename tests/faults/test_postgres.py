@@ -9,12 +9,12 @@ import httpx
 import psycopg
 import pytest
 
-from deployments.runner import SELF_STOP_SECONDS
+from deployments.worker.runner import SELF_STOP_SECONDS
 
-from ..machines import PostgreSQL
+from ..integration.test_live import held, socket
 from ..processes import until
-from ..test_live import held, socket
-from .look import RESUME_SECONDS, Apart, Figures, is_one_of_each, lasts, shows
+from ..services import PostgreSQL
+from .assertions import RESUME_SECONDS, Apart, Figures, is_one_of_each, lasts, shows
 
 ANSWER_SECONDS = 20  # a request waits ten for a connection
 PLACES = ["project.create", "application.create:answer", "domain.create", "job", "container"]

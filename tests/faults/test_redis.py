@@ -5,10 +5,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from ..machines import Redis, timed
+from ..integration.test_live import GATES, held, socket
 from ..processes import until
-from ..test_live import GATES, held, socket
-from .look import Apart, Figures, group_of, is_heard, is_moved_by_messages, is_one_of_each, lasts, shows
+from ..services import Redis, timed
+from .assertions import Apart, Figures, group_of, is_heard, is_moved_by_messages, is_one_of_each, lasts, shows
 
 REQUEST_SECONDS, PAGE_SECONDS, RUN_SECONDS = 2, 10, 20
 AWAY_SECONDS = 5  # longer than an attempt to reach it takes

@@ -16,10 +16,10 @@ import psycopg
 import pytest
 from websockets.exceptions import WebSocketException
 
-from ..machines import PostgreSQL, Proxied, Redis
+from ..integration.test_live import socket
 from ..processes import ROOT, Simulator, until
-from ..test_live import socket
-from .look import FURNITURE, Figures
+from ..services import PostgreSQL, Proxied, Redis
+from .assertions import FURNITURE, Figures
 
 COUNT, SECONDS, WORKERS = 200, 300, 3
 SEEN_SECONDS = 10  # by when the pages show what has happened

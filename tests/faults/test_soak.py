@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from ..processes import until
-from .look import Figures, Watched, is_told_alike, lasts, nobody_is_forgotten, objects
+from .assertions import Figures, Watched, is_told_alike, lasts, nobody_is_forgotten, objects
 
 SEED = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(1_000_000))
 COUNT = int(os.environ.get("SOAK_COUNT") or 40)

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from deployments.engine import diagnosis
+from deployments.engine import failures
 from deployments.engine.steps import SETTLE_SECONDS
 
-from ..people import operator
+from ..integration.test_live import held
 from ..processes import until
-from ..test_live import held
-from .look import Figures, Watched, is_as_it_should_be, is_told_alike, objects
+from ..users import operator
+from .assertions import Figures, Watched, is_as_it_should_be, is_told_alike, objects
 
 LIMIT = 10  # seconds for one deploy
-ENTRY = diagnosis.BY_CODE["TIMEOUT"]
+ENTRY = failures.BY_CODE["TIMEOUT"]
 
 
 @pytest.fixture

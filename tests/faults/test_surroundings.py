@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from ..integration.test_live import held
 from ..processes import until
-from ..test_live import held
-from .look import Figures, Watched, is_as_it_should_be, is_told_alike, objects
+from .assertions import Figures, Watched, is_as_it_should_be, is_told_alike, objects
 
 LOCKED_SECONDS = 10.0
 STARVED_SECONDS = 10.0

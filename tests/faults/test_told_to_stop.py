@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from ..machines import PostgreSQL, Redis
+from ..integration.test_live import held
 from ..processes import until
-from ..test_live import held
-from .look import RESUME_SECONDS, Apart, Figures, is_heard, is_one_of_each, taken_up
+from ..services import PostgreSQL, Redis
+from .assertions import RESUME_SECONDS, Apart, Figures, is_heard, is_one_of_each, taken_up
 
 STOP_SECONDS, AT_ONCE_SECONDS = 15, 2
 

@@ -11,16 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
+from ..integration.test_live import held
 from ..processes import ROOT, Portal, client, until
-from ..test_live import held
-from .look import Apart, Figures, Watched, is_as_it_should_be, is_told_alike, objects
+from .assertions import Apart, Figures, Watched, is_as_it_should_be, is_told_alike, objects
 
 RACES, SWEEPERS = 12, 3
 ROUNDS = 300
 MAKE_RUNS = f"""
-from deployments import people
+from deployments import identity
 from deployments.models import Deployment, Stack, Template
-owner, template, names = people.open_user(), Template.objects.first(), [f"run-{{n:03}}" for n in range({ROUNDS})]
+owner, template, names = identity.open_user(), Template.objects.first(), [f"run-{{n:03}}" for n in range({ROUNDS})]
 stacks = [Stack(name=name, owner=owner, template=template, host=name, url="http://" + name) for name in names]
 Stack.objects.bulk_create(stacks)
 runs = [Deployment(stack=stack, template=template, requested_by=owner, version=1) for stack in stacks]

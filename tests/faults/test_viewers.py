@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from .. import people
-from ..machines import PlainProxy
+from .. import users
+from ..integration.test_live import held
 from ..processes import until
-from ..test_live import held
-from .look import Figures, Watched, is_as_it_should_be, is_told_alike, shows
+from ..services import PlainProxy
+from .assertions import Figures, Watched, is_as_it_should_be, is_told_alike, shows
 
 CROWD, CONNECTING, SECONDS, MEGABYTES = 1000, 50, 60, 300
 SILENT, FEW = 50, 5  # of each kind; what the test itself may hold open
@@ -109,7 +109,7 @@ def test_who_does_not_read_holds_nobody_up_and_is_let_go(portal: Watched, figure
         silent = [unread(portal, *request) for request in (stream, page) for _ in range(SILENT)]
         try:
             until(lambda: open_sockets(portal) >= open_before + len(silent), 30)
-            with people.socket(portal, f"/ws/deployments/{id}", portal.person) as watched:
+            with users.socket(portal, f"/ws/deployments/{id}", portal.person) as watched:
                 portal.open_gate("job")
                 shows(watched, "data-done")
             is_told_alike(portal, portal.ended("unread"), figures)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ..integration.test_live import GATES, held
 from ..processes import until
-from ..test_live import GATES, held
-from .look import (
+from .assertions import (
     RESUME_SECONDS,
     Apart,
     Figures,

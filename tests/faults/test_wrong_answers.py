@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ..processes import until
-from .look import Figures, Watched, is_as_it_should_be, is_told_alike
+from .assertions import Figures, Watched, is_as_it_should_be, is_told_alike
 
 QUESTION, CHANGE = "environment.byProjectId", "application.create"
 # “_done”: the work is done all the same.

@@ -3,8 +3,8 @@ from typing import Any
 from django.core.checks.registry import registry
 from django.core.management.commands import check
 
-from deployments.checks import DOKPLOY
-from deployments.server_check import check_server
+from deployments.dokploy_checks import check_server
+from deployments.system_checks import DOKPLOY
 
 
 class Command(check.Command):

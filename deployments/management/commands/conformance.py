@@ -8,8 +8,8 @@ from typing import Any, cast
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from deployments import checks, server_check
-from deployments.engine import conformance, grammar
+from deployments import dokploy_checks, system_checks
+from deployments.engine import conformance, validation
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.spec import Certificate
 
@@ -51,17 +51,17 @@ class Command(BaseCommand):
 
     def ground(self, options: dict[str, Any]) -> conformance.Ground:
         """What is asked for, looked at before anything is."""
-        for message in (*checks.check_dokploy(), *checks.check_stacks()):
+        for message in (*system_checks.check_dokploy(), *system_checks.check_stacks()):
             if message.is_serious():
                 raise _not_begun(f"{message.msg} {message.hint or ''}")
             self.say(message.msg)
         images = options["image"], options["second_image"] or options["image"]
         for image in images:
             try:
-                grammar.check_image(image)
+                validation.validate_image(image)
             except ValueError as error:
                 raise _not_begun(f"{image!r} is no image. {error}") from None
-        if options["port"] not in checks.PORTS:
+        if options["port"] not in system_checks.PORTS:
             raise _not_begun(f"{options['port']} is no port.")
         return conformance.Ground(
             *images,
@@ -77,7 +77,7 @@ class Command(BaseCommand):
     def examine(self) -> None:
         """Whether the server can be asked at all, and who it is."""
         self.say(f"The Dokploy server at {settings.DOKPLOY_URL}:")
-        found = asyncio.run(server_check.examine(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY))
+        found = asyncio.run(dokploy_checks.examine(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY))
         for message in found:
             if not message.is_serious():
                 self.say(f"  {message.msg}")

@@ -8,7 +8,7 @@ from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rich.console import Console
 
-from deployments import people, terminal
+from deployments import identity, terminal
 from deployments.forms import read_parameters
 from deployments.models import Deployment, Refusal, Stack, Template
 
@@ -24,17 +24,17 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            run = self.request(options)
+            deployment = self.request(options)
         except Refusal as refusal:
             raise CommandError(refusal.message, returncode=2) from None
-        ended = asyncio.run(terminal.follow(run, Console()))
+        ended = asyncio.run(terminal.follow(deployment, Console()))
         sys.exit(0 if ended.status == Deployment.Status.SUCCESS else 1)
 
     def request(self, options: dict[str, Any]) -> Deployment:
         if settings.ON_SQLITE:
             self.look_for_the_portal()
         person = self.person(options["user"])
-        stack, offered = Stack.of(person, options["name"]), Template.objects.filter(active=True)
+        stack, offered = Stack.owned_by(person, options["name"]), Template.objects.filter(active=True)
         if options["template"]:
             offered = offered.filter(slug=options["template"])
         template = stack.template if stack and not options["template"] else offered.first()
@@ -61,7 +61,7 @@ class Command(BaseCommand):
     def person(self, username: str | None) -> Any:
         users = get_user_model().objects.filter(is_active=True)
         if username is None and settings.DEMO:
-            return people.demo_visitor()
+            return identity.demo_user()
         found = users.filter(username=username) if username else users.filter(is_superuser=True).order_by("pk")
         if person := found.first():
             return person

@@ -3,7 +3,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 
-from deployments import vault
+from deployments import encryption
 from deployments.models import Deployment, Template
 
 
@@ -13,11 +13,11 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         with transaction.atomic():
             count = 0
-            for model, field in ((Template, "registry_password_locked"), (Deployment, "spec_locked")):
+            for model, field in ((Template, "registry_password_encrypted"), (Deployment, "spec_encrypted")):
                 for id, locked in model.objects.exclude(**{field: ""}).values_list("pk", field):
                     try:
-                        model.objects.filter(pk=id).update(**{field: vault.relock(locked)})
-                    except vault.Locked as error:
+                        model.objects.filter(pk=id).update(**{field: encryption.rotate(locked)})
+                    except encryption.DecryptionError as error:
                         raise CommandError(f"{model.__name__} {id}: {error} Nothing was changed.") from None
                     count += 1
         self.stdout.write(f"{count} secrets are encrypted with the first key now.")

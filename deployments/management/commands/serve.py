@@ -20,9 +20,11 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rich.console import Console
 from twisted.internet import defer, reactor
 
-from deployments import consumers, live, people, terminal, watchdog
+from deployments import consumers, identity, terminal
 from deployments.models import Deployment, Template
-from deployments.runner import Runner
+from deployments.realtime import pubsub
+from deployments.worker import watchdog
+from deployments.worker.runner import Runner
 
 STARTING_SECONDS = 20
 SAMPLE = "hello"
@@ -169,9 +171,9 @@ class Command(BaseCommand):
 
         def begin() -> None:
             watchdog.guard(loop)
-            live.bind()
-            tasks.add(loop.create_task(consumers.answer_the_bell(application)))
-            Runner.of_this_process().ring()  # runs that an earlier process left are due at once
+            pubsub.bind_loop()
+            tasks.add(loop.create_task(consumers.run_channel_worker(application)))
+            Runner.current().notify()  # runs that an earlier process left are due at once
             if sample:
                 tasks.add(loop.create_task(self.show_sample()))
 
@@ -179,7 +181,7 @@ class Command(BaseCommand):
             self.console.print("\nStopping. What is being deployed goes on at the next start.")
             for task in tasks:
                 task.cancel()
-            runner = Runner._of_this_process
+            runner = Runner._current
             return defer.Deferred.fromFuture(loop.create_task(runner.drain())) if runner else defer.succeed(None)
 
         server = Server(
@@ -208,4 +210,4 @@ class Command(BaseCommand):
         if Deployment.objects.exists() or template is None:
             return None
         values = {key: field.initial for key, field in template.form_fields().items()}
-        return Deployment.request(people.demo_visitor(), SAMPLE, template, values, via=Deployment.Via.COMMAND)
+        return Deployment.request(identity.demo_user(), SAMPLE, template, values, via=Deployment.Via.COMMAND)

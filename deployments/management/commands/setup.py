@@ -4,7 +4,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
 
-from deployments import people
+from deployments import identity
 from deployments.models import Installation, Template
 
 
@@ -15,6 +15,6 @@ class Command(BaseCommand):
         call_command("migrate", verbosity=0, interactive=False)
         Installation.current()
         Template.follow_settings()
-        people.open_user()
+        identity.open_user()
         if settings.DEMO:
-            people.demo_visitor()
+            identity.demo_user()

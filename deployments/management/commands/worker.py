@@ -5,9 +5,9 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from deployments import watchdog
-from deployments.consumers import answer_the_bell
-from deployments.runner import Runner
+from deployments.consumers import run_channel_worker
+from deployments.worker import watchdog
+from deployments.worker.runner import Runner
 
 
 class Command(BaseCommand):
@@ -25,8 +25,8 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         watchdog.guard(loop)
-        runner = Runner.of_this_process()
-        bell = asyncio.create_task(answer_the_bell(application))
+        runner = Runner.current()
+        bell = asyncio.create_task(run_channel_worker(application))
         await stop.wait()
         bell.cancel()
         await runner.drain()

@@ -1,0 +1,44 @@
+import hashlib
+import secrets
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+
+
+class ApiToken(models.Model):
+    """What a script signs in with. Only a hash is kept: 256 random bits need no slow one."""
+
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_tokens")
+    label = models.CharField(max_length=60)
+    prefix = models.CharField(max_length=12)
+    digest = models.CharField(max_length=64, unique=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.prefix}…)"
+
+    @classmethod
+    def issue(cls, owner: Any, label: str) -> tuple["ApiToken", str]:
+        """Makes a token; its text is returned this once and never again."""
+        text = f"dpt_{secrets.token_urlsafe(32)}"
+        shown = "".join(filter(str.isprintable, label)).strip()[:60] or "token"
+        token = cls.objects.create(owner=owner, label=shown, prefix=text[:9], digest=_digest(text))
+        return token, text
+
+    @classmethod
+    def authenticate(cls, text: str) -> "ApiToken | None":
+        """The token with this text, of an active user; remembers (to the minute) that it was used."""
+        token = cls.objects.select_related("owner").filter(digest=_digest(text), owner__is_active=True).first()
+        if token and (token.last_used_at is None or (timezone.now() - token.last_used_at).total_seconds() > 60):
+            cls.objects.filter(pk=token.pk).update(last_used_at=timezone.now())
+        return token
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,401 @@
+"""Every answer that was recorded from Dokploy v0.30.2, through the client over a socket: each has its right meaning.
+
+tests/contract/answers.json holds each distinct answer once, with the meaning that the documents of the recordings
+give it, and names what is left out.
+"""
+
+import asyncio
+import json
+import re
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from deployments.engine.dokploy import Dokploy, Exchange
+from deployments.engine.dokploy import client as client_module
+from deployments.engine.errors import (
+    DokployError,
+    KeyRefused,
+    NotDokploy,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
+
+from ..processes import ROOT
+from ..scripted_server import Behaviour, Request, Server, error_of, says
+
+CONTRACT = Path(__file__).parent
+DATA = json.loads((CONTRACT / "answers.json").read_text())
+USUAL = {"content-type": "application/json", "transfer-encoding": "chunked"}
+HEALTH = "GET trpc/settings.health"
+ANSWERS = [entry for entry in DATA["answers"] if entry["call"] != HEALTH]
+UP, DOWN = (entry for entry in DATA["answers"] if entry["call"] == HEALTH)
+ERRORS = {
+    "refused": Refused,
+    "key": KeyRefused,
+    "wait": Unavailable,
+    "unknown": OutcomeUnknown,
+    "absent": NotFound,
+    "not_dokploy": NotDokploy,
+}
+KEY = "key-canary-4711"
+CANARY = "canary-4715"
+SECRETS = {"env", "password", "refreshToken", "buildArgs", "buildSecrets", "previewEnv", "sshPrivateKey", "token"}
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Call = Callable[[Dokploy], Awaitable[Any]]
+
+
+# What the client makes of what was answered well, by name; None where it only has to be good.
+
+
+def project(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": row["projectId"],
+        "name": row["name"],
+        "description": row["description"] or "",
+        "created_at": row["createdAt"],
+        "application_ids": tuple(
+            application["applicationId"]
+            for environment in row.get("environments", [])
+            for application in environment["applications"]
+        ),
+    }
+
+
+def application(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": row["applicationId"],
+        "name": row["name"],
+        "app_name": row["appName"],
+        "description": row["description"] or "",
+        "created_at": row["createdAt"],
+    }
+
+
+def environment(row: dict[str, Any]) -> dict[str, Any]:
+    kinds = ("applications", "mariadb", "mongo", "mysql", "postgres", "redis", "compose", "libsql")
+    return {
+        "id": row["environmentId"],
+        "is_default": row["isDefault"],
+        "applications": tuple(application(entry) for entry in row["applications"]),
+        "services": sum(len(row[kind]) for kind in kinds),
+    }
+
+
+def domain(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": row["domainId"],
+        "host": row["host"],
+        "path": row["path"],
+        "port": row["port"],
+        "https": row["https"],
+        "certificate_type": row["certificateType"],
+    }
+
+
+def job(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "application_id": row["data"]["applicationId"],
+        "title": row["data"]["titleLog"],
+        "state": row["state"],
+        "timestamp": row["timestamp"],
+    }
+
+
+def build(row: dict[str, Any]) -> dict[str, Any]:
+    return {"id": row["deploymentId"], "title": row["title"], "status": row["status"]}
+
+
+def container(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("name", "state", "status")}
+
+
+def each(row: Callable[[dict[str, Any]], Any]) -> Callable[[list[Any]], list[Any]]:
+    return lambda body: [row(entry) for entry in body]
+
+
+def nothing(body: Any) -> None:
+    return None
+
+
+def as_it_is(body: Any) -> Any:
+    return body
+
+
+TYPED: dict[str, tuple[Call, Callable[[Any], Any]]] = {
+    "GET settings.getDokployVersion": (lambda client: client.version(), as_it_is),
+    "GET project.all": (lambda client: client.projects(), each(project)),
+    "POST project.create": (lambda client: client.create_project("a", "b"), lambda body: project(body["project"])),
+    "POST project.remove": (lambda client: client.remove_project("a"), nothing),
+    "GET environment.byProjectId": (lambda client: client.environments("a"), each(environment)),
+    "POST application.create": (lambda client: client.create_application("a", "b", "c"), application),
+    "POST application.saveDockerProvider": (lambda client: client.save_image("a", "b"), nothing),
+    "POST application.saveEnvironment": (lambda client: client.save_environment("a", ""), nothing),
+    "POST application.update": (lambda client: client.save_limits("a", 1, 1.0), nothing),
+    "POST application.deploy": (lambda client: client.deploy("a", "b"), nothing),
+    "GET deployment.all": (lambda client: client.dokploy_deployments("a"), each(build)),
+    "GET deployment.queueList": (lambda client: client.queue(), each(job)),
+    "GET deployment.readLogs": (lambda client: client.read_deploy_log("a"), as_it_is),
+    "POST application.cleanQueues": (lambda client: client.clean_queue("a"), nothing),
+    "GET docker.getContainersByAppNameMatch": (lambda client: client.containers("web-xdqmvf"), each(container)),
+    "POST domain.create": (
+        lambda client: client.create_domain("a", "b", 80, https=False, certificate_type="none"),
+        domain,
+    ),
+    "POST domain.update": (
+        lambda client: client.update_domain("a", "b", 80, https=False, certificate_type="none"),
+        nothing,
+    ),
+    "GET domain.byApplicationId": (lambda client: client.domains("a"), each(domain)),
+    "POST domain.delete": (lambda client: client.delete_domain("a"), nothing),
+    "POST application.delete": (lambda client: client.delete_application("a"), nothing),
+    "GET application.one": (
+        lambda client: client.saved("a"),
+        lambda body: {"source": body["sourceType"], "image": body["dockerImage"] or "", "env": body["env"] or ""},
+    ),
+    "GET organization.all": (
+        lambda client: client.roles(),
+        lambda body: frozenset(member["role"] for one in body for member in one["members"]),
+    ),
+    "GET settings.getWebServerSettings": (
+        lambda client: client.builds_concurrency(),
+        lambda body: body["buildsConcurrency"],
+    ),
+    "GET settings.checkInfrastructureHealth": (
+        lambda client: client.infrastructure(),
+        lambda body: {name: " ".join(part["message"].split()) for name, part in body.items()},
+    ),
+}
+LOWER = {name.lower(): name for name in TYPED}  # Dokploy's paths are case-insensitive
+
+
+def call_of(entry: dict[str, Any]) -> tuple[Call, Callable[[Any], Any]]:
+    """The client's own method for the procedure, or the way that all its methods go."""
+    if name := LOWER.get(entry["call"].lower()):
+        return TYPED[name]
+    method, procedure = entry["call"].split()
+    if method == "GET":
+        return (lambda client: client._query(procedure)), as_it_is
+    return (lambda client: client._change(procedure)), as_it_is
+
+
+def agrees(value: Any, said: Any) -> bool:
+    """Objects against what they must hold, by the names of their fields."""
+    if isinstance(said, dict) and not isinstance(value, dict):
+        return all(agrees(getattr(value, name), part) for name, part in said.items())
+    if isinstance(said, list | tuple):
+        return len(value) == len(said) and all(map(agrees, value, said))
+    return type(value) is type(said) and bool(value == said)
+
+
+def class_of(error: DokployError) -> type[DokployError]:
+    """The nearest of the classes that say what to do about it."""
+    return next(kind for kind in type(error).__mro__ if kind in ERRORS.values())
+
+
+def bytes_of(entry: dict[str, Any]) -> bytes:
+    """As Dokploy sent it: chunked, or of a declared length."""
+    text = entry["text"] if "text" in entry else json.dumps(entry["body"], ensure_ascii=False, separators=(",", ":"))
+    body, headers = text.encode(), entry.get("headers", USUAL)
+    lines = [f"HTTP/1.1 {entry['status']} Recorded", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    if "content-length" in headers:
+        assert int(headers["content-length"]) == len(body)
+    else:
+        parts = [part for part in (body[: len(body) // 2], body[len(body) // 2 :]) if part]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    return "\r\n".join(lines).encode() + body
+
+
+def replays(entry: dict[str, Any]) -> Behaviour:
+    async def does(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes_of(entry))
+        await writer.drain()
+
+    return does
+
+
+def names(entries: list[dict[str, Any]]) -> list[str]:
+    return [f"{entry['call']} {entry['status']}: {entry['recordings'][0]}" for entry in entries]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def shared() -> AsyncIterator[tuple[Server, Dokploy]]:
+    """One for all tests: to load the certificates that plain HTTP does not need takes longer than a test."""
+    server = Server()
+    client = Dokploy(await server.start(), KEY)
+    yield server, client
+    await client.aclose()
+    await server.stop()
+
+
+@pytest.fixture
+def server(shared: tuple[Server, Dokploy], monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.001)
+    server, _ = shared
+    server.requests.clear()
+    server.health = replays(UP)
+    return server
+
+
+@pytest.fixture
+def client(shared: tuple[Server, Dokploy]) -> Dokploy:
+    return shared[1]
+
+
+# Each answer.
+
+
+@pytest.mark.parametrize("entry", ANSWERS, ids=names(ANSWERS))
+async def test_an_answer_has_its_meaning(server: Server, client: Dokploy, entry: dict[str, Any]) -> None:
+    call, said = call_of(entry)
+    method, procedure = entry["call"].split()
+    server.does = replays(entry)
+    if entry["meaning"] in ("made", "done"):
+        value = await asyncio.wait_for(call(client), 5)
+        assert agrees(value, said(entry.get("body")))
+    else:
+        kind = ERRORS[entry["meaning"]]
+        if kind is OutcomeUnknown and method == "GET":  # a question leaves nothing behind
+            kind = Unavailable
+        error = await error_of(call(client))
+        assert class_of(error) is kind
+        assert error.permanent is issubclass(kind, Refused)
+        assert str(error).endswith(".")
+        assert "\n" not in f"{error}{error.evidence}"
+        assert "Failed query" not in f"{error}{error.evidence}"
+    sent = [(request.method, path.lower()) for request, path in zip(server.requests, server.asked, strict=True)]
+    once, health = (method, procedure.lower()), ("GET", "trpc/settings.health")
+    assert sent == ([once, health, once] if entry["meaning"] == "key" else [once])
+
+
+BARE = [entry for entry in ANSWERS if entry["meaning"] == "key"]
+
+
+@pytest.mark.parametrize("entry", BARE, ids=names(BARE))
+async def test_a_bare_401_while_the_database_is_down_is_an_outage(
+    server: Server, client: Dokploy, entry: dict[str, Any]
+) -> None:
+    server.does, server.health = replays(entry), replays(DOWN)
+    error = await error_of(call_of(entry)[0](client))
+    assert class_of(error) is Unavailable
+    assert server.asked == [entry["call"].split()[1], "trpc/settings.health"]
+
+
+async def test_health_is_what_its_own_answers_say(server: Server, client: Dokploy) -> None:
+    assert [UP["meaning"], DOWN["meaning"]] == ["done", "wait"]
+    assert await client.healthy() is True
+    server.health = replays(DOWN)
+    assert await client.healthy() is False
+
+
+# Nothing is left out without a reason.
+
+
+async def test_every_recording_is_an_answer_or_left_out_with_its_reason() -> None:
+    answered = [name for entry in DATA["answers"] for name in entry["recordings"]]
+    left_out = [name for entry in DATA["left_out"] for name in entry["recordings"]]
+    assert Counter(answered + left_out) == Counter(json.loads((CONTRACT / "recordings.json").read_text()))
+    assert all(entry["reason"] for entry in DATA["left_out"])
+
+
+async def test_every_meaning_is_explained_and_used() -> None:
+    assert set(DATA["meanings"]) == {entry["meaning"] for entry in DATA["answers"]} == {"made", "done", *ERRORS}
+
+
+async def test_every_procedure_of_the_client_is_asked_by_its_own_method_in_its_good_case() -> None:
+    client = (ROOT / "deployments/engine/dokploy/client.py").read_text()
+    good = {entry["call"] for entry in ANSWERS if entry["meaning"] in ("made", "done")}
+    for name in TYPED:
+        assert f'"{name.split()[1]}"' in client
+        assert name in good
+    assert {name.split()[1] for name in TYPED} == set(re.findall(r'"([a-z]+\.[a-zA-Z]+)"', client))
+
+
+# No secret comes out of an answer that went wrong.
+
+
+def planted(value: Any) -> Any:
+    """The same with a canary in each field that holds secrets."""
+    if isinstance(value, dict):
+        return {
+            name: f"A={CANARY}" if name in SECRETS and not isinstance(part, dict | list) else planted(part)
+            for name, part in value.items()
+        }
+    return [planted(part) for part in value] if isinstance(value, list) else value
+
+
+def of_wrong_types(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: part if name in SECRETS else of_wrong_types(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [of_wrong_types(part) for part in value]
+    return 7 if isinstance(value, str) else value
+
+
+def with_secrets(error: dict[str, Any]) -> dict[str, Any]:
+    """An error that repeats what it is about, wherever there is room, but for its sentences."""
+    about = dict.fromkeys(SECRETS, CANARY)
+    more: dict[str, Any] = {**error, **about}
+    if "data" in error:
+        more["data"] = {**error["data"], **about}
+    if "issues" in error:
+        more["issues"] = [{**issue, **about, "input": about} for issue in error["issues"]]
+    return more
+
+
+HOLDERS = [entry for entry in ANSWERS if entry["status"] == 200 and planted(entry.get("body")) != entry.get("body")]
+SAID = [entry for entry in ANSWERS if entry["status"] >= 400 and "body" in entry]
+
+
+async def told(server: Server, client: Dokploy, call: Call, status: int, body: bytes) -> str:
+    """All that comes out: the error in each of its forms, and the record. Empty when there was no error."""
+    server.does = says(status, body, Content_Type="application/json")
+    exchanges: list[Exchange] = []
+    try:
+        await asyncio.wait_for(call(client.for_run(lambda procedure: None, exchanges.append)), 5)
+    except DokployError as error:
+        assert exchanges
+        shown = "".join(traceback.format_exception(error))
+        return f"{shown} {error!r} {error.args} {vars(error)} {exchanges} {' '.join(map(str, exchanges))}"
+    return ""
+
+
+@pytest.mark.parametrize("entry", HOLDERS, ids=names(HOLDERS))
+async def test_no_secret_of_an_answer_comes_out_when_it_is_broken_or_an_error(
+    server: Server, client: Dokploy, caplog: pytest.LogCaptureFixture, entry: dict[str, Any]
+) -> None:
+    caplog.set_level("DEBUG")
+    call, _ = call_of(entry)
+    whole = json.dumps(planted(entry["body"])).encode()
+    wrong = json.dumps(of_wrong_types(planted(entry["body"]))).encode()
+    for status, body in (
+        *((200, broken) for broken in (whole[:-1], b"<html>" + whole, whole * 2, whole.replace(b"A=", b"\xff"))),
+        *(
+            (status, body)
+            for status in (302, 400, 401, 403, 404, 409, 413, 429, 500, 502)
+            for body in (whole, whole[:-1])
+        ),
+    ):
+        text = await told(server, client, call, status, body)
+        assert text
+        assert CANARY not in text
+    assert CANARY not in await told(server, client, call, 200, wrong)
+    assert CANARY not in caplog.text
+
+
+@pytest.mark.parametrize("entry", SAID, ids=names(SAID))
+async def test_no_secret_of_an_error_comes_out_beside_its_sentence(
+    server: Server, client: Dokploy, entry: dict[str, Any]
+) -> None:
+    call, _ = call_of(entry)
+    text = await told(server, client, call, entry["status"], json.dumps(with_secrets(entry["body"])).encode())
+    assert text
+    assert CANARY not in text

@@ -1,0 +1,379 @@
+"""A run is cancelled in two steps, requested and done, and one that failed is tried again with the same answers."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.fernet import Fernet
+from django.test import Client
+
+from deployments.engine.errors import Cancelled
+from deployments.engine.spec import Progress
+from deployments.models import Deployment, Refusal, Stack
+
+from ..processes import Portal, until
+from ..users import People, browser, end, new_token, submit
+from ..users import token as token_of
+from .test_live import GATES, held
+from .test_removal import NONE, ONE, deployed, ended, there
+from .test_resume import no_event_is_missing
+from .test_sweeper import left_behind
+
+
+@pytest.fixture
+def person(portal: Portal) -> Iterator[httpx.Client]:
+    """The demo's visitor at a browser."""
+    with closing(browser(portal)) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        yield http
+
+
+@pytest.fixture
+def token(portal: Portal, person: httpx.Client) -> Iterator[dict[str, str]]:
+    header = {**new_token(person), "Accept": "application/json"}
+    portal.http.headers.update(header)
+    yield header
+    for name in header:
+        del portal.http.headers[name]
+
+
+def start(portal: Portal, name: str, **more: Any) -> httpx.Response:
+    answer = portal.http.post("/api/deploy", json={"name": name, **more})
+    assert answer.status_code == 202, answer.text
+    return answer
+
+
+def ask(portal: Portal, id: str, verb: str) -> httpx.Response:
+    return portal.http.post(f"/api/deployments/{id}/{verb}")
+
+
+@pytest.mark.parametrize("phase", GATES)
+def test_a_cancel_in_any_phase_is_requested_and_then_done_and_leaves_nothing(
+    portal: Portal, token: dict[str, str], phase: str
+) -> None:
+    name = f"cancel-{phase.replace('_', '-')}"[:30].rstrip("-")
+    with held(portal, GATES[phase], "project.remove"):  # the undo is not over before the second asking
+        answer = start(portal, name)
+        id = answer.json()["deploymentId"]
+        until(lambda: portal.status(id)["phase"] == phase)
+        if phase == "verifying_health":
+            portal.wait_at("container")
+        requested = ask(portal, id, "cancel")
+        assert requested.status_code == 202, requested.text
+        assert ask(portal, id, "cancel").status_code == 202, "asked for twice it is one request"
+        state = portal.status(id)
+        assert (state["status"], state["cancelRequested"]) == ("in_progress", True)
+    state = ended(portal, token, answer)
+    assert (state["status"], state["error"]["code"], state["error"]["phase"]) == ("failure", "CANCELLED", phase)
+    assert state["progress"] <= 95
+    assert there(portal, name) == NONE
+    events = no_event_is_missing(portal, id)
+    notes = [(event["message"], event["data"]) for event in events if event["kind"] == "note"]
+    assert notes == [("Cancel requested", {"by": "visitor"})]
+    assert portal.has_free(name)
+    over = ask(portal, id, "cancel")
+    assert (over.status_code, over.json()["error"]["code"]) == (409, "CONFLICT")
+
+
+def test_a_page_says_that_a_cancel_is_requested_and_that_it_is_done(
+    portal: Portal, person: httpx.Client, token: dict[str, str]
+) -> None:
+    with held(portal, "application.create"):
+        answer = start(portal, "cancel-page")
+        page = answer.json()["pageUrl"]
+        portal.wait_at("application.create")  # where it reports nothing, and so does not notice at once
+        assert "Cancel cancel-page?" in person.get(f"{page}/cancel").text
+        assert portal.status(answer.json()["deploymentId"])["cancelRequested"] is False, "GET changes nothing"
+        assert submit(person, f"{page}/cancel", {}).headers["Location"] == page
+        assert "Cancel requested" in person.get(page).text
+    ended(portal, token, answer)
+    html = person.get(page).text
+    assert "Cancelled" in html
+    assert "Undone, nothing left behind" in html
+    stale = submit(person, "/tokens", {}, action=f"{page}/cancel")
+    assert stale.headers["Location"] == page
+    assert "It is over already, so there is nothing to cancel." in person.get(page).text
+
+
+def test_a_cancelled_redeploy_gives_the_former_version_back(portal: Portal, token: dict[str, str]) -> None:
+    deployed(portal, token, "cancel-again", template="web-page", parameters={"GREETING": "one"})
+    with held(portal, "pull"):
+        answer = start(portal, "cancel-again", template="web-page", parameters={"GREETING": "two"})
+        id = answer.json()["deploymentId"]
+        until(lambda: portal.status(id)["message"] == "Dokploy pulls the image and starts the container")
+        assert ask(portal, id, "cancel").status_code == 202
+        until(lambda: portal.status(id)["phase"] == "rolling_back")
+    state = ended(portal, token, answer)
+    assert (state["error"]["code"], state["message"]) == ("CANCELLED", "Rollback completed")
+    assert there(portal, "cancel-again") == ONE
+    service = next(row for row in portal.dokploy()["services"] if row["name"].startswith("cancel-again-"))
+    assert "GREETING=one" in service["env"]
+
+
+def test_what_cannot_be_cancelled_is_a_sentence(portal: Portal, token: dict[str, str]) -> None:
+    deployed(portal, token, "not-cancelled")
+    with held(portal, "domain.delete"):
+        removal = portal.http.delete("/api/stacks/not-cancelled")
+        refused = ask(portal, removal.json()["deploymentId"], "cancel")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "CONFLICT")
+        assert "A removal cannot be cancelled" in refused.json()["error"]["message"]
+    assert ended(portal, token, removal)["status"] == "success"
+    with held(portal, "project.remove"):
+        failing = start(portal, "not-cancelled", template="broken")
+        portal.wait_at("project.remove")
+        refused = ask(portal, failing.json()["deploymentId"], "cancel")
+        assert "is being undone already" in refused.json()["error"]["message"]
+    assert ended(portal, token, failing)["error"]["code"] == "REGISTRY_UNREACHABLE"
+
+
+def test_who_only_holds_the_link_may_neither_cancel_nor_retry(portal: Portal) -> None:
+    with held(portal, "job"):
+        id = portal.deploy("link-only")
+        for verb in ("cancel", "retry"):
+            answer = ask(portal, id, verb)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "FORBIDDEN")
+    assert portal.finished(id)["status"] == "success"
+
+
+def test_a_retry_has_the_same_answers_and_makes_nothing_twice(portal: Portal, token: dict[str, str]) -> None:
+    portal.turn(pull_error="no space left on device")
+    given = {"template": "web-page", "parameters": {"GREETING": "kept"}}
+    answer = start(portal, "tried-again", **given)
+    failed = ended(portal, token, answer)
+    assert failed["error"]["code"] == "SERVER_DISK_FULL"
+    portal.turn(pull_error=None)
+    id = failed["deploymentId"]
+    with held(portal, "job"):
+        first, second = ask(portal, id, "retry"), ask(portal, id, "retry")
+        assert first.status_code == 202, first.text
+        assert first.json() == second.json(), "asked for twice it is one run"
+    assert ended(portal, token, first)["status"] == "success"
+    assert there(portal, "tried-again") == ONE
+    application = next(row for row in portal.dokploy()["applications"] if row["name"] == "tried-again")
+    assert "GREETING='kept'" in application["env"]
+    for run, says in ((id, "gone on since"), (first.json()["deploymentId"], "went well")):
+        refused = ask(portal, run, "retry")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "CONFLICT")
+        assert says in refused.json()["error"]["message"]
+
+
+def test_a_retry_on_the_page_leads_to_the_new_run_and_takes_up_what_is_left(
+    portal: Portal, person: httpx.Client, token: dict[str, str]
+) -> None:
+    portal.turn(pull_error="no space left on device")
+    portal.fault("application.delete", "error500", times=None)
+    answer = start(portal, "left-and-retried")
+    state = ended(portal, token, answer)
+    assert "Left at Dokploy: the application" in state["message"]
+    portal.turn(pull_error=None)
+    portal.switches.delete("faults")
+    page = answer.json()["pageUrl"]
+    html = person.get(page).text
+    assert "Retry with the same answers" in html
+    assert "Try again to remove what is left" in html
+    sent = person.post(f"{page}/retry", headers={**csrf(person), "HX-Request": "true"})
+    assert sent.headers["HX-Redirect"].startswith("/deployments/dep_")
+    again = sent.headers["HX-Redirect"]
+    until(lambda: "It is live" in person.get(again).text, 30)
+    assert there(portal, "left-and-retried") == ONE
+    events = no_event_is_missing(portal, again.rpartition("/")[2])
+    begun = [event["phase"] for event in events if event["data"].get("step") == "begins"]
+    assert begun == ["initializing", "configuring_application", "creating_domain", "deploying", "verifying_health"]
+    assert person.get(again).text.count("there already") == 3
+
+
+def csrf(person: httpx.Client) -> dict[str, str]:
+    """The header that every page gives htmx."""
+    html = person.get("/").text
+    return {"X-CSRFToken": html.split('"X-CSRFToken": "')[1].split('"')[0]}
+
+
+# -- in the model: the race with the end, and names that are taken meanwhile -------------------------------------------
+
+
+@pytest.fixture(name="people")
+def three_people(db: None) -> People:
+    return People()
+
+
+def test_a_cancel_that_was_accepted_before_the_end_wins_over_it(people: People) -> None:
+    waiting = people.run(people.owner, "shop")
+    working = Deployment.claim("worker", excluding=[])
+    assert working is not None
+    waiting.cancel(people.owner)
+    with pytest.raises(Cancelled):
+        working.record(Progress("phase", "completed", "It is live", "success", progress=100))
+    waiting.refresh_from_db()
+    for run in (waiting, working):  # who works on it goes on with what is written, under the lease that it has
+        assert (run.status, run.phase, run.progress, run.version) == ("in_progress", "initializing", 0, 2)
+    assert list(waiting.events.values_list("seq", flat=True)) == [1, 2]
+
+
+def test_a_second_cancel_is_harmless_also_when_the_first_has_begun_to_be_done(people: People) -> None:
+    run = people.run(people.owner, "shop")
+    working = Deployment.claim("worker", excluding=[])
+    assert working is not None
+    run.cancel(people.owner)
+    error = {"phase": "initializing", "code": "CANCELLED", "message": "", "evidence": "", "retryable": True}
+    working.record(Progress("phase", "rolling_back", "Undoing", error=error))
+    run.cancel(people.owner)
+    assert run.events.filter(kind="note").count() == 1
+
+
+@pytest.mark.parametrize("kind", ["deploy", "redeploy", "retry"])
+def test_a_run_that_has_not_begun_is_over_as_soon_as_it_is_cancelled(people: People, kind: str) -> None:
+    """It does not wait for a worker with a free hand. A retry does, where something was left."""
+    if kind == "retry":
+        left_behind(people).retry(people.owner, via="api")
+    else:
+        run = people.run(people.owner, "shop")
+        if kind == "redeploy":
+            end(run)
+            people.run(people.owner, "shop")
+    run = Deployment.objects.in_progress().get()
+    run.cancel(people.owner)
+    left = kind == "retry"
+    assert run.done is not left
+    assert Deployment.objects.due().exists() is left
+    run.stack.refresh_from_db()
+    assert run.stack.state == {"deploy": "gone", "redeploy": "live", "retry": "broken"}[kind]
+    said = [(event.seq, event.message) for event in run.events.all()]
+    assert said[:2] == [(1, "Waiting to begin"), (2, "Cancel requested")]
+    if not left:
+        assert said[2:] == [(3, "It had not begun, so there is nothing to undo")]
+        state = Client().get(f"/api/deployments/{run.pk}", headers=token_of(people.owner)).json()
+        assert (state["phase"], state["status"], state["error"]["code"]) == ("failed", "failure", "CANCELLED")
+        with pytest.raises(Refusal):
+            run.cancel(people.owner)
+        assert run.retry(people.owner, via="api").status == "in_progress"
+
+
+def test_an_end_that_came_before_the_cancel_wins_over_it(people: People) -> None:
+    run = end(people.run(people.owner, "shop"))
+    with pytest.raises(Refusal) as refused:
+        run.cancel(people.owner)
+    assert refused.value.code == "CONFLICT"
+    run.refresh_from_db()
+    assert (run.status, run.cancel_requested_at) == ("success", None)
+
+
+@pytest.mark.parametrize("state", ["live", "broken"])
+def test_a_redeploy_that_ends_before_it_has_changed_anything_leaves_the_stack_as_it_was(
+    people: People, state: str
+) -> None:
+    end(people.run(people.owner, "shop"))
+    Stack.objects.update(state=state)  # broken: its removal has failed halfway
+    people.run(people.owner, "shop")
+    again = Deployment.claim("worker", excluding=[])
+    assert again is not None
+    error = {"phase": "creating_project", "code": "CANCELLED", "message": "", "evidence": "", "retryable": True}
+    again.record(Progress("phase", "creating_project", "Creating the project", progress=10))
+    again.record(Progress("phase", "failed", "Nothing was changed", "failure", error=error))
+    assert (again.kind, again.stack.state) == ("redeploy", state)
+
+
+def test_a_retry_of_a_name_that_somebody_else_has_by_now_is_refused(people: People) -> None:
+    failed = end(people.run(people.owner, "shop"), "failure")
+    assert failed.stack.state == "gone"
+    people.run(people.other, "shop")
+    with pytest.raises(Refusal) as refused:
+        failed.retry(people.owner, via="form")
+    assert (refused.value.code, refused.value.field) == ("NAME_TAKEN", "name")
+
+
+def test_a_retry_whose_secret_cannot_be_read_any_more_is_refused_and_not_made_without_it(
+    people: People, settings: Any
+) -> None:
+    people.template.parameters = [{"key": "TOKEN", "label": "Token", "type": "secret"}]
+    people.template.save()
+    failed = end(people.run(people.owner, "shop", TOKEN="given"), "failure")
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    with pytest.raises(Refusal) as refused:
+        failed.retry(people.owner, via="form")
+    assert (refused.value.code, "TOKEN" in refused.value.message) == ("CONFLICT", True)
+
+
+CHANGED_MEANWHILE = [
+    ("COLOR", {"type": "choice", "choices": ["green", "blue"]}, "Select a valid choice. red is not one of"),
+    ("COUNT", {"type": "integer", "max": 3}, "Ensure this value is less than or equal to 3."),
+    ("TITLE", {"type": "text", "required": True}, "This field is required."),
+    ("TOKEN", {"type": "secret", "required": True}, "This field is required."),
+]
+
+
+@pytest.mark.parametrize(("key", "change", "why"), CHANGED_MEANWHILE)
+def test_a_retry_whose_answers_do_not_fit_the_changed_template_is_refused_at_every_door(
+    people: People, settings: Any, key: str, change: dict[str, Any], why: str
+) -> None:
+    people.template.parameters = [{"key": "COLOR", "type": "choice", "choices": ["red"]}, {"key": "COUNT"}]
+    people.template.save()
+    failed = end(people.run(people.owner, "shop", COLOR="red", COUNT="7"), "failure")
+    kept = [entry for entry in people.template.parameters if entry["key"] != key]
+    people.template.parameters = [*kept, {"key": key, "label": f"The {key.lower()}", **change}]
+    people.template.save()
+    answer = Client().post(f"/api/deployments/{failed.pk}/retry", headers=token_of(people.owner))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["field"]) == (409, "CONFLICT", key)
+    assert error["message"].startswith(f"Its answers do not fit any more. The {key.lower()}: {why}")
+    assert error["message"].endswith("Deploy it anew with the form.")
+    for person in (people.owner, people.operator):
+        http = Client()
+        http.force_login(person)
+        if person == people.operator:
+            assert (
+                f'href="/deployments/{failed.pk}/retry"' in http.get("/admin/deployments/deployment/").content.decode()
+            )
+        shown = http.post(f"/deployments/{failed.pk}/retry", follow=True).content.decode()
+        assert f"Its answers do not fit any more. The {key.lower()}: " in shown
+    assert Deployment.objects.get() == failed
+
+
+def test_a_retry_takes_the_defaults_of_what_was_added_to_the_template_meanwhile(people: People) -> None:
+    failed = end(people.run(people.owner, "shop"), "failure")
+    people.template.parameters = [
+        {"key": "COLOR", "type": "choice", "choices": ["red"], "default": "red", "required": True},
+        {"key": "TOKEN", "type": "secret"},
+    ]
+    people.template.save()
+    again = Deployment.objects.select_related("template").get(pk=failed.pk).retry(people.owner, via="form")
+    assert again.environment() == {"COLOR": "red", "TOKEN": ""}
+
+
+def test_an_operator_cancels_anybodys_run_from_the_admin_and_retries_it_there(people: People) -> None:
+    run = people.run(people.owner, "shop")
+    http = Client()
+    http.force_login(people.operator)
+
+    def offered() -> set[str]:
+        html = http.get("/admin/deployments/deployment/").content.decode()
+        return {verb for verb in ("cancel", "retry") if f'href="/deployments/{run.pk}/{verb}"' in html}
+
+    assert offered() == {"cancel"}
+    assert http.get(f"/deployments/{run.pk}/cancel").status_code == 200, "the link asks before it does it"
+    run.refresh_from_db()
+    assert run.cancel_requested_at is None
+    http.post(f"/deployments/{run.pk}/cancel")
+    assert offered() == {"retry"}
+    run.refresh_from_db()
+    assert run.cancel_requested_at is not None
+    http.post(f"/deployments/{run.pk}/retry")
+    assert Deployment.objects.get(retry_of=run).stack.owner == people.owner
+
+
+def test_a_stale_pages_retry_is_a_sentence_and_changes_nothing(people: People) -> None:
+    run = end(people.run(people.owner, "shop"), "failure")
+    end(run.retry(people.owner, via="form"))
+    before = list(Deployment.objects.order_by("pk").values())
+    http = Client()
+    http.force_login(people.owner)
+    said = http.post(f"/deployments/{run.pk}/retry", follow=True).content.decode()
+    assert "The stack has gone on since then" in said
+    assert list(Deployment.objects.order_by("pk").values()) == before
+
+
+def test_an_operators_retry_stays_its_owners(people: People) -> None:
+    failed = end(people.run(people.owner, "shop"), "failure")
+    again = failed.retry(people.operator, via="form")
+    assert (again.stack.owner, again.requested_by, again.retry_of) == (people.owner, people.operator, failed)

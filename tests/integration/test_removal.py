@@ -1,0 +1,278 @@
+"""A stack is taken away: by typing its name, by a script, by an operator; receipt by receipt, and the name is free."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import httpx
+import pytest
+
+from ..processes import Portal, until
+from ..users import browser, new_token, operator, submit
+from .test_live import held
+from .test_resume import KINDS, no_event_is_missing
+
+PHASES = ["removing_domain", "removing_application", "removing_project"]
+
+
+@pytest.fixture
+def person(portal: Portal) -> Iterator[httpx.Client]:
+    """The demo's visitor at a browser."""
+    with browser(portal) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        yield http
+
+
+@pytest.fixture
+def token(person: httpx.Client) -> dict[str, str]:
+    return {**new_token(person), "Accept": "application/json"}
+
+
+def ended(portal: Portal, token: dict[str, str], answer: httpx.Response) -> Any:
+    """The state of the run that an answer started, at its end."""
+    assert answer.status_code == 202, answer.text
+    address = answer.json()["statusUrl"]
+    ask = lambda: portal.http.get(address, headers=token).json()  # noqa: E731
+    return until(lambda: (state := ask())["status"] != "in_progress" and state, 30)
+
+
+def deployed(portal: Portal, token: dict[str, str], name: str, **more: Any) -> Any:
+    state = ended(portal, token, portal.http.post("/api/deploy", json={"name": name, **more}, headers=token))
+    assert state["status"] == "success", state
+    return state
+
+
+def there(portal: Portal, name: str) -> dict[str, int]:
+    """How many objects of this stack are at Dokploy."""
+    state = portal.dokploy()
+    apps = {row["appName"] for row in state["applications"] if row["name"] == name}
+    return {
+        "projects": sum(row["name"] == name for row in state["projects"]),
+        "applications": len(apps),
+        "domains": sum(row["host"] == f"{name}.localhost" for row in state["domains"]),
+        "services": sum(row["name"].startswith(f"{name}-") for row in state["services"]),
+    }
+
+
+ONE, NONE = dict.fromkeys(KINDS, 1), dict.fromkeys(KINDS, 0)
+
+
+def test_a_script_removes_its_stack_and_the_name_is_free_again(portal: Portal, token: dict[str, str]) -> None:
+    deployed(portal, token, "script-removes")
+    assert there(portal, "script-removes") == ONE
+    answer = portal.http.delete("/api/stacks/script-removes", headers=token)
+    state = ended(portal, token, answer)
+    assert (state["kind"], state["phase"], state["progress"], state["error"]) == ("remove", "completed", 100, None)
+    assert state["message"] == "script-removes is gone, and its name is free again"
+    assert (state["url"], state["resources"]) == (None, {})
+    assert there(portal, "script-removes") == NONE
+    assert portal.router.get("/", headers={"Host": "script-removes.localhost"}).status_code == 404
+    events = portal.http.get(f"{answer.json()['eventsUrl']}?after=0", headers=token).json()["events"]
+    begun = [(e["phase"], e["progress"]) for e in events if e["data"].get("step") == "begins"][1:]
+    assert begun == [*zip(PHASES, (25, 50, 75), strict=True)]
+    receipts = [(e["data"]["kind"], e["data"]["state"]) for e in events if e["kind"] == "receipt"]
+    for kind in ("domain", "application", "project"):
+        assert [state for seen, state in receipts if seen == kind] == ["removing", "gone", "gone"]
+    assert portal.has_free("script-removes")
+    again = portal.http.delete("/api/stacks/script-removes", headers=token)
+    assert (again.status_code, again.json()["error"]["code"]) == (404, "NOT_FOUND")
+    deployed(portal, token, "script-removes")
+
+
+def test_a_person_removes_a_stack_by_typing_its_name(
+    portal: Portal, person: httpx.Client, token: dict[str, str]
+) -> None:
+    deployed(portal, token, "typed-name")
+    page = link(person, "/", "typed-name", "remove")
+    shown = person.get(page)
+    assert "Remove typed-name?" in shown.text
+    wrong = submit(person, page, {"name": "typed"})
+    assert wrong.status_code == 400
+    assert "To remove it, type its name: typed-name" in wrong.text
+    assert there(portal, "typed-name") == ONE
+    run = submit(person, page, {"name": "typed-name"}).headers["Location"]
+    until(lambda: "It is gone" in person.get(run).text, 30)
+    html = person.get(run).text
+    assert "Removed, nothing left behind" in html
+    assert html.count("gone, verified") == 3
+    assert "Deploy again" not in html
+    assert there(portal, "typed-name") == NONE
+    stale = submit(person, "/tokens", {"name": "typed-name"}, action=page)
+    assert stale.status_code == 302
+    assert "“typed-name” is gone already." in person.get("/").text
+
+
+def link(person: httpx.Client, page: str, name: str, what: str) -> str:
+    """Where the list of stacks leads for this one."""
+    html = person.get(page).text
+    entry = html[html.index(f'id="stack-{name}"') :]
+    found = re.search(rf'href="(/stacks/stk_\w+/{what})"', entry)
+    assert found is not None
+    return found[1]
+
+
+def test_two_removals_at_once_are_one_run_and_a_busy_stack_is_left_alone(portal: Portal, token: dict[str, str]) -> None:
+    deployed(portal, token, "twice-removed")
+    with held(portal, "application.delete"):
+        first, second = (portal.http.delete("/api/stacks/twice-removed", headers=token) for _ in range(2))
+        assert first.json() == second.json()
+        again = portal.http.post("/api/deploy", json={"name": "twice-removed"}, headers=token)
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "BUSY")
+        assert "being removed right now" in again.json()["error"]["message"]
+    assert ended(portal, token, first)["status"] == "success"
+    with held(portal, "job"):
+        run = portal.http.post("/api/deploy", json={"name": "twice-removed"}, headers=token)
+        refused = portal.http.delete("/api/stacks/twice-removed", headers=token)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "BUSY")
+    assert ended(portal, token, run)["status"] == "success"
+    assert there(portal, "twice-removed") == ONE
+
+
+def test_a_removal_that_fails_names_what_is_left_and_the_next_one_goes_on(
+    portal: Portal, person: httpx.Client, token: dict[str, str]
+) -> None:
+    deployed(portal, token, "stays-behind")
+    portal.fault("application.delete", "error500", times=None)
+    answer = portal.http.delete("/api/stacks/stays-behind", headers=token)
+    state = ended(portal, token, answer)
+    assert (state["status"], state["phase"], state["error"]["phase"]) == ("failure", "failed", "removing_application")
+    assert state["message"] == "Left at Dokploy: the application, the project"
+    assert there(portal, "stays-behind") == {**ONE, "domains": 0}
+    html = person.get(answer.json()["pageUrl"]).text
+    assert "Not everything could be removed. The name “stays-behind” stays yours until it is" in html
+    assert portal.http.get("/api/check/stays-behind").json()["available"] is False
+    assert "Try again to remove what is left" in html
+    portal.switches.delete("faults")
+    page = link(person, "/", "stays-behind", "remove")
+    again = submit(person, page, {}).headers["Location"]  # for what is left no name has to be typed
+    until(lambda: "It is gone" in person.get(again).text, 30)
+    assert there(portal, "stays-behind") == NONE
+
+
+def test_a_removal_that_could_not_begin_changes_nothing(portal: Portal, token: dict[str, str]) -> None:
+    deployed(portal, token, "not-begun")
+    portal.fault("project.all", "redirect", times=1)
+    state = ended(portal, token, portal.http.delete("/api/stacks/not-begun", headers=token))
+    assert (state["phase"], state["error"]["code"]) == ("failed", "DOKPLOY_ADDRESS_WRONG")
+    assert state["message"] == "Nothing was removed, so nothing has changed"
+    assert there(portal, "not-begun") == ONE
+    assert portal.router.get("/", headers={"Host": "not-begun.localhost"}).status_code == 200
+    assert deployed(portal, token, "not-begun")["kind"] == "redeploy"
+
+
+def test_a_removal_leaves_and_names_what_lost_the_mark_at_dokploy_until_it_is_put_back(
+    portal: Portal, person: httpx.Client, token: dict[str, str]
+) -> None:
+    made = deployed(portal, token, "mark-changed")["resources"]
+    project = next(row for row in portal.dokploy()["projects"] if row["projectId"] == made["projectId"])
+    change_by_hand(portal, "project.update", projectId=made["projectId"], description="mine now")
+    answer = portal.http.delete("/api/stacks/mark-changed", headers=token)
+    state = ended(portal, token, answer)
+    assert (state["phase"], state["error"]["phase"]) == ("failed", "removing_project")
+    assert (state["error"]["code"], state["message"]) == ("MARK_CHANGED_AT_DOKPLOY", "Left at Dokploy: the project")
+    assert there(portal, "mark-changed") == {**NONE, "projects": 1}
+    with closing(sqlite3.connect(portal.data / "portal.sqlite3", timeout=10)) as database:
+        query = "SELECT kind, state FROM deployments_receipt WHERE external_id IN (?, ?, ?)"
+        states = dict(database.execute(query, [made[f"{kind}Id"] for kind in ("project", "application", "domain")]))
+    assert states == {"project": "left", "application": "gone", "domain": "gone"}
+    html = person.get(answer.json()["pageUrl"]).text
+    assert f"Put “{project['description']}” back there, or remove it at Dokploy." in html
+    assert portal.http.get("/api/check/mark-changed").json()["available"] is False
+    change_by_hand(portal, "project.update", projectId=made["projectId"], description=project["description"])
+    again = ended(portal, token, portal.http.delete("/api/stacks/mark-changed", headers=token))
+    assert again["message"] == "mark-changed is gone, and its name is free again"
+    assert there(portal, "mark-changed") == NONE
+
+
+def change_by_hand(portal: Portal, procedure: str, **given: Any) -> None:
+    """What somebody does at Dokploy, past the portal."""
+    key = {"x-api-key": (portal.data / "simulator-key").read_text()}
+    address = f"http://127.0.0.1:{portal.port + 1}/api/{procedure}"
+    portal.http.post(address, json=given, headers=key).raise_for_status()
+
+
+def test_what_is_not_ones_own_is_not_there_to_be_removed(portal: Portal, person: httpx.Client) -> None:
+    id = portal.deploy("nobodys-own")
+    portal.finished(id)
+    anonymous = portal.http.delete("/api/stacks/nobodys-own")
+    mine = portal.http.delete("/api/stacks/nobodys-own", headers=new_token(person))
+    for answer in (anonymous, mine):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NOT_FOUND")
+    with closing(operator(portal)) as admin:
+        listed = admin.get("/admin/deployments/stack/?q=nobodys-own").text
+        found = re.search(r'href="(/stacks/stk_\w+/remove)"', listed)
+        assert found is not None
+        assert person.get(found[1]).status_code == 404
+        run = submit(admin, found[1], {"name": "nobodys-own"}).headers["Location"]
+        until(lambda: "It is gone" in admin.get(run).text, 30)
+        assert "Requested by</dt><dd>operator" in admin.get(run).text
+    assert there(portal, "nobodys-own") == NONE
+
+
+def test_a_redeploy_page_is_filled_in_and_changes_what_it_says(
+    portal: Portal, person: httpx.Client, token: dict[str, str]
+) -> None:
+    deployed(portal, token, "filled-in", template="web-page", parameters={"GREETING": "one", "SHOW_CLOCK": False})
+    page = link(person, "/", "filled-in", "deploy")
+    shown = person.get(page).text
+    assert 'value="one"' in shown
+    assert re.search(r'name="web-page-SHOW_CLOCK"[^>]*checked', shown) is None
+    run = submit(person, page, {"template": "web-page", "web-page-GREETING": "two"}).headers["Location"]
+    until(lambda: "It is live" in person.get(run).text, 30)
+    assert "Redeployment" in person.get(run).text
+    application = next(row for row in portal.dokploy()["applications"] if row["name"] == "filled-in")
+    assert "GREETING='two'" in application["env"]
+    assert there(portal, "filled-in") == ONE
+    kept = deployed(portal, token, "filled-in")  # no template, no parameters: all stays
+    application = next(row for row in portal.dokploy()["applications"] if row["name"] == "filled-in")
+    assert kept["kind"] == "redeploy"
+    assert "GREETING='two'" in application["env"]
+
+
+def test_a_redeploy_of_a_busy_stack_is_a_sentence(portal: Portal, person: httpx.Client, token: dict[str, str]) -> None:
+    deployed(portal, token, "busy-again", template="web-page")
+    page = link(person, "/", "busy-again", "deploy")
+    with held(portal, "job"):
+        run = portal.http.post("/api/deploy", json={"name": "busy-again"}, headers=token)
+        refused = submit(person, page, {"template": "web-page"})
+        assert refused.status_code == 400
+        assert "“busy-again” is being deployed right now." in refused.text
+    assert ended(portal, token, run)["status"] == "success"
+
+
+REMOVAL_PLACES = [
+    "project.remove:answer",
+    "project.remove",
+    "application.delete:answer",
+    "application.delete",
+    "domain.delete:answer",
+    "domain.delete",
+    "application.cleanQueues",
+]
+
+
+def test_every_removal_goes_on_after_kill_9_wherever_it_was(own_portal: Any) -> None:
+    portal = own_portal().start()
+    with browser(portal) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        token = {**new_token(http), "Accept": "application/json"}
+    names = {f"gone-{number}": place for number, place in enumerate(REMOVAL_PLACES)}
+    for name in names:
+        deployed(portal, token, name)
+    with ExitStack() as holding:
+        answers = {}
+        for name, place in names.items():
+            holding.enter_context(held(portal, place))
+            answers[name] = portal.http.delete(f"/api/stacks/{name}", headers=token)
+            portal.wait_at(place)
+        portal.kill()
+    portal.start()
+    for name, answer in answers.items():
+        state = ended(portal, token, answer)
+        assert state["phase"] == "completed", (name, state)
+        portal.http.headers.update(token)
+        no_event_is_missing(portal, state["deploymentId"])
+    state = portal.dokploy()
+    assert {kind: state[kind] for kind in KINDS} == {kind: [] for kind in KINDS}

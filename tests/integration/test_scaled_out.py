@@ -1,0 +1,176 @@
+"""Several processes: what one commits the pages of another show."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from websockets.sync.client import ClientConnection
+
+from ..processes import ScaledOut, Simulator, until
+from ..services import Proxied, timed
+from .test_live import GATES, SECONDS, held, long_poller, poller, socket, streamer, walk
+
+
+@pytest.fixture
+def scaled_out(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
+    (tmp_path / "simulator").mkdir()
+    simulator = Simulator(tmp_path / "simulator")
+    portal = ScaledOut(tmp_path, simulator, postgres, redis).start()
+    yield portal
+    portal.close()
+    simulator.close()
+
+
+def test_another_process_runs_it_and_every_client_sees_each_phase(scaled_out: ScaledOut) -> None:
+    """With the sweep off: only messages start runs and move pages."""
+    scaled_out.work()
+    for client in (poller, long_poller, streamer):
+        with held(scaled_out, *GATES.values()):
+            id = scaled_out.deploy(f"gate-{client.__name__.replace('_', '-')}")
+            walk(scaled_out, client(scaled_out, id))
+        assert scaled_out.finished(id)["phase"] == "completed"
+    with held(scaled_out, "job"):
+        id = scaled_out.deploy("gate-socket")
+        with socket(scaled_out, id) as page:
+            frame = ""
+            while "6 of 7" not in frame:
+                frame = page.recv(timeout=SECONDS)
+            scaled_out.open_gate("job")
+            while "data-done" not in frame:
+                frame = page.recv(timeout=SECONDS)
+    assert "It is live" in frame
+
+
+def test_channels_own_worker_runs_it_from_a_message_alone(scaled_out: ScaledOut) -> None:
+    scaled_out.work("runworker", "runner")
+    with held(scaled_out, "project.all"):
+        # Its subscription takes a moment, and a message before it is lost: one run a try, until one is taken up.
+        for attempt in range(50):
+            id = scaled_out.deploy(f"bell-{attempt}")
+            answer = scaled_out.switches.get("gates/project.all", params={"wait": 0.5})
+            if answer.json()["waiting"]:
+                break
+    assert scaled_out.finished(id)["phase"] == "completed"
+
+
+def test_a_worker_that_is_told_to_stop_lets_go_and_another_goes_on_at_once(scaled_out: ScaledOut) -> None:
+    first = scaled_out.work()
+    with held(scaled_out, "job"):
+        id = scaled_out.deploy("handed-over")
+        scaled_out.wait_at("job")
+        second = scaled_out.work()
+        first.terminate()
+        assert first.wait(15) == 0
+    assert second.poll() is None
+    assert scaled_out.finished(id)["phase"] == "completed"
+    there = scaled_out.dokploy()
+    assert [len(there[kind]) for kind in ("projects", "applications", "domains", "services")] == [1, 1, 1, 1]
+
+
+def shows(page: ClientConnection, text: str) -> None:
+    while text not in str(page.recv(timeout=SECONDS)):
+        pass
+
+
+FEW = 2  # connections to the database
+STARVED = 8  # seconds; who finds them all taken waits for ten
+
+
+@pytest.fixture
+def with_few(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
+    (tmp_path / "simulator").mkdir()
+    simulator = Simulator(tmp_path / "simulator")
+    portal = ScaledOut(tmp_path, simulator, postgres, redis)
+    portal.env["DATABASE_POOL"] = str(FEW)
+    yield portal.start()
+    portal.close()
+    simulator.close()
+
+
+def test_who_waits_for_news_holds_no_connection_to_the_database(with_few: ScaledOut) -> None:
+    portal = with_few
+    portal.work()
+    with held(portal, "job"), ExitStack() as watching:
+        id = portal.deploy("watched")
+        portal.wait_at("job")
+        for _ in range(2 * FEW):
+            stream = watching.enter_context(portal.http.stream("GET", f"/api/status/{id}", timeout=60))
+            next(stream.iter_raw())
+        version = portal.status(id)["version"]
+        with ThreadPoolExecutor(2 * FEW) as pool:
+            polls = [pool.submit(portal.events, id, version, 20) for _ in range(2 * FEW)]
+            assert timed(lambda: portal.http.get(f"/deployments/{id}").raise_for_status()) < STARVED
+            portal.open_gate("job")
+            assert all(poll.result()["events"] for poll in polls)
+    assert portal.finished(id)["phase"] == "completed"
+
+
+def test_who_has_got_news_holds_no_connection_to_the_database_either(with_few: ScaledOut) -> None:
+    portal = with_few
+    portal.work()
+    with held(portal, "job", "container"), ExitStack() as watching:
+        streams = []
+        for number in range(2 * FEW):
+            id = portal.deploy(f"watched-{number}")
+            until(lambda id=id: portal.status(id)["phase"] == "deploying", 20)
+            stream = watching.enter_context(portal.http.stream("GET", f"/api/status/{id}", timeout=60))
+            streams.append(stream.iter_lines())
+            next(streams[-1])
+        portal.open_gate("job")
+        for lines in streams:
+            assert any("verifying_health" in line for line in lines)
+        assert timed(lambda: portal.http.get(f"/deployments/{id}").raise_for_status()) < STARVED
+        portal.open_gate("container")
+        for lines in streams:
+            assert any("event: complete" in line for line in lines)
+
+
+@pytest.fixture
+def proxied(tmp_path: Path, postgres: str, redis: str) -> Iterator[Proxied]:
+    """Not started yet."""
+    (tmp_path / "simulator").mkdir()
+    simulator = Simulator(tmp_path / "simulator")
+    portal = Proxied(tmp_path, simulator, postgres, redis)
+    yield portal
+    portal.close()
+    simulator.close()
+
+
+def test_behind_the_proxy_every_client_sees_each_phase_whichever_process_serves_it(proxied: Proxied) -> None:
+    proxied.start().work()
+    for number, client in enumerate((long_poller, streamer, streamer)):
+        with held(proxied, *GATES.values()):
+            id = proxied.deploy(f"proxied-{number}")
+            walk(proxied, client(proxied, id))
+        assert proxied.finished(id)["phase"] == "completed"
+    with held(proxied, "job"):
+        id = proxied.deploy("proxied-socket")
+        with socket(proxied, id) as one, socket(proxied, id) as other:
+            proxied.open_gate("job")
+            for page in (one, other):
+                while "data-done" not in page.recv(timeout=SECONDS):
+                    pass
+
+
+def test_the_proxy_believes_no_address_that_a_client_claims(proxied: Proxied) -> None:
+    proxied.env["PORTAL_QUOTA"] = "1"  # stacks per address, for who did not sign in
+    proxied.start()
+    proxied.deploy("first")
+    claims = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
+    answer = proxied.http.post("/api/deploy", json={"name": "second"}, headers=claims)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "QUOTA")
+
+
+def test_the_proxy_goes_on_with_the_web_process_that_is_left(proxied: Proxied) -> None:
+    proxied.start().work()
+    with held(proxied, "job"):
+        id = proxied.deploy("one-left")
+        proxied.webs[0].kill()
+        for _ in range(6):  # from the first moment on: what takes no connection is passed over
+            assert proxied.status(id)["status"] == "in_progress"
+        with socket(proxied, id) as page:
+            proxied.open_gate("job")
+            while "data-done" not in page.recv(timeout=SECONDS):
+                pass

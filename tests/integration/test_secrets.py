@@ -1,0 +1,401 @@
+"""Secrets: where they may be, which is at Dokploy and encrypted at rest, and everywhere that they must not be."""
+
+import hashlib
+import io
+import json
+import logging
+import re
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx
+import pytest
+from asgiref.sync import sync_to_async
+from cryptography.fernet import Fernet
+from django.apps import apps
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.test import Client
+
+from deployments import encryption
+from deployments.models import ApiToken, Deployment, Template
+from deployments.worker.runner import Runner
+from deployportal.log_redaction import RedactingFilter
+
+from ..processes import Portal, until
+from ..users import People, browser, end, new_token, operator, socket, submit, token
+from .test_removal import ONE, there
+from .test_serve import run
+
+CANARY = "canary-parameter-5c1e"
+PASSWORD = "canary-password-9a4b"
+PARAMETERS = [{"key": "API_TOKEN", "type": "secret"}, {"key": "GREETING", "type": "text"}]
+
+
+@pytest.fixture
+def people(db: None) -> People:
+    return with_a_secret(People())
+
+
+def with_a_secret(people: People) -> People:
+    people.template.parameters = PARAMETERS
+    people.template.registry, people.template.registry_username = "registry.example.org", "robot"
+    people.template.registry_password = PASSWORD
+    people.template.save()
+    return people
+
+
+# -- all the way through a real portal ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def boss(shared_portal: Portal) -> Iterator[httpx.Client]:
+    """The operator, who made a template with a secret parameter and a password for its registry."""
+    http = operator(shared_portal)
+    given = {
+        "slug": "secretive",
+        "name": "Secretive",
+        "icon": "🤫",
+        "image": "docker.io/library/caddy:2",
+        "port": "80",
+        "parameters": '[{"key": "API_TOKEN", "type": "secret"}]',
+        "registry": "registry.example.org",
+        "registry_username": "robot",
+        "registry_password": PASSWORD,
+        "health_path": "/",
+        "health_interval": "0.3",
+        "health_timeout": "20",
+        "position": "5",
+        "active": "on",
+    }
+    assert submit(http, "/admin/deployments/template/add/", given).status_code == 302
+    yield http
+    http.close()
+
+
+def test_a_secret_is_at_dokploy_and_nowhere_else(shared_portal: Portal, boss: httpx.Client) -> None:
+    """One run that goes well, one that Dokploy refuses and one that the registry refuses, both saying the secrets."""
+    mine = browser(shared_portal)
+    header = new_token(mine)
+    seen: dict[str, str] = {}
+    for name in ("secret-well", "secret-refused", "secret-log"):
+        said = f"{CANARY} with {PASSWORD}: manifest unknown"
+        if name == "secret-refused":
+            shared_portal.fault("application.saveEnvironment", "error400", times=None, text=said)
+        shared_portal.turn(pull_error=said if name == "secret-log" else None)
+        body = {"name": name, "template": "secretive", "parameters": {"API_TOKEN": CANARY}}
+        started = mine.post("/api/deploy", json=body, headers=header).json()
+        id, state_path = started["deploymentId"], f"/api/deployments/{started['deploymentId']}"
+        until(lambda path=state_path: mine.get(path, headers=header).json()["status"] != "in_progress", 60)
+        if name == "secret-well":
+            assert CANARY in str(shared_portal.dokploy()), "it has to arrive there"
+            assert PASSWORD in str(shared_portal.dokploy())
+        with socket(shared_portal, started["pageUrl"].replace("/deployments", "/ws/deployments"), mine) as frames:
+            seen[f"{name}: frame"] = str(frames.recv(10))
+        every = {"Last-Event-ID": "0"}
+        with mine.stream("GET", f"{started['statusUrl']}?all=1", headers={**header, **every}, timeout=20) as stream:
+            seen[f"{name}: stream"] = "".join(stream.iter_text())
+        for path in (state_path, started["eventsUrl"]):
+            seen[f"{name}: {path}"] = mine.get(path, headers=header).text
+        for path in (started["pageUrl"], f"{started['pageUrl']}/live", "/", "/stacks"):
+            seen[f"{name}: {path}"] = mine.get(path).text
+            seen[f"{name}: {path} for an operator"] = boss.get(path).text
+        shared_portal.switches.delete("faults")
+        seen[f"{name}: admin"] = boss.get(f"/admin/deployments/deployment/{id}/change/").text
+    shared_portal.turn(pull_error=None)
+    for page in ("template", "stack", "deployment", "receipt", "apitoken"):
+        shown = boss.get(f"/admin/deployments/{page}/", params={"q": "secret-"}).text
+        for path in re.findall(rf"/admin/deployments/{page}/[\w]+/change/", shown):
+            seen[path] = boss.get(path).text
+    for file in shared_portal.data.glob("portal.sqlite3*"):
+        seen[file.name] = file.read_bytes().decode("latin-1")
+    seen["log"] = shared_portal.output.read_text()
+    mine.close()
+
+    assert '"DOKPLOY_UNCLEAR"' in seen["secret-refused: stream"]
+    assert "*** with ***: manifest unknown" in seen["secret-log: stream"]
+    assert len(seen) > 40
+    own = {name: (shared_portal.data / name).read_text() for name in ("secret-key", "encryption-key", "simulator-key")}
+    hidden = {"parameter": CANARY, "password": PASSWORD, "token": header["Authorization"].split()[1], **own}
+    found = [(what, where) for what, secret in hidden.items() for where, text in seen.items() if secret in text]
+    assert found == []
+
+
+# -- at rest -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_hold_secrets_encrypted_only(client: Client, people: People) -> None:
+    body = {"name": "shop", "parameters": {"API_TOKEN": CANARY, "GREETING": "hello-in-clear"}}
+    header = token(people.owner)
+    assert client.post("/api/deploy", body, content_type="application/json", headers=header).status_code == 202
+    rows = str([list(model._default_manager.values()) for model in apps.get_models()])
+    assert "hello-in-clear" in rows
+    for secret in (CANARY, PASSWORD, header["Authorization"].split()[1]):
+        assert secret not in rows
+    spec = Deployment.objects.get().stack_spec()
+    assert dict(spec.env)["API_TOKEN"] == CANARY
+    assert spec.registry_password == PASSWORD
+    assert set(spec.secrets) == {CANARY, PASSWORD}
+    assert CANARY not in repr(spec)
+    assert PASSWORD not in repr(spec)
+
+
+def test_a_token_is_kept_as_a_hash_and_shown_once(people: People) -> None:
+    client = Client()
+    client.force_login(people.owner)
+    page = client.post("/tokens", {"label": "mine"}).content.decode()
+    text = re.findall(r"dpt_[\w-]{43}", page)[0]
+    row = ApiToken.objects.get()
+    assert row.digest == hashlib.sha256(text.encode()).hexdigest()
+    assert text.startswith(row.prefix)
+    assert len(row.prefix) < 12
+    assert text not in client.get("/tokens").content.decode()
+    assert client.get("/api/check/shop", headers={"Authorization": f"Bearer {text}"}).status_code == 200
+    assert client.get("/api/check/shop", headers={"Authorization": f"Bearer {row.digest}"}).status_code == 401
+
+
+def test_a_secret_that_was_typed_never_comes_back_in_the_form(people: People) -> None:
+    client = Client()
+    client.force_login(people.owner)
+    answer = client.post("/", {"name": "?", "template": "stack", "stack-API_TOKEN": CANARY, "stack-GREETING": "hello"})
+    assert answer.status_code == 400
+    assert "hello" in answer.content.decode()
+    assert CANARY not in answer.content.decode()
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_redeploy_keeps_a_secret_that_is_left_empty_and_shows_it_nowhere(people: People) -> None:
+    first = end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
+    http = Client()
+    http.force_login(people.owner)
+    page = f"/stacks/{first.stack_id}/deploy"
+    shown = http.get(page).content.decode()
+    assert CANARY not in shown
+    assert 'value="hi"' in shown
+    slug = people.template.slug
+    http.post(page, {"template": slug, f"{slug}-API_TOKEN": "", f"{slug}-GREETING": "ho"})
+    second = end(Deployment.objects.get(kind="redeploy"))
+    assert second.environment() == {"API_TOKEN": CANARY, "GREETING": "ho"}
+    http.post(page, {"template": slug, f"{slug}-API_TOKEN": "another", f"{slug}-GREETING": ""})
+    assert Deployment.objects.first().environment() == {"API_TOKEN": "another", "GREETING": ""}
+
+
+def test_whoever_types_the_name_of_a_stack_of_theirs_keeps_its_secret(people: People, client: Client) -> None:
+    end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
+    client.force_login(people.owner)
+    client.post("/", {"name": "shop", "template": "stack", "stack-API_TOKEN": "", "stack-GREETING": "ho"})
+    again = end(Deployment.objects.first())
+    assert (again.kind, again.environment()) == ("redeploy", {"API_TOKEN": CANARY, "GREETING": "ho"})
+
+
+def test_keys_can_be_rotated(settings: Any) -> None:
+    old, new = (Fernet.generate_key().decode() for _ in range(2))
+    settings.ENCRYPTION_KEYS = [old]
+    kept = encryption.encrypt({"password": CANARY})
+    assert CANARY not in kept
+    settings.ENCRYPTION_KEYS = [new, old]
+    assert encryption.decrypt(kept) == {"password": CANARY}
+    renewed = encryption.rotate(kept)
+    settings.ENCRYPTION_KEYS = [new]
+    assert encryption.decrypt(renewed) == {"password": CANARY}
+    with pytest.raises(encryption.DecryptionError, match=r"cannot be read: its key is not among ENCRYPTION_KEYS\.$"):
+        encryption.decrypt(kept)
+
+
+def test_the_command_rotates_every_stored_secret_or_none(people: People, settings: Any, capsys: Any) -> None:
+    run = people.run(people.owner, "shop", API_TOKEN=CANARY)
+    old, new = settings.ENCRYPTION_KEYS[0], Fernet.generate_key().decode()
+    settings.ENCRYPTION_KEYS = [new, old]
+    call_command("rotate_secrets")
+    settings.ENCRYPTION_KEYS = [new]
+    assert dict(Deployment.objects.get().stack_spec().env)["API_TOKEN"] == CANARY
+    assert Template.objects.get(pk=people.template.pk).registry_password == PASSWORD
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    kept = Deployment.objects.get().spec_encrypted
+    with pytest.raises(CommandError, match="Nothing was changed"):
+        call_command("rotate_secrets")
+    assert Deployment.objects.get(pk=run.pk).spec_encrypted == kept
+    assert CANARY not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("broken", ["x", "gAAAAA", "ü"])
+def test_what_was_tampered_with_is_locked(broken: str) -> None:
+    with pytest.raises(encryption.DecryptionError):
+        encryption.decrypt(broken)
+    whole = encryption.encrypt("secret")
+    with pytest.raises(encryption.DecryptionError):
+        encryption.decrypt(whole[:-4] + secrets.token_hex(2))
+
+
+def test_nothing_is_nothing() -> None:
+    assert (encryption.encrypt(""), encryption.encrypt({}), encryption.encrypt(None), encryption.rotate("")) == (
+        "",
+        "",
+        "",
+        "",
+    )
+    assert encryption.decrypt("") is None
+
+
+async def test_a_run_whose_secret_cannot_be_read_fails_with_a_sentence(transactional_db: None, settings: Any) -> None:
+    people = await sync_to_async(lambda: with_a_secret(People()))()
+    run = await sync_to_async(people.run)(people.owner, "shop", API_TOKEN=CANARY)
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    runner = Runner(sweep=0.01)
+    runner.start()
+    while not run.done:
+        run = await sync_to_async(Deployment.objects.select_related("stack").get)(pk=run.pk)
+    await runner.drain()
+    assert (run.status, run.phase) == ("failure", "failed")
+    assert run.error is not None
+    assert re.fullmatch(r"[A-Z][^.]+\.( [A-Z][^.]+\.)*", run.error["message"])
+    assert run.stack.state == "gone", "nothing was made: the name is free"
+
+
+ASK = {"content_type": "application/json"}
+
+
+def test_a_secret_that_cannot_be_read_any_more_is_asked_for_and_not_emptied(people: People, settings: Any) -> None:
+    people.template.registry_password_encrypted = ""
+    people.template.save()
+    first = end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    client, header = Client(), token(people.owner)
+    for parameters in ({}, {"GREETING": "ho"}, {"API_TOKEN": ""}):
+        answer = client.post("/api/deploy", {"name": "shop", "parameters": parameters}, headers=header, **ASK)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["field"]) == (409, "CONFLICT", "API_TOKEN")
+        assert error["message"] == "API_TOKEN: What was set cannot be read any more. Give it again."
+    client.force_login(people.owner)
+    page = f"/stacks/{first.stack_id}/deploy"
+    shown = client.get(page).content.decode()
+    assert "What was set cannot be read any more. Give it again." in shown
+    assert "Leave it empty to keep" not in shown
+    assert 'value="hi"' in shown
+    refused = client.post(page, {"template": "stack", "stack-API_TOKEN": "", "stack-GREETING": "ho"})
+    assert refused.status_code == 400
+    assert "API_TOKEN: What was set cannot be read any more." in refused.content.decode()
+    assert Deployment.objects.get() == first, "nothing was begun"
+    again = {"name": "shop", "parameters": {"API_TOKEN": "another"}}
+    assert client.post("/api/deploy", again, headers=header, **ASK).status_code == 202
+    assert Deployment.objects.first().environment() == {"API_TOKEN": "another", "GREETING": "hi"}
+
+
+def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_never_removed(own_portal: Any) -> None:
+    portal: Portal = own_portal(ENCRYPTION_KEYS=Fernet.generate_key().decode()).start()
+    with closing(sqlite3.connect(portal.data / "portal.sqlite3", timeout=10)) as database:
+        database.execute("UPDATE deployments_template SET parameters = ?", [json.dumps(PARAMETERS)])
+        database.commit()
+    with closing(browser(portal)) as mine:
+        header = {**new_token(mine), "Accept": "application/json"}
+
+    def deploy(value: str) -> Any:
+        given = {"name": "key-lost", "parameters": {"API_TOKEN": value}}
+        started = portal.http.post("/api/deploy", json=given, headers=header).json()
+        ask = lambda: portal.http.get(started["statusUrl"], headers=header).json()  # noqa: E731
+        return until(lambda: (state := ask())["status"] != "in_progress" and state, 30)
+
+    def runs_with() -> list[str]:
+        return next(row["env"] for row in portal.dokploy()["services"] if row["name"].startswith("key-lost-"))
+
+    assert deploy("one")["status"] == "success"
+    assert run("deploy", "key-lost", "--set", "GREETING=ho", env=portal.env).returncode == 0
+    assert {"API_TOKEN=one", "GREETING=ho"} <= set(runs_with())
+    assert portal.stop() == 0
+    until(portal.ports_are_free, 10)
+    portal.env["ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
+    portal.start()
+    portal.turn(pull_error="no space left on device")
+    failed = deploy("two")
+    assert (failed["error"]["code"], failed["phase"]) == ("SERVER_DISK_FULL", "rolling_back")
+    left = "Left at Dokploy: the former version (a secret of it cannot be read any more)"
+    assert failed["message"] == left
+    assert there(portal, "key-lost") == ONE
+    portal.turn(pull_error=None)
+    assert deploy("three")["status"] == "success"
+    assert there(portal, "key-lost") == ONE
+    assert "API_TOKEN=three" in runs_with()
+
+
+def test_a_template_whose_password_cannot_be_read_is_refused_with_a_sentence(people: People, settings: Any) -> None:
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    client = Client()
+    answer = client.post("/api/deploy", {"name": "shop"}, content_type="application/json")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "PAUSED")
+    assert answer.json()["error"]["message"].endswith(".")
+    client.force_login(people.owner)
+    page = client.post("/", {"name": "shop", "template": "stack"})
+    assert page.status_code == 400
+    assert "cannot be read" in page.content.decode()
+    assert not Deployment.objects.exists()
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What the portal's own handler writes, as the settings have it."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
+    handler = next(
+        handler for handler in handlers if any(isinstance(filter, RedactingFilter) for filter in handler.filters)
+    )
+    written = io.StringIO()
+    before = handler.setStream(written)
+    yield written
+    handler.setStream(before)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "the key is {key}",
+        "keys: {encryption}",
+        "x-api-key: {canary}",
+        "{{'Authorization': 'Bearer {canary}'}}",
+        "Cookie: portal_session={canary}",
+        'POST {{"password": "{canary}", "name": "shop"}}',
+        "registryPassword={canary}",
+        "API_KEY={canary}",
+        "MY_SECRET = {canary}",
+        "GET /?x=dpt_{canary}{canary}",
+    ],
+)
+def test_the_log_holds_no_secret(log: io.StringIO, settings: Any, message: str) -> None:
+    settings.DOKPLOY_API_KEY, settings.ENCRYPTION_KEYS = f"{CANARY}-dokploy", [f"{CANARY}-encryption"]
+    text = message.format(key=settings.DOKPLOY_API_KEY, encryption=settings.ENCRYPTION_KEYS[0], canary=CANARY)
+    logger = logging.getLogger("deployments.test")
+    logger.error(text)
+    logger.error("as an argument: %s", text)
+    logger.error("with its stack", stack_info=True)
+    try:
+        raise ValueError(text)
+    except ValueError:
+        logger.exception("a trace")
+    assert log.getvalue().count("***") >= 3
+    assert "Traceback" in log.getvalue()
+    assert CANARY not in log.getvalue()
+
+
+def test_an_error_page_and_the_log_of_it_hold_no_secret(log: io.StringIO, people: People) -> None:
+    """The portal's own code fails over a row that cannot be; what it holds is not repeated."""
+    run = end(people.run(people.owner, "shop", API_TOKEN=CANARY), "failure")
+    Deployment.objects.filter(pk=run.pk).update(error={"password": CANARY})
+    client = Client(raise_request_exception=False)
+    client.force_login(people.owner)
+    answer = client.get(f"/deployments/{run.pk}", {"token": CANARY})
+    assert answer.status_code == 500
+    assert CANARY not in answer.content.decode()
+    assert "Traceback" in log.getvalue()
+    assert CANARY not in log.getvalue()
+
+
+def test_a_default_of_a_secret_is_not_kept(people: People) -> None:
+    template = Template(slug="x", name="x", image="caddy:2", parameters=[{**PARAMETERS[0], "default": CANARY}])
+    with pytest.raises(Exception, match="a secret has no default"):
+        template.full_clean()

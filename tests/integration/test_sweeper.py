@@ -1,0 +1,394 @@
+"""What was left is removed by itself, and what is in no book is shown to operators and removed on request only."""
+
+import asyncio
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.conf import settings
+from django.db import connection
+from django.db.models import F
+from django.test import Client
+from django.utils import timezone
+
+from deployments.engine.dokploy import Dokploy
+from deployments.engine.errors import DokployError
+from deployments.engine.spec import MarkedObject, Progress, mark_of
+from deployments.models import Deployment, ExternalResource, Installation, Orphan, Refusal, Stack, Template
+from deployments.models.orphan import SCAN_SECONDS
+from deployments.models.stack import StackQuerySet
+from deployments.worker.sweeper import scan_for_orphans
+
+from ..processes import KEY, Portal, Simulator, until
+from ..users import People, browser, end, new_token, operator, submit
+from .test_live import held
+from .test_removal import NONE, ONE, change_by_hand, deployed, ended, there
+
+
+@pytest.fixture(name="people")
+def three_people(db: None) -> People:
+    return People()
+
+
+def left_behind(people: People, name: str = "shop") -> Deployment:
+    """A failed run that could not remove what it made."""
+    run = people.run(people.owner, name)
+    claimed = Deployment.claim("worker", excluding=[])
+    assert claimed is not None
+    mark = {"kind": "project", "mark": f"m/{name}"}
+    claimed.record(Progress("receipt", "creating_project", "", data={"state": "made", "id": name, **mark}))
+    error = {
+        "phase": "deploying",
+        "code": "TIMEOUT",
+        "message": "No.",
+        "evidence": "",
+        "retryable": True,
+        "left": ["x"],
+    }
+    claimed.record(Progress("phase", "rolling_back", "Left", "failure", progress=95, error=error))
+    run.refresh_from_db()
+    assert run.stack.state == Stack.State.BROKEN
+    return run
+
+
+def age(run: Deployment, seconds: float) -> None:
+    Deployment.objects.filter(pk=run.pk).update(completed_at=timezone.now() - timedelta(seconds=seconds))
+
+
+def test_a_sweeper_that_slept_after_its_look_removes_nothing_that_is_wanted_again(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = left_behind(people)
+    age(run, 65)
+    seen = Stack.objects.to_be_removed()
+    assert seen == [run.stack]
+    end(run.retry(people.owner, via="api"))
+    monkeypatch.setattr(StackQuerySet, "to_be_removed", lambda stacks: seen)
+    assert Deployment.request_due_removals() == []
+    run.stack.refresh_from_db()
+    assert run.stack.state == Stack.State.LIVE
+
+
+def test_what_a_failed_run_left_is_due_after_a_minute_and_each_failed_try_waits_longer(people: People) -> None:
+    run = left_behind(people)
+    assert Deployment.request_due_removals() == []
+    for pause in (60, 240, 960):
+        age(run, pause - 5)
+        assert Deployment.request_due_removals() == []
+        age(run, pause + 5)
+        (run,) = Deployment.request_due_removals()
+        assert (run.kind, run.via, run.requested_by) == ("remove", "sweeper", people.owner)
+        assert Deployment.request_due_removals() == [], "two sweepers are harmless"
+        working = Deployment.claim("worker", excluding=[])
+        assert working is not None
+        working.record(Progress("receipt", "removing_project", "", data={"state": "removing", "kind": "project"}))
+        error = {"phase": "removing_project", "code": "TIMEOUT", "message": "", "evidence": "", "retryable": True}
+        run = working
+        run.record(Progress("phase", "failed", "Left", "failure", error=error))
+
+
+def test_what_ran_before_is_never_swept_away(people: People) -> None:
+    end(people.run(people.owner, "shop"))
+    broken = end(people.run(people.owner, "shop"), "failure", left=["the former version"])
+    Stack.objects.update(state=Stack.State.BROKEN)
+    age(broken, 10**6)
+    assert Deployment.request_due_removals() == []
+
+
+def test_an_expired_stack_is_removed(people: People) -> None:
+    run = end(people.run(people.owner, "shop"))
+    Stack.objects.filter(pk=run.stack_id).update(expires_at=timezone.now() + timedelta(hours=1))
+    assert Deployment.request_due_removals() == []
+    Stack.objects.filter(pk=run.stack_id).update(expires_at=timezone.now() - timedelta(seconds=1))
+    (removal,) = Deployment.request_due_removals()
+    assert (removal.stack_id, removal.kind) == (run.stack_id, "remove")
+    for pause in (240, 960):  # Dokploy refuses it: nothing is removed, the stack is live as before
+        failed = end(removal, "failure", phase="removing_domain", code="DOKPLOY_KEY_REFUSED")
+        assert failed.stack.state == Stack.State.LIVE
+        age(failed, pause - 5)
+        assert Deployment.request_due_removals() == []
+        age(failed, pause + 5)
+        (removal,) = Deployment.request_due_removals()
+
+
+def test_what_a_receipt_knows_or_a_run_is_making_is_no_orphan(people: People) -> None:
+    broken = left_behind(people)
+    running = people.run(people.other, "busy")
+    found = [
+        MarkedObject("project", "shop", "shop", f"i/{broken.stack_id}"),
+        MarkedObject("project", "p2", "busy", f"i/{running.stack_id}"),
+        MarkedObject("project", "p3", "lost", "i/stk_00000000000000000001"),
+        MarkedObject("application", "a3", "lost", "i/stk_00000000000000000001"),
+    ]
+    Orphan.report(found)
+    Orphan.report(found)
+    assert list(Orphan.objects.order_by("external_id").values_list("external_id", flat=True)) == ["a3", "p3"]
+    Orphan.report(found[:2])
+    assert not Orphan.objects.exists(), "what is gone is not reported any more"
+
+
+def test_one_worker_of_several_looks_for_orphans(people: People) -> None:
+    assert [Orphan.scan_is_due(60) for _ in range(3)] == [True, False, False]
+    Installation.objects.update(orphans_scanned_at=timezone.now() - timedelta(seconds=61))
+    assert [Orphan.scan_is_due(60) for _ in range(2)] == [True, False]
+
+
+def test_a_look_for_orphans_that_was_cut_off_is_due_again_before_long(people: People) -> None:
+    def later() -> None:
+        passed = timedelta(seconds=SCAN_SECONDS + 1)
+        Installation.objects.update(orphans_scanned_at=F("orphans_scanned_at") - passed)
+
+    assert [Orphan.scan_is_due(600) for _ in range(2)] == [True, False]
+    later()
+    assert Orphan.scan_is_due(600)
+    Orphan.report([])
+    later()
+    assert not Orphan.scan_is_due(600), "this one came to its end"
+
+
+def test_a_look_for_orphans_that_failed_is_due_again_at_once(people: People, simulator: Simulator) -> None:
+    lost(simulator)
+    simulator.fault("project.all", "redirect")
+    with pytest.raises(DokployError):
+        async_to_sync(look)(simulator)
+    async_to_sync(look)(simulator)
+    assert Orphan.objects.get().name == "lost"
+    assert not Orphan.scan_is_due(60), "one that went well is not"
+
+
+def lost(simulator: Simulator) -> None:
+    """A project with our mark that is in no book."""
+    simulator.do("project.create", name="lost", description=f"{mark_of(Installation.current().id)}stk_{'0' * 20}")
+
+
+async def look(simulator: Simulator) -> None:
+    dokploy = Dokploy(f"http://127.0.0.1:{simulator.port}", KEY)
+    try:
+        await scan_for_orphans(dokploy)
+    finally:
+        await dokploy.aclose()
+
+
+def test_a_stack_that_is_removed_while_orphans_are_looked_for_is_none(people: People, simulator: Simulator) -> None:
+    lost(simulator)
+    run = end(people.run(people.owner, "shop"))
+    mark = f"{mark_of(Installation.current().id)}{run.stack_id}"
+    id = simulator.do("project.create", name="shop", description=mark)["project"]["projectId"]
+    receipt = ExternalResource.objects.create(
+        stack=run.stack, deployment=run, kind="project", mark=mark, external_id=id
+    )
+
+    def remove() -> None:
+        simulator.do("project.remove", projectId=id)
+        ExternalResource.objects.filter(pk=receipt.pk).update(state=ExternalResource.State.GONE)
+
+    async def look_meanwhile() -> None:
+        looking = asyncio.ensure_future(look(simulator))
+        assert await asyncio.to_thread(simulator.wait_at, "project.all:answer") == 1
+        await sync_to_async(remove)()  # it was listed, and is in no book any more
+        simulator.open_gate("project.all:answer")
+        await looking
+
+    simulator.close_gate("project.all:answer")
+    async_to_sync(look_meanwhile)()
+    assert [orphan.name for orphan in Orphan.objects.all()] == ["lost"]
+
+
+def test_an_orphan_whose_mark_somebody_has_changed_is_not_taken_into_the_books(people: People) -> None:
+    Orphan.report([MarkedObject("project", "p1", "lost", "i/stk_00000000000000000001 (keep this!)")])
+    with pytest.raises(Refusal) as refused:
+        Orphan.objects.get().remove(people.operator)
+    assert refused.value.code == "CONFLICT"
+    assert not Stack.objects.exists()
+
+
+def test_an_orphan_of_a_stack_that_exists_is_not_removed_with_it(people: People) -> None:
+    run = end(people.run(people.owner, "shop"))
+    Orphan.report([MarkedObject("application", "a1", "shop", f"i/{run.stack_id}")])
+    with pytest.raises(Refusal) as refused:
+        Orphan.objects.get().remove(people.operator)
+    assert refused.value.code == "CONFLICT"
+    assert "“shop”, which exists" in refused.value.message
+
+
+LOST_SECRET = "i/stk_10000000000000000000"
+
+
+def test_an_orphan_that_is_removed_twice_is_one_run(people: People) -> None:
+    Orphan.report([MarkedObject("project", "p1", "lost", LOST_SECRET)])
+    first, second = Orphan.objects.get(), Orphan.objects.get()
+    run = first.remove(people.operator)
+    assert second.remove(people.other) == run
+    assert list(run.stack.external_resources.values_list("external_id", flat=True)) == ["p1"]
+    end(run)
+    with pytest.raises(Refusal) as refused:
+        second.remove(people.other)
+    assert "It is no orphan any more" in refused.value.message
+    assert Deployment.objects.count() == 1
+    http = Client()
+    http.force_login(people.operator)
+    stale = http.post(f"/orphans/{second.pk}/remove", follow=True)
+    assert stale.redirect_chain == [("/admin/deployments/orphan/", 302)]
+    assert "That is no orphan any more" in stale.content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(settings.ON_SQLITE, reason="there one waits for the other before it looks")
+def test_operators_who_remove_an_orphan_in_one_instant_get_one_run() -> None:
+    people, four = People(), 4
+    for number in range(5):
+        Orphan.report([MarkedObject("project", f"p{number}", "lost", f"{LOST_SECRET[:6]}{number}{LOST_SECRET[7:]}")])
+        start = threading.Barrier(four)
+
+        def remove(orphan: Orphan, start: threading.Barrier = start) -> Deployment:
+            connection.ensure_connection()
+            start.wait(10)
+            try:
+                return orphan.remove(people.operator)
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(four) as pool:
+            runs = set(pool.map(remove, [Orphan.objects.get() for _ in range(four)]))
+        assert len(runs) == 1
+    assert Deployment.objects.count() == 5
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_is_there_of_a_stack_that_is_gone_is_removed_under_its_name_unless_that_is_somebodys(
+    people: People, taken: bool
+) -> None:
+    gone = end(people.run(people.owner, "shop"), "failure")
+    assert gone.stack.state == Stack.State.GONE
+    if taken:
+        end(people.run(people.other, "shop"))
+    Orphan.report([MarkedObject("project", "p1", "shop", f"i/{gone.stack_id}")])
+    removal = Orphan.objects.get().remove(people.operator)
+    assert removal.stack_id == gone.stack_id
+    assert removal.stack.name == (f"left-{gone.stack_id[4:16]}" if taken else "shop")
+    if not taken:
+        gone.stack.refresh_from_db()
+        assert gone.to_dict("owner")["name"] == "shop"
+        with pytest.raises(Refusal) as refused:
+            people.run(people.other, "shop")
+        assert refused.value.code == "NAME_TAKEN"
+
+
+def test_an_orphan_without_any_template_is_a_sentence(people: People) -> None:
+    Template.objects.all().delete()
+    Orphan.report([MarkedObject("project", "p1", "lost", LOST_SECRET)])
+    http = Client()
+    http.force_login(people.operator)
+    answer = http.post(f"/orphans/{Orphan.objects.get().pk}/remove")
+    assert answer.status_code == 200
+    assert "A run needs a template, and there is none." in answer.content.decode()
+    assert Orphan.objects.exists()
+
+
+# -- in a real portal --------------------------------------------------------------------------------------------------
+
+
+def forget(portal: Portal, *statements: str) -> None:
+    with closing(sqlite3.connect(portal.data / "portal.sqlite3", timeout=10)) as database:
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+
+
+def test_the_sweeper_removes_what_was_left_and_reports_what_is_in_no_book(own_portal: Any) -> None:
+    portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1).start()
+    with closing(browser(portal)) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        token = {**new_token(http), "Accept": "application/json"}
+    portal.turn(pull_error="no space left on device")
+    portal.fault("application.delete", "error500", times=None)
+    id = portal.deploy("left-over")
+    assert "Left at Dokploy" in portal.finished(id)["message"]
+    assert there(portal, "left-over") == {**ONE, "domains": 0, "services": 0}
+    portal.switches.delete("faults")
+    portal.turn(pull_error=None)
+    forget(portal, "UPDATE deployments_deployment SET completed_at = '2020-01-01'")
+    until(lambda: there(portal, "left-over") == NONE, 20)
+    until(lambda: portal.http.get("/api/check/left-over").json()["available"] is True)
+
+    deployed(portal, token, "forgotten")
+    deployed(portal, token, "remembered")
+    of_it = "(SELECT id FROM deployments_stack WHERE name = 'forgotten')"
+    forget(
+        portal,
+        f"DELETE FROM deployments_receipt WHERE stack_id IN {of_it}",
+        f"UPDATE deployments_stack SET state = 'gone' WHERE id IN {of_it}",
+    )
+    with closing(operator(portal)) as admin:
+        orphans = lambda: admin.get("/admin/deployments/orphan/").text  # noqa: E731
+        listed = until(lambda: (html := orphans()).count('/remove"') == 2 and html, 20)
+        assert "remembered" not in listed
+        assert there(portal, "forgotten") == ONE, "nothing is deleted on a guess"
+        page = listed.split('href="/orphans/')[1].split('"')[0]
+        with closing(browser(portal)) as visitor:
+            assert visitor.get(f"http://localhost:{portal.port}/orphans/{page}").status_code == 404
+        run = submit(admin, f"/orphans/{page}", {}).headers["Location"]
+        until(lambda: "It is gone" in admin.get(run).text, 20)
+        until(lambda: "0 orphans" in orphans(), 20)
+    assert there(portal, "forgotten") == NONE
+    assert there(portal, "remembered") == ONE
+
+
+def test_a_create_that_lands_after_the_undo_is_named_and_frees_the_name_once_an_operator_removes_it(
+    own_portal: Any,
+) -> None:
+    """Its stack is gone by then, and nothing is deleted on a guess."""
+    portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1, STACK_HEALTH_INTERVAL_SECONDS=0.3).start()
+    with closing(browser(portal)) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        token = {**new_token(http), "Accept": "application/json"}
+    with held(portal, "project.create"):
+        answer = portal.http.post("/api/deploy", json={"name": "lands-late"}, headers=token)
+        id = answer.json()["deploymentId"]
+        portal.wait_at("project.create")
+        assert portal.http.post(f"/api/deployments/{id}/cancel", headers=token).status_code == 202
+        undone = ended(portal, token, answer)
+        assert (undone["phase"], undone["message"]) == ("rolling_back", "Rollback completed")
+        assert there(portal, "lands-late") == NONE
+    late = {**NONE, "projects": 1}
+    until(lambda: there(portal, "lands-late") == late)
+    retry = lambda run: portal.http.post(f"/api/deployments/{run['deploymentId']}/retry", headers=token)  # noqa: E731
+    refused = ended(portal, token, retry(undone))
+    assert (refused["error"]["code"], refused["error"]["retryable"]) == ("LEFTOVER_AT_DOKPLOY", True)
+    assert there(portal, "lands-late") == late
+    with closing(operator(portal)) as admin:
+        orphans = lambda: admin.get("/admin/deployments/orphan/").text  # noqa: E731
+        listed = until(lambda: (html := orphans()).count('/remove"') == 1 and html, 20)
+        assert "among the orphans" in admin.get(f"/deployments/{refused['deploymentId']}").text
+        page = listed.split('href="/orphans/')[1].split('"')[0]
+        run = submit(admin, f"/orphans/{page}", {}).headers["Location"]
+        until(lambda: "It is gone" in admin.get(run).text, 20)
+    assert there(portal, "lands-late") == NONE
+    assert ended(portal, token, retry(refused))["status"] == "success"
+    assert there(portal, "lands-late") == ONE
+
+
+def test_a_create_that_lands_beside_a_newer_stack_of_the_name_is_an_orphan_and_not_taken(own_portal: Any) -> None:
+    portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1, STACK_HEALTH_INTERVAL_SECONDS=0.3).start()
+    with closing(browser(portal)) as http:
+        http.base_url = httpx.URL(f"http://localhost:{portal.port}")
+        token = {**new_token(http), "Accept": "application/json"}
+    made = deployed(portal, token, "doubled")["resources"]["projectId"]
+    mark = next(row for row in portal.dokploy()["projects"] if row["projectId"] == made)["description"]
+    former = f"{mark.rpartition('/')[0]}/stk_{'0' * 20}"
+    change_by_hand(portal, "project.create", name="doubled", description=former)
+    again = deployed(portal, token, "doubled")
+    assert (again["kind"], again["resources"]["projectId"]) == ("redeploy", made)
+    with closing(operator(portal)) as admin:
+        html = until(lambda: (html := admin.get("/admin/deployments/orphan/").text).count('/remove"') and html, 20)
+        assert former in html
+        assert mark not in html
+    removal = portal.http.delete("/api/stacks/doubled", headers=token)
+    assert ended(portal, token, removal)["message"] == "doubled is gone, and its name is free again"
+    assert [row["description"] for row in portal.dokploy()["projects"]] == [former]

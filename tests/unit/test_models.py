@@ -1,0 +1,416 @@
+"""State changes through verbs; what must not be is refused by the database. No async here."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.db import IntegrityError, connection, transaction
+from django.db.models import F
+from django.utils import timezone
+
+from deployments import identity
+from deployments.engine.spec import Progress, Resources
+from deployments.models import Deployment, Event, ExternalResource, LeaseLost, Refusal, Stack, Template
+from deployments.realtime import deployment_page
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def template() -> Template:
+    Template.follow_settings()
+    return Template.objects.get(from_settings=True)
+
+
+@pytest.fixture
+def anna() -> Any:
+    return get_user_model().objects.create_user("anna")
+
+
+@pytest.fixture
+def ben() -> Any:
+    return get_user_model().objects.create_user("ben")
+
+
+def request(person: Any, name: str = "shop", **more: Any) -> Deployment:
+    return Deployment.request(person, name, Template.objects.get(from_settings=True), {}, via="form", **more)
+
+
+def claimed(person: Any, name: str = "shop", **more: Any) -> Deployment:
+    id = request(person, name, **more).pk
+    run = Deployment.claim("worker", excluding=[])
+    assert run is not None
+    assert run.pk == id
+    return run
+
+
+def phase(name: str, message: str = "…", **more: Any) -> Progress:
+    return Progress("phase", name, message, **more)
+
+
+def end(run: Deployment, *, succeeded: bool) -> None:
+    if succeeded:
+        run.record(phase("completed", status="success", progress=100))
+    else:
+        error = {"phase": "deploying", "code": "IMAGE_NOT_FOUND", "message": "…", "retryable": True}
+        run.record(phase("rolling_back", status="failure", progress=95, error=error))
+
+
+def test_a_request_takes_the_name_and_queues_a_run(anna: Any) -> None:
+    run = request(anna)
+    assert (run.stack.name, run.stack.owner, run.stack.state) == ("shop", anna, "pending")
+    assert (run.status, run.phase, run.progress, run.version) == ("in_progress", "initializing", 0, 1)
+    assert [event.seq for event in run.events.all()] == [1]
+
+
+def test_a_taken_name_is_refused_to_others_and_busy_to_its_owner(anna: Any, ben: Any) -> None:
+    request(anna)
+    with pytest.raises(Refusal) as others:
+        request(ben)
+    with pytest.raises(Refusal) as owners:
+        request(anna)
+    assert (others.value.code, owners.value.code) == ("NAME_TAKEN", "BUSY")
+    assert (Stack.objects.count(), Deployment.objects.count()) == (1, 1)
+
+
+def test_a_live_stack_is_deployed_again_by_its_owner(anna: Any) -> None:
+    end(claimed(anna), succeeded=True)
+    again = request(anna)
+    assert again.kind == "redeploy"
+    assert again.stack.deployments.count() == 2
+
+
+def test_an_open_stack_is_never_deployed_again(anna: Any) -> None:
+    end(claimed(identity.open_user(), address="127.0.0.1"), succeeded=True)
+    with pytest.raises(Refusal) as refused:
+        request(identity.open_user(), address="127.0.0.1")
+    assert refused.value.code == "NAME_TAKEN"
+
+
+def test_a_name_is_free_again_when_nothing_is_left(anna: Any, ben: Any) -> None:
+    run = claimed(anna)
+    run.record(Progress("receipt", "creating_project", "", data={"state": "intended", "kind": "project", "mark": "m"}))
+    run.record(
+        Progress("receipt", "creating_project", "", data={"state": "made", "kind": "project", "mark": "m", "id": "p1"})
+    )
+    run.record(Progress("receipt", "creating_project", "", data={"state": "gone", "kind": "project", "id": "p1"}))
+    end(run, succeeded=False)
+    run.stack.refresh_from_db()
+    assert run.stack.state == "gone"
+    assert request(ben).stack.owner == ben
+
+
+def test_a_redeploy_of_a_stack_that_has_gone_meanwhile_is_refused(anna: Any, ben: Any) -> None:
+    run = claimed(anna)
+    stale = Stack.objects.get(pk=run.stack_id)
+    end(run, succeeded=False)
+    request(ben)
+    with pytest.raises(Refusal) as refused:
+        Deployment.request_again(anna, stale, stale.template, {}, via="form")
+    assert (refused.value.code, refused.value.message) == ("NOT_FOUND", "“shop” is gone already.")
+    assert Deployment.objects.in_progress().get().stack.owner == ben
+
+
+def test_a_name_stays_taken_while_something_is_left(anna: Any, ben: Any) -> None:
+    run = claimed(anna)
+    run.record(
+        Progress("receipt", "creating_project", "", data={"state": "made", "kind": "project", "mark": "m", "id": "p1"})
+    )
+    run.record(Progress("receipt", "creating_project", "", data={"state": "left", "kind": "project", "why": "busy"}))
+    end(run, succeeded=False)
+    run.stack.refresh_from_db()
+    assert run.stack.state == "broken"
+    assert ExternalResource.objects.get().why == "busy"
+    with pytest.raises(Refusal):
+        request(ben)
+    assert request(anna).stack == run.stack
+
+
+def test_a_failed_redeploy_that_was_restored_leaves_the_stack_live(anna: Any) -> None:
+    first = claimed(anna)
+    first.record(
+        Progress("receipt", "creating_project", "", data={"state": "made", "kind": "project", "mark": "m", "id": "p"})
+    )
+    end(first, succeeded=True)
+    end(claimed(anna), succeeded=False)
+    first.stack.refresh_from_db()
+    assert first.stack.state == "live"
+
+
+def test_the_same_key_of_the_same_caller_makes_one_run(anna: Any, ben: Any) -> None:
+    first = request(anna, idempotency_key="k")
+    assert request(anna, idempotency_key="k") == first
+    assert request(ben, "other", idempotency_key="k") != first
+    assert Deployment.objects.count() == 2
+
+
+def test_a_report_is_a_row_and_an_event_with_the_next_number(anna: Any) -> None:
+    run = claimed(anna)
+    run.record(phase("creating_project", "Creating", progress=10))
+    run.record(Progress("log", "deploying", "line", data={"source": "d", "first": 1, "lines": ["line"]}))
+    run.record(phase("creating_domain", "Domain", progress=65, resources=Resources(domain_id="d1")))
+    run.refresh_from_db()
+    assert (run.phase, run.progress, run.message, run.version) == ("creating_domain", 65, "Domain", 4)
+    assert list(run.events.values_list("seq", "kind")) == [(1, "phase"), (2, "phase"), (3, "log"), (4, "phase")]
+    assert run.to_dict("owner")["resources"] == {"domainId": "d1"}
+    assert run.to_dict("owner")["url"] == run.stack.url
+
+
+def test_progress_never_falls(anna: Any) -> None:
+    run = claimed(anna)
+    run.record(phase("deploying", progress=85))
+    run.record(phase("creating_project", progress=10))
+    assert [event.progress for event in run.events.all()] == [0, 85, 85]
+
+
+def test_two_workers_never_have_one_run(anna: Any) -> None:
+    run = claimed(anna)
+    assert Deployment.claim("another", excluding=[]) is None
+    Deployment.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    other = Deployment.claim("another", excluding=[])
+    assert other is not None
+    assert (other.pk, other.lease_token, other.crashes) == (run.pk, run.lease_token + 1, 1)
+    with pytest.raises(LeaseLost):
+        run.record(phase("creating_project"))
+    assert run.events.count() == 1
+    other.record(phase("creating_project"))
+    assert other.events.count() == 2
+
+
+def test_a_run_that_was_let_go_is_due_at_once_and_is_no_crash(anna: Any) -> None:
+    claimed(anna).release()
+    again = Deployment.claim("another", excluding=[])
+    assert again is not None
+    assert again.crashes == 0
+
+
+def test_nothing_is_written_after_the_end(anna: Any) -> None:
+    run = claimed(anna)
+    end(run, succeeded=True)
+    with pytest.raises(LeaseLost):
+        run.record(phase("deploying"))
+    assert Deployment.claim("another", excluding=[]) is None
+    assert run.events.count() == 2
+
+
+def test_a_beat_renews_only_what_is_still_held(anna: Any, ben: Any) -> None:
+    mine, lost = claimed(anna, "mine"), claimed(ben, "lost")
+    Deployment.objects.filter(pk=lost.pk).update(lease_owner="another")
+    Deployment.objects.filter(pk=mine.pk).update(lease_until=timezone.now())
+    assert Deployment.heartbeat("worker", [mine.pk, lost.pk]) == {mine.pk}
+    mine.refresh_from_db()
+    assert mine.lease_until > timezone.now() + timedelta(seconds=20)
+
+
+def test_a_beat_does_not_keep_what_its_worker_no_longer_drives(anna: Any) -> None:
+    run = claimed(anna)
+    Deployment.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    assert Deployment.heartbeat("worker", []) == set()
+    assert [due.pk for due in Deployment.objects.due()] == [run.pk]
+
+
+def test_a_stack_that_ran_once_is_redeployed_whatever_became_of_it(anna: Any) -> None:
+    """A failed redeploy must never be answered by removing what ran."""
+    end(claimed(anna), succeeded=True)
+    Stack.objects.update(state="broken")
+    assert request(anna).kind == "redeploy"
+
+
+def test_a_crash_of_the_portal_is_no_undo(anna: Any) -> None:
+    first = claimed(anna)
+    first.record(made("p"))
+    end(first, succeeded=True)
+    again = claimed(anna)
+    error = {"phase": "deploying", "code": "DEPLOYMENT_FAILED", "message": "…", "retryable": True}
+    again.record(phase("failed", status="failure", error=error))
+    again.stack.refresh_from_db()
+    assert again.stack.state == "broken"
+    said = deployment_page.live(again, list(again.events.all()), "owner")
+    assert "could not be brought back" in said["failure"]["lost"]
+
+
+def test_a_redeploy_that_had_come_further_before_an_older_version_took_it_up_is_not_told_as_harmless(anna: Any) -> None:
+    end(claimed(anna), succeeded=True)
+    again = claimed(anna)
+    again.record(phase("a_phase_of_another_version", progress=85))
+    again.record(made("p"))
+    error = {"phase": "creating_project", "code": "CANCELLED", "message": "…", "retryable": True}
+    again.record(phase("failed", status="failure", error=error))
+    again.stack.refresh_from_db()
+    assert again.stack.state == "broken"
+    said = deployment_page.live(again, list(again.events.all()), "owner")
+    assert "could not be brought back" in said["failure"]["lost"]
+
+
+def test_every_later_run_looks_for_the_container_that_ran_before(anna: Any) -> None:
+    run = claimed(anna)
+    run.record(phase("creating_application", resources=Resources(application_id="a", app_name="shop-x1")))
+    run.record(made("p"))
+    end(run, succeeded=False)
+    assert run.retry(anna, via="form").resources["app_name"] == "shop-x1"
+    retry = Deployment.claim("worker", excluding=[])
+    assert retry is not None
+    end(retry, succeeded=True)
+    assert request(anna).resources == {"app_name": "shop-x1"}
+    redeploy = Deployment.claim("worker", excluding=[])
+    assert redeploy is not None
+    end(redeploy, succeeded=True)
+    assert Deployment.request_removal(anna, run.stack, via="form").resources == {"app_name": "shop-x1"}
+
+
+def test_the_runs_of_a_stack_are_in_the_order_of_their_making_also_after_the_clock_was_set_back(anna: Any) -> None:
+    for _ in range(2):
+        end(claimed(anna), succeeded=True)
+        Deployment.objects.update(created_at=F("created_at") + timedelta(hours=1))
+    first, second = Deployment.objects.order_by("started_at")
+    third = claimed(anna)
+    assert third.last_successful() == second
+    assert [second.superseded, first.superseded] == [True, True]
+    assert list(third.stack.deployments.all()) == [third, second, first]
+
+
+def test_the_page_of_a_crash_says_what_is_left(anna: Any) -> None:
+    run = claimed(anna)
+    run.record(phase("creating_project", progress=10))
+    run.record(made("p"))
+    error = {"phase": "creating_project", "code": "DEPLOYMENT_FAILED", "message": "…", "retryable": True}
+    run.record(phase("failed", status="failure", error=error))
+    said = deployment_page.live(run, list(run.events.all()), "owner")
+    assert said["undo"]["title"] == "Not everything was removed"
+    assert [row["word"] for row in said["undo"]["rows"]] == ["still there"]
+    assert "something was left" in said["failure"]["lost"]
+
+
+def test_what_was_left_or_live_and_is_gone_by_now_is_told_as_gone(anna: Any) -> None:
+    live, left = claimed(anna, "was-live"), claimed(anna, "was-left")
+    end(live, succeeded=True)
+    left.record(made("p"))
+    left.record(Progress("receipt", "rolling_back", "", data={"state": "left", "kind": "project", "why": "busy"}))
+    end(left, succeeded=False)
+    assert "something was left" in deployment_page.live(left, list(left.events.all()), "owner")["failure"]["lost"]
+    ExternalResource.objects.update(state="gone")
+    Stack.objects.update(state="gone")
+    said = deployment_page.live(Deployment.objects.get(pk=live.pk), [], "owner")
+    was = {"was": "It has been removed since then."}
+    assert (said["headline"], said["url"], said["success"]) == ("Was live, removed since", None, was)
+    said = deployment_page.live(Deployment.objects.get(pk=left.pk), list(left.events.all()), "owner")
+    assert said["undo"]["gone"]
+    assert said["failure"]["lost"] == "Nothing of yours is lost, and the name “was-left” is free again."
+
+
+def test_what_a_removal_has_broken_is_not_told_as_live_nor_as_untouched(anna: Any) -> None:
+    live = claimed(anna, "half-gone")
+    live.record(made("p"))
+    end(live, succeeded=True)
+    removal = Deployment.request_removal(anna, live.stack, via="form")
+    assert Deployment.claim("worker", excluding=[]) == removal
+    removal.refresh_from_db()
+    removal.record(phase("removing_domain", data={"step": "begins"}))
+    removal.record(Progress("receipt", "removing_domain", "", data={"state": "gone", "kind": "domain", "id": "d"}))
+    removal.record(phase("removing_domain", data={"step": "ends"}))
+    end(removal, succeeded=False)
+    said = deployment_page.live(Deployment.objects.get(pk=live.pk), [], "owner")
+    was = {"was": "It has been broken since then."}
+    assert (said["headline"], said["url"], said["success"]) == ("Was live, broken since", None, was)
+    said = deployment_page.live(Deployment.objects.get(pk=removal.pk), list(removal.events.all()), "owner")
+    assert "Not everything could be removed" in said["failure"]["lost"]
+    assert said["rail"][0].state == "done", "it is the deployment that is undone, not its removal"
+
+
+def test_the_list_shows_every_stack_however_often_another_one_was_deployed(anna: Any) -> None:
+    for name in ("seldom", *(["often"] * 5), *(f"gone-{number}" for number in range(5))):
+        end(claimed(anna, name), succeeded=True)
+    last = Deployment.objects.filter(stack__name="often").first()
+    assert last is not None
+    more = {"stack": last.stack, "template": last.template, "requested_by": anna, "status": "success"}
+    Deployment.objects.bulk_create([Deployment(**more, completed_at=timezone.now()) for _ in range(100)])
+    Stack.objects.filter(name__startswith="gone").update(state="gone")
+    request(anna, "gone-0")
+    listed = [run.stack.name for run in deployment_page.newest_deployments(anna.pk)]
+    assert sorted(listed) == ["gone-0", "gone-2", "gone-3", "gone-4", "often", "seldom"]
+    assert listed[-1] == "seldom"
+
+
+def made(id: str) -> Progress:
+    data = {"state": "made", "kind": "project", "mark": "m", "id": id}
+    return Progress("receipt", "creating_project", "", data=data)
+
+
+def test_the_oldest_run_is_claimed_first(anna: Any) -> None:
+    first, second = request(anna, "first"), request(anna, "second")
+    assert second.queue_position() == 1
+    taken = [Deployment.claim("worker", excluding=[]) for _ in range(3)]
+    assert [run and run.pk for run in taken] == [first.pk, second.pk, None]
+
+
+def test_quotas_are_refused_with_a_time_to_come_back(anna: Any, settings: Any) -> None:
+    settings.PORTAL_QUOTA = 1
+    request(anna)
+    with pytest.raises(Refusal) as refused:
+        request(anna, "second")
+    assert (refused.value.code, refused.value.retry_after) == ("QUOTA", 3600)
+
+
+def test_the_database_refuses_what_must_not_be(anna: Any) -> None:
+    run = claimed(anna)
+    wrong: list[Any] = [
+        lambda: Stack.objects.create(name="shop", owner=anna, template=run.stack.template, host="x", url="https://x"),
+        lambda: Deployment.objects.create(stack=run.stack, template=run.template, requested_by=anna),
+        lambda: Deployment.objects.filter(pk=run.pk).update(status="odd"),
+        lambda: Deployment.objects.filter(pk=run.pk).update(progress=101),
+        lambda: Deployment.objects.filter(pk=run.pk).update(status="success"),
+        lambda: Event.objects.create(deployment=run, seq=1, kind="phase", phase="x", status="x", progress=0),
+        lambda: Stack.objects.filter(pk=run.stack_id).update(state="odd"),
+    ]
+    for write in wrong:
+        with pytest.raises(IntegrityError), transaction.atomic():
+            write()
+
+
+def test_the_first_template_follows_the_settings(settings: Any) -> None:
+    settings.STACK_IMAGE = "ghcr.io/example/other:2"
+    Template.follow_settings()
+    assert Template.objects.get(from_settings=True).image == "ghcr.io/example/other:2"
+
+
+def test_a_run_keeps_the_spec_that_it_began_with(anna: Any, settings: Any) -> None:
+    run = request(anna)
+    before = run.stack_spec()
+    settings.STACK_IMAGE = "ghcr.io/example/other:2"
+    Template.follow_settings()
+    assert Deployment.objects.get(pk=run.pk).stack_spec() == before
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(settings.ON_SQLITE, reason="there one waits for the other before it looks")
+def test_a_redeploy_and_a_removal_in_one_instant_are_one_run_and_a_sentence(anna: Any) -> None:
+    stack = request(anna).stack
+    for _ in range(8):
+        run = Deployment.claim("worker", excluding=[])
+        assert run is not None
+        run.record(phase("failed", status="failure", error={"phase": "deploying", "code": "TIMEOUT"}))
+        Stack.objects.update(state="live")
+        start = threading.Barrier(4)
+
+        def ask(verb: Callable[..., Deployment], *given: Any, start: threading.Barrier = start) -> str:
+            connection.ensure_connection()
+            start.wait(10)
+            try:
+                return verb(anna, Stack.objects.get(), *given, via="api").kind
+            except Refusal as refusal:
+                return refusal.code
+            finally:
+                connection.close()
+
+        again, remove = Deployment.request_again, Deployment.request_removal
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(ask, again, stack.template, {}) for _ in range(2)]
+            asked += [pool.submit(ask, remove) for _ in range(2)]
+            answers = sorted(future.result() for future in asked)
+        assert answers in (["BUSY", "BUSY", "BUSY", "deploy"], ["BUSY", "BUSY", "remove", "remove"])
+        assert Deployment.objects.in_progress().count() == 1

@@ -1,0 +1,527 @@
+"""The ladder against servers of the test's own: where it connects, what it reads, and which rung it says is broken."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from deployments.engine import probe
+from deployments.engine.errors import Failure
+from deployments.engine.probe import ProbeResult, is_public, probe_stack
+from deployments.engine.spec import StackSpec
+
+from ..conftest import need
+
+HOST = "shop.apps.test"
+Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+# -- which addresses are public ----------------------------------------------------------------------------------------
+
+NOT_PUBLIC = {
+    "this network": "0.0.0.0 0.1.2.3 ::",
+    "loopback": "127.0.0.1 127.1.2.3 127.255.255.254 ::1",
+    "private": "10.0.0.1 10.255.255.255 172.16.0.1 172.31.255.255 192.168.0.1 192.168.255.255 fc00::1 fd12:3456::1",
+    "link-local": "169.254.0.1 169.254.169.254 fe80::1 fe80::1%eth0 febf::1",
+    "site-local": "fec0::1 feff::1",
+    "shared (CGNAT)": "100.64.0.1 100.100.100.200 100.127.255.255",
+    "multicast": "224.0.0.1 239.255.255.250 ff02::1 ff0e::1",
+    "reserved": "240.0.0.1 255.255.255.255 192.0.0.1 192.0.0.8 192.0.0.170 192.88.99.1 5f00::1 4000::1 e000::1",
+    "documentation": "192.0.2.1 198.51.100.1 203.0.113.1 2001:db8::1 3fff::1",
+    "benchmarks": "198.18.0.1 198.19.255.255 2001:2::1",
+    "discard": "100::1",
+    "mapped": "::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:a9fe:a9fe ::ffff:100.64.0.1 ::ffff:0.0.0.0 ::ffff:192.0.2.1",
+    "compatible": "::127.0.0.1 ::10.0.0.1 ::8.8.8.8",
+    "translated": "::ffff:0:127.0.0.1 ::ffff:0:10.0.0.1",
+    "6to4": "2002:7f00:1:: 2002:a00:1::1 2002:c0a8:101:: 2002:a9fe:a9fe:: 2002:6440:1:: 2002:e000:1::",
+    "NAT64": "64:ff9b::127.0.0.1 64:ff9b::10.0.0.1 64:ff9b::169.254.169.254 64:ff9b::100.64.0.1 64:ff9b::0.0.0.0",
+    "local NAT64": "64:ff9b:1::127.0.0.1 64:ff9b:1::8.8.8.8",
+    # Teredo holds its server's address as it is and its client's address inverted.
+    "Teredo": "2001:0:7f00:1::f7f7:f7f7 2001:0:808:808::80ff:fffe 2001:0:808:808::f5ff:fffe 2001:0:a00:1::f7f7:f7f7",
+}
+PUBLIC = "1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.1 100.63.255.255 100.128.0.1 172.15.255.255 172.32.0.1 192.167.255.255"
+PUBLIC += " 192.169.0.1 223.255.255.254 2606:4700:4700::1111 2a00:1450:4001::1 ::ffff:8.8.8.8 2002:808:808::1"
+PUBLIC += " 64:ff9b::8.8.8.8"
+
+
+@pytest.mark.parametrize(
+    ("kind", "address"), [(kind, address) for kind, addresses in NOT_PUBLIC.items() for address in addresses.split()]
+)
+def test_an_address_that_is_not_public_is_known_in_every_notation(kind: str, address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC.split())
+def test_a_public_address_is_known_as_one(address: str) -> None:
+    assert is_public(address)
+
+
+def test_an_address_inside_ipv6_is_public_only_if_it_is_public_itself() -> None:
+    for number in range(256):
+        plain = ipaddress.IPv4Address((number << 24) + 1)
+        sixtofour = ipaddress.IPv6Address((0x2002 << 112) + (int(plain) << 80))
+        for address in (f"::ffff:{plain}", f"64:ff9b::{plain}", str(sixtofour)):
+            assert is_public(address) is is_public(str(plain))
+
+
+# -- servers -----------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    def __init__(self, does: Behaviour, address: str, tls: ssl.SSLContext | None) -> None:
+        self.does = does
+        self.address = address
+        self.tls = tls
+        self.connections = 0
+        self.heard = b""
+        self.sent = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> "Server":
+        self._server = await asyncio.start_server(self._connected, self.address, 0, ssl=self.tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            self.heard += await reader.readuntil(b"\r\n\r\n")
+            await self.does(reader, writer)
+            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort() if task.cancelling() else writer.close()
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+Serve = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    running: list[Server] = []
+
+    async def start(does: Behaviour, *, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Server:
+        running.append(await Server(does, address, tls).start())
+        return running[-1]
+
+    yield start
+    for server in running:
+        await server.stop()
+
+
+def says(status: int, *headers: str, body: bytes = b"ok") -> Behaviour:
+    async def does(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", "Connection: close", *headers, "", ""]
+        writer.write("\r\n".join(lines).encode() + body)
+
+    return does
+
+
+async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+def spec(
+    port: int = 80, *, scheme: str = "http", pinned: bool = True, address: str = "127.0.0.1", **more: Any
+) -> StackSpec:
+    given: dict[str, Any] = {
+        "installation": "inst",
+        "stack": "stk",
+        "deployment": "dep",
+        "name": "shop",
+        "image": "web:1",
+        "port": 8080,
+        "host": HOST,
+        "url": f"{scheme}://{HOST}:{port}",
+        "router_address": f"{address}:{port}" if pinned else "",
+    }
+    return StackSpec(**{**given, **more})
+
+
+def rungs(seen: ProbeResult) -> list[tuple[str, bool]]:
+    return [(rung.name, rung.ok) for rung in seen.steps]
+
+
+def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
+    """Has the system's resolver answer so; the names that were asked for."""
+    asked: list[str] = []
+
+    async def getaddrinfo(host: str, port: int, **more: Any) -> list[Any]:
+        asked.append(host)
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [
+            (socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in addresses
+        ]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    return asked
+
+
+# -- where it connects -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        *("127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "fd00::1", "::ffff:127.0.0.1"),
+        *("8.8.8.8 127.0.0.1", "127.0.0.1 8.8.8.8", "2606:4700:4700::1111 10.0.0.1"),
+    ],
+)
+async def test_a_name_that_leads_to_a_private_address_is_refused_and_nothing_connects(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, addresses: str
+) -> None:
+    server = await serve(says(200))
+    resolves_to(monkeypatch, *addresses.split())
+    with pytest.raises(Failure) as caught:
+        await probe_stack(spec(server.port, pinned=False))
+    assert (caught.value.code, caught.value.retryable) == ("ADDRESS_REFUSED", False)
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_private_address_is_refused_by_the_real_resolver_too(serve: Serve, host: str) -> None:
+    server = await serve(says(200))
+    with pytest.raises(Failure) as caught:
+        await probe_stack(spec(server.port, pinned=False, host=host, url=f"http://{host}:{server.port}"))
+    assert caught.value.code == "ADDRESS_REFUSED"
+    assert server.connections == 0
+
+
+async def test_the_name_is_resolved_once_so_that_a_second_answer_cannot_differ(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    """DNS rebinding: public when it is checked, private when it is connected to."""
+    server = await serve(says(200))
+    asked = resolves_to(monkeypatch, "192.0.2.1")
+    monkeypatch.setattr(probe, "is_public", lambda address: address == "192.0.2.1")
+    monkeypatch.setattr(probe, "CONNECT_SECONDS", 0.2)
+    seen = await probe_stack(spec(server.port, pinned=False))
+    assert asked == [HOST]
+    assert rungs(seen)[0] == ("DNS", True)
+    assert seen.steps[0].text == "192.0.2.1"
+    assert not seen.answered
+    assert server.connections == 0
+
+
+async def test_the_operators_router_is_connected_to_whatever_the_name_says(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    asked = resolves_to(monkeypatch)
+    server = await serve(says(200))
+    seen = await probe_stack(spec(server.port, url=f"http://{HOST}"))
+    assert seen.answered
+    assert asked == []
+    assert f"\r\nhost: {HOST}\r\n" in server.heard.decode().lower(), "a default port is not named"
+
+
+async def test_the_host_header_names_a_port_that_is_not_the_default(serve: Serve) -> None:
+    server = await serve(says(200))
+    await probe_stack(spec(server.port, health_path="/healthz?deep=1"))
+    assert server.heard.startswith(b"GET /healthz?deep=1 HTTP/1.1\r\n")
+    assert f"\r\nhost: {HOST}:{server.port}\r\n" in server.heard.decode().lower()
+
+
+def need_ipv6() -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        need(probe.connect_ex(("::1", 9)) == errno.ECONNREFUSED, "this machine has no IPv6")
+
+
+async def test_an_ipv6_address_is_connected_to(serve: Serve) -> None:
+    need_ipv6()
+    server = await serve(says(200), address="::1")
+    seen = await probe_stack(spec(server.port, address="[::1]"))
+    assert seen.answered
+    assert server.connections == 1
+
+
+async def test_an_ipv6_address_of_the_resolver_is_connected_to(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+    need_ipv6()
+    server = await serve(says(200), address="::1")
+    resolves_to(monkeypatch, "::1")
+    monkeypatch.setattr(probe, "is_public", lambda address: True)
+    assert (await probe_stack(spec(server.port, pinned=False))).answered
+
+
+async def test_a_redirect_is_not_followed(serve: Serve) -> None:
+    elsewhere = await serve(says(200))
+    server = await serve(says(302, f"Location: http://127.0.0.1:{elsewhere.port}/"))
+    seen = await probe_stack(spec(server.port))
+    assert (seen.answered, seen.status) == (True, 302)
+    assert (server.connections, elsewhere.connections) == (1, 0)
+
+
+async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+    proxy, server = await serve(says(200)), await serve(says(200))
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+    assert (await probe_stack(spec(server.port))).answered
+    assert (server.connections, proxy.connections) == (1, 0)
+
+
+# -- what it reads -----------------------------------------------------------------------------------------------------
+
+
+async def test_hardly_anything_of_an_endless_body_is_read(serve: Serve) -> None:
+    sent = 0
+
+    async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+            sent += 65536
+
+    server = await serve(floods)
+    began = time.monotonic()
+    assert (await probe_stack(spec(server.port))).answered
+    assert time.monotonic() - began < 20
+    assert sent < 16 * 1024 * 1024, "what the kernel's buffers take, and no more"
+
+
+async def test_a_page_that_is_a_stream_without_end_counts_as_an_answer(serve: Serve) -> None:
+    async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hello\n\n")
+        await reader.read()
+
+    seen = await probe_stack(spec((await serve(streams)).port))
+    assert (seen.answered, seen.status) == (True, 200)
+
+
+async def test_a_head_without_end_is_given_up_on(serve: Serve) -> None:
+    sent = 0
+
+    async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            writer.write(b"X-More: " + b"x" * 8000 + b"\r\n")
+            await writer.drain()
+            sent += 8010
+
+    seen = await probe_stack(spec((await serve(floods)).port))
+    assert not seen.answered
+    assert rungs(seen)[-1] == ("HTTP", False)
+    assert sent < 16 * 1024 * 1024
+
+
+async def test_a_head_of_one_byte_at_a_time_is_given_up_on_in_time(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    monkeypatch.setattr(probe, "CONNECT_SECONDS", 1.0)
+
+    async def dribbles(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for byte in b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 1000:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.05)
+
+    began = time.monotonic()
+    seen = await probe_stack(spec((await serve(dribbles)).port))
+    assert time.monotonic() - began < 20
+    assert (rungs(seen)[-1], seen.steps[-1].text) == (("HTTP", False), "no answer in time")
+
+
+# -- what it makes of the answer ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 301, 302, 307, 400, 401, 403, 405, 429])
+async def test_the_stacks_own_statuses_are_answers(serve: Serve, status: int) -> None:
+    seen = await probe_stack(spec((await serve(says(status, body=b""))).port))
+    assert (seen.answered, seen.status, seen.code) == (True, status, "")
+    assert seen.said == f"the stack answers {status}"
+    assert rungs(seen) == [("DNS", True), ("TCP", True), ("HTTP", True)]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (404, "404, the router does not know the address yet, or the stack has no such page"),
+        (421, "421, the router does not serve this address yet"),
+        (500, "the stack answers 500, it is not ready"),
+        (502, "the router answers 502, the container is starting"),
+        (503, "the router answers 503, the container is starting"),
+        (504, "the router answers 504, the container is starting"),
+        (599, "the stack answers 599, it is not ready"),
+    ],
+)
+async def test_the_routers_statuses_and_broken_stacks_are_none(serve: Serve, status: int, said: str) -> None:
+    seen = await probe_stack(spec((await serve(says(status))).port))
+    assert (seen.answered, seen.status, seen.said, seen.code) == (False, status, said, "HEALTH_NO_ANSWER")
+    assert rungs(seen) == [("DNS", True), ("TCP", True), ("HTTP", False)]
+
+
+# -- broken rungs ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_name_that_is_not_known_breaks_the_first_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolves_to(monkeypatch)
+    seen = await probe_stack(spec(pinned=False))
+    assert (rungs(seen), seen.code) == ([("DNS", False)], "HEALTH_NO_DNS")
+    assert HOST in seen.said
+
+
+async def test_a_resolver_that_hangs_breaks_the_first_rung_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hangs(*given: Any, **more: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", hangs)
+    monkeypatch.setattr(probe, "CONNECT_SECONDS", 0.1)
+    assert (await probe_stack(spec(pinned=False))).code == "HEALTH_NO_DNS"
+
+
+async def test_a_port_that_nobody_listens_at_breaks_the_second_rung(serve: Serve) -> None:
+    server = await serve(says(200))
+    await server.stop()
+    seen = await probe_stack(spec(server.port))
+    assert (rungs(seen), seen.code) == ([("DNS", True), ("TCP", False)], "HEALTH_NO_CONNECTION")
+    assert seen.steps[-1].text == "refused"
+
+
+async def test_a_host_that_swallows_connections_breaks_the_second_rung_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe, "CONNECT_SECONDS", 0.2)
+    with socket.socket() as deaf, contextlib.ExitStack() as crowd:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(4):  # once the listener's queue is full, Linux drops what else wants to connect
+            one = crowd.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(deaf.getsockname())
+        seen = await probe_stack(spec(deaf.getsockname()[1]))
+    assert (rungs(seen), seen.code) == ([("DNS", True), ("TCP", False)], "HEALTH_NO_CONNECTION")
+    assert seen.steps[-1].text == "no answer"
+
+
+@pytest.mark.parametrize(("does", "text"), [(closes, "broken off"), (says_nothing, "no answer in time")])
+async def test_a_router_that_does_not_answer_breaks_the_last_rung(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, does: Behaviour, text: str
+) -> None:
+    if does is says_nothing:
+        monkeypatch.setattr(probe, "CONNECT_SECONDS", 1.0)
+    seen = await probe_stack(spec((await serve(does)).port))
+    assert rungs(seen) == [("DNS", True), ("TCP", True), ("HTTP", False)]
+    assert (seen.steps[-1].text, seen.code) == (text, "HEALTH_NO_ANSWER")
+
+
+async def test_what_is_no_http_breaks_the_last_rung(serve: Serve) -> None:
+    async def is_no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+    seen = await probe_stack(spec((await serve(is_no_http)).port))
+    assert (rungs(seen)[-1], seen.answered) == (("HTTP", False), False)
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+def certificate(directory: Path, *names: str, days: int = 1) -> tuple[ssl.SSLContext, Path]:
+    """A self-signed one for these names: the server's side, and the file to trust it by."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "TRAEFIK DEFAULT CERT")])
+    begin = datetime.now(UTC) - timedelta(days=5)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(datetime.now(UTC) + timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    trusted, whole = directory / "trusted.pem", directory / "whole.pem"
+    trusted.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    whole.write_bytes(private + trusted.read_bytes())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(whole)
+    return context, trusted
+
+
+def trust(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """As if the system's list of authorities held it."""
+    context = ssl.create_default_context(cafile=str(file))
+    monkeypatch.setattr(probe, "_tls_context", lambda: context)
+
+
+async def test_a_valid_certificate_holds_the_third_rung(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path
+) -> None:
+    tls, trusted = certificate(tmp_path, HOST)
+    trust(monkeypatch, trusted)
+    server = await serve(says(200), tls=tls)
+    seen = await probe_stack(spec(server.port, scheme="https"))
+    assert seen.answered
+    assert rungs(seen) == [("DNS", True), ("TCP", True), ("TLS", True), ("HTTP", True)]
+
+
+@pytest.mark.parametrize("trouble", ["self-signed", "another name", "expired"])
+async def test_a_certificate_that_is_not_valid_breaks_the_third_rung_before_a_byte_of_http(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path, trouble: str
+) -> None:
+    name = "other.apps.test" if trouble == "another name" else HOST
+    tls, trusted = certificate(tmp_path, name, days=-1 if trouble == "expired" else 1)
+    if trouble != "self-signed":
+        trust(monkeypatch, trusted)
+    server = await serve(says(200), tls=tls)
+    seen = await probe_stack(spec(server.port, scheme="https"))
+    assert rungs(seen) == [("DNS", True), ("TCP", True), ("TLS", False)]
+    assert (seen.answered, seen.code, seen.waits_for_certificate) == (False, "HEALTH_NO_CERTIFICATE", True)
+    assert server.heard == b""
+
+
+async def test_a_router_that_speaks_no_tls_breaks_the_third_rung(serve: Serve) -> None:
+    async def is_plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(is_plain, "127.0.0.1", 0) as server:
+        seen = await probe_stack(spec(server.sockets[0].getsockname()[1], scheme="https"))
+    assert rungs(seen) == [("DNS", True), ("TCP", True), ("TLS", False)]
+
+
+async def test_the_name_and_not_the_address_is_asked_for_in_the_handshake(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path
+) -> None:
+    tls, trusted = certificate(tmp_path, HOST)
+    trust(monkeypatch, trusted)
+    asked: list[str | None] = []
+    tls.sni_callback = lambda connection, name, context: asked.append(name)
+    server = await serve(says(200), tls=tls)
+    assert (await probe_stack(spec(server.port, scheme="https"))).answered
+    assert asked == [HOST]

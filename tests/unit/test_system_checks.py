@@ -1,0 +1,195 @@
+"""What the portal says about its settings before it starts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.checks import ERROR, CheckMessage, run_checks
+
+from ..processes import ROOT
+
+# A real Dokploy, with nothing to complain about.
+SOUND = {
+    "DEMO": False,
+    "DOKPLOY_URL": "https://dokploy.example.org",
+    "DOKPLOY_API_KEY": "a-key-for-the-checks",
+    "STACK_IMAGE": "ghcr.io/example/stack:1",
+    "STACK_DOMAIN_SUFFIX": "apps.example.net",
+    "STACK_URL": "https://{name}.apps.example.net",
+    "STACK_CERTIFICATE": "letsencrypt",
+    "STACK_ROUTER_ADDRESS": "",
+    "STACK_REGISTRIES": [],
+    "ALLOWED_HOSTS": ["portal.example.org"],
+    "PORTAL_OPEN": False,
+    "SIMULATOR_SWITCH_KEY": "",
+    "FAULT": "",
+    "DATABASE_URL": "",
+    "REDIS_URL": "",
+}
+
+REHEARSAL = {
+    "DOKPLOY_URL": "http://127.0.0.1:3000",
+    "ALLOWED_HOSTS": ["localhost"],
+    "STACK_DOMAIN_SUFFIX": "apps.test",
+}
+
+
+@pytest.fixture
+def complaints(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What is complained about when these settings differ from sound ones, by id."""
+    monkeypatch.setenv("STACK_IMAGE", "set")
+    monkeypatch.setenv("STACK_DOMAIN_SUFFIX", "set")
+
+    def complain(**changed: Any) -> dict[str, CheckMessage]:
+        for name, value in {**SOUND, **changed}.items():
+            setattr(settings, name, value)
+        found = [message for message in run_checks() if message.id.startswith("deployportal.")]
+        return {message.id.removeprefix("deployportal."): message for message in found}
+
+    return complain
+
+
+def test_sound_settings_are_not_complained_about(complaints: Any) -> None:
+    assert complaints() == {}
+
+
+def test_the_demo_is_not_complained_about() -> None:
+    assert [message for message in run_checks() if message.id.startswith("deployportal.")] == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "id", "says"),
+    [
+        ({"DOKPLOY_API_KEY": ""}, "E001", "DOKPLOY_API_KEY"),
+        ({"DOKPLOY_API_KEY": "canary-schl\u00fcssel"}, "E015", "plain letters"),
+        ({"DOKPLOY_API_KEY": "canary\ncanary"}, "E015", "one line"),
+        ({"DOKPLOY_URL": "dokploy.example.org"}, "E002", "DOKPLOY_URL"),
+        ({"DOKPLOY_URL": "ftp://dokploy.example.org"}, "E002", "DOKPLOY_URL"),
+        ({"DOKPLOY_URL": "https://dokploy.example.org/api"}, "E002", "no path"),
+        ({"DOKPLOY_URL": "https://dokploy.example.org?x=1"}, "E002", "DOKPLOY_URL"),
+        ({"DOKPLOY_URL": "https://user:canary@dokploy.example.org"}, "E002", "no password"),
+        ({"DOKPLOY_URL": "https://dokploy.example.org:99999"}, "E002", "DOKPLOY_URL"),
+        ({"DOKPLOY_URL": "https://[::1"}, "E002", "DOKPLOY_URL"),
+        ({"DOKPLOY_URL": "http://dokploy.example.org"}, "W001", "https"),
+        ({"STACK_DOMAIN_SUFFIX": ".apps.example.net"}, "E003", "without a dot in front"),
+        ({"STACK_DOMAIN_SUFFIX": "apps example"}, "E003", "no host name"),
+        ({"STACK_DOMAIN_SUFFIX": ""}, "E003", "no host name"),
+        ({"STACK_DOMAIN_SUFFIX": "apps.example.net\n"}, "E003", "no host name"),
+        ({"STACK_URL": "https://stack.apps.example.net"}, "E004", "address of their own"),
+        ({"STACK_URL": "https://apps.{name}.apps.example.net"}, "E004", "first label"),
+        ({"STACK_URL": "https://apps.example.net/{name}"}, "E004", "first label"),
+        ({"STACK_URL": "https://{name}.apps.example.net/{name}"}, "E004", "first label"),
+        ({"STACK_URL": "ftp://{name}.apps.example.net"}, "E004", "STACK_URL"),
+        ({"STACK_URL": "{name}.apps.example.net"}, "E004", "STACK_URL"),
+        ({"STACK_CERTIFICATE": "LetsEncrypt"}, "E005", "letsencrypt, wildcard, none"),
+        ({"STACK_CERTIFICATE": ""}, "E005", "letsencrypt, wildcard, none"),
+        ({"STACK_CERTIFICATE": "none"}, "W002", "https"),
+        ({"STACK_URL": "http://{name}.apps.example.net"}, "W002", "of no use"),
+        ({"STACK_IMAGE": "Not An Image"}, "E006", "[registry/]name[:tag]"),
+        ({"STACK_IMAGE": "image; rm -rf /"}, "E006", "[registry/]name[:tag]"),
+        ({"STACK_REGISTRIES": ["registry.example.org"]}, "E006", "registry.example.org"),
+        ({"STACK_PORT": 0}, "E007", "1 to 65535"),
+        ({"STACK_PORT": 65536}, "E007", "1 to 65535"),
+        ({"STACK_ROUTER_ADDRESS": "192.0.2.7"}, "E008", "host:port"),
+        ({"STACK_ROUTER_ADDRESS": "192.0.2.7:0"}, "E008", "host:port"),
+        ({"STACK_ROUTER_ADDRESS": ":443"}, "E008", "host:port"),
+        ({"STACK_ROUTER_ADDRESS": "http://192.0.2.7:443"}, "E008", "host:port"),
+        ({"STACK_ROUTER_ADDRESS": "::1:443"}, "E008", "host:port"),
+        ({"PORTAL_OPEN": True}, "W005", "without signing in"),
+        ({"ALLOWED_HOSTS": ["portal.apps.example.net"]}, "W006", "share a site"),
+        ({"ALLOWED_HOSTS": ["APPS.example.net"]}, "W006", "share a site"),
+        ({"ALLOWED_HOSTS": ["*"]}, "E009", "ALLOWED_HOSTS"),
+        ({"ALLOWED_HOSTS": [".example.org"]}, "E009", "ALLOWED_HOSTS"),
+        ({"SECRET_KEY": "k" * 39}, "E010", "40"),
+        ({"SIMULATOR_SWITCH_KEY": "canary"}, "E011", "Remove"),
+        ({"FAULT": "creating_project:project.create:answered"}, "E016", "Remove"),
+        ({"FAULT": "record:canary", **REHEARSAL, "ALLOWED_HOSTS": ["portal.example.org"]}, "E016", "Remove"),
+        ({"FAULT": "record:canary", **REHEARSAL, "DOKPLOY_URL": "https://dokploy.example.org"}, "E016", "Remove"),
+        ({"FAULT": "record:canary", **REHEARSAL, "STACK_DOMAIN_SUFFIX": "apps.example.net"}, "E016", "Remove"),
+        ({"FAULT": "record:canary", "DEMO": True}, "E016", "Remove"),
+        ({"PORT": 0}, "E012", "PORT"),
+        ({"PORT": 65536}, "E012", "PORT"),
+        ({"PORT": 65534, "DEMO": True}, "E012", "65533"),
+        ({"ENCRYPTION_KEYS": ["canary"]}, "E013", "ENCRYPTION_KEYS"),
+        ({"ENCRYPTION_KEYS": [""]}, "E013", "ENCRYPTION_KEYS"),
+        ({"TRUSTED_PROXIES": -1}, "E014", "TRUSTED_PROXIES"),
+        ({"STACK_URL": "https://{name}.elsewhere.example"}, "W009", "STACK_DOMAIN_SUFFIX"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(complaints: Any, changed: dict[str, Any], id: str, says: str) -> None:
+    found = complaints(**changed)[id]
+    assert says in f"{found.msg} {found.hint}"
+    assert (found.msg[-1], found.hint[-1]) == (".", "."), "not a sentence"
+    assert any(name in found.msg for name in [*changed, "portal", "STACK_IMAGE"]), "does not name the setting"
+    assert (found.level >= ERROR) == id.startswith("E")
+    assert "canary" not in f"{found.msg} {found.hint}"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"DOKPLOY_URL": "https://dokploy.example.org/"},
+        {"DOKPLOY_URL": "http://127.0.0.1:3000"},
+        {"FAULT": "record:points", **REHEARSAL, "STACK_URL": "https://{name}.apps.test"},
+        {"DOKPLOY_URL": "http://[::1]:3000"},
+        {"DOKPLOY_URL": "http://localhost:3000"},
+        {"STACK_ROUTER_ADDRESS": "router.example.org:443"},
+        {"STACK_ROUTER_ADDRESS": "[::1]:443"},
+        {"STACK_URL": "https://{name}-stack.apps.example.net"},
+        {"STACK_CERTIFICATE": "wildcard"},
+        {"STACK_REGISTRIES": ["ghcr.io"]},
+        {"ALLOWED_HOSTS": ["portal-apps.example.net"]},
+        {"PORT": 65535},
+    ],
+)
+def test_what_is_right_is_let_be(complaints: Any, changed: dict[str, Any]) -> None:
+    assert complaints(**changed) == {}
+
+
+@pytest.mark.parametrize(("name", "id"), [("STACK_IMAGE", "W003"), ("STACK_DOMAIN_SUFFIX", "W004")])
+def test_a_default_of_the_former_service_is_loud_against_a_real_dokploy(
+    complaints: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, id: str
+) -> None:
+    monkeypatch.delenv(name)
+    assert SOUND[name] in complaints()[id].msg
+    assert id not in complaints(DEMO=True)
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "value"))
+    assert complaints() == {}
+
+
+def test_two_warnings_about_a_database_without_its_companions(complaints: Any, settings: Any) -> None:
+    given = {"DATABASE_URL": "sqlite:////tmp/portal.sqlite3"}
+    assert set(complaints(**given)) == {"W007", "W008"}
+    assert set(complaints(**given, REDIS_URL="redis://localhost")) == {"W008"}
+
+
+def manage(data: Path, command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
+    return subprocess.run(
+        [sys.executable, "manage.py", *command.split()],
+        cwd=ROOT,
+        env={**kept, "DATA_DIR": str(data), **env},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_a_fault_switch_refuses_the_start_with_a_real_dokploy(tmp_path: Path) -> None:
+    real = {"DOKPLOY_URL": "https://dokploy.example.org", "DOKPLOY_API_KEY": "a-key"}
+    refused = manage(tmp_path, "serve", **real, SIMULATOR_SWITCH_KEY="switch-canary")
+    assert refused.returncode != 0
+    assert "fault switches are for the demo only" in refused.stderr
+    assert "canary" not in refused.stdout + refused.stderr
+    assert not (tmp_path / "portal.sqlite3").exists()
+
+
+def test_the_scaled_out_settings_pass_the_deployment_checks(tmp_path: Path) -> None:
+    line = next(text for text in (ROOT / "Makefile").read_text().split("\n\n") if "SCALED_OUT :=" in text)
+    words = line.partition(":=")[2].replace("\\\n", " ").split()
+    env = dict(word.split("=", 1) for word in words if not word.startswith(("DATA_DIR", "-d)")))
+    checked = manage(tmp_path, "check --deploy --fail-level WARNING", **env)
+    assert checked.returncode == 0, checked.stderr

@@ -1,0 +1,133 @@
+"""Templates are well-formed, and hold to what the pages' security policy and the socket ask of them."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.template.loader import get_template
+from django.test import Client
+
+from deployments.engine.spec import Progress
+from deployments.models import ApiToken, Deployment, Template
+
+ROOT = Path(__file__).resolve().parent.parent.parent / "templates"
+TEMPLATES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.html"))
+VOID = set("area base br col embed hr img input link meta source track wbr".split())
+
+
+class Balance(HTMLParser):
+    """Complains of tags that are not closed, or closed in the wrong order, and of ids that are there twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if given.get("id"):
+            self.ids.append(str(given["id"]))
+        if "style" in given or any(name.startswith("on") for name in given):
+            self.wrong.append(f"<{tag}> has a style or an event handler of its own")
+        if tag == "script" and not given.get("src"):
+            self.wrong.append("an inline script")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(f"</{tag}> at {self.getpos()}")
+
+
+def well_formed(html: str) -> None:
+    balance = Balance()
+    balance.feed(html)
+    assert balance.wrong == []
+    assert balance.open == []
+    assert len(balance.ids) == len(set(balance.ids)), "an id is there twice"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_compiles_and_marks_nothing_as_safe(name: str) -> None:
+    get_template(name)
+    source = (ROOT / name).read_text()
+    assert not re.search(r"\|\s*safe\b|autoescape off|hx-on|javascript:", source)
+
+
+@pytest.mark.parametrize("name", ["_live.html", "_stacks.html", "_row.html", "_failure.html"])
+def test_what_goes_to_all_watchers_holds_nothing_of_one(name: str) -> None:
+    source = (ROOT / name).read_text()
+    assert not re.search(r"csrf|request\.|\buser\b|<form", source)
+
+
+REPORTS = {
+    "queued": [],
+    "running": [Progress("phase", "creating_project", "Creating", progress=10, data={"step": "begins"})],
+    "checking": [
+        Progress("phase", "verifying_health", "Checking", progress=90, data={"step": "begins"}),
+        Progress("log", "deploying", "<b>", data={"source": "d", "first": 1, "lines": ["<b>line</b>", "x" * 400]}),
+        Progress("rung", "verifying_health", "", data={"rungs": [{"name": "DNS", "ok": True, "text": "1.1.1.1"}]}),
+    ],
+    "undoing": [
+        Progress(
+            "receipt", "creating_project", "", data={"state": "made", "kind": "project", "mark": "m", "id": "p<1>"}
+        ),
+        Progress(
+            "phase",
+            "rolling_back",
+            "Undoing",
+            progress=95,
+            error={
+                "phase": "deploying",
+                "code": "IMAGE_NOT_FOUND",
+                "message": "<i>no</i>",
+                "evidence": "<script>alert(1)</script>",
+                "retryable": True,
+            },
+        ),
+    ],
+    "live": [Progress("phase", "completed", "Live", "success", progress=100)],
+}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("state", REPORTS)
+def test_every_page_is_well_formed(client: Client, state: str) -> None:
+    Template.follow_settings()
+    person: Any = get_user_model().objects.create_user("anna")
+    template = Template.objects.get(slug="web-page")
+    run = Deployment.request(person, "shop", template, {"GREETING": "<hi>"}, via="form")
+    if REPORTS[state]:
+        claimed = Deployment.claim("worker", excluding=[])
+        assert claimed is not None
+        for report in REPORTS[state]:
+            claimed.record(report)
+    ApiToken.issue(person, "<label>")
+    client.force_login(person)
+    for address in [
+        "/",
+        "/?name=shop",
+        "/tokens",
+        "/help/",
+        "/help/IMAGE_NOT_FOUND",
+        f"/deployments/{run.pk}",
+        "/none",
+    ]:
+        html = client.get(address).content.decode()
+        well_formed(html)
+        assert "<script>alert" not in html
+        assert "<b>line" not in html
+    well_formed(client.post("/", {"name": "No Good", "template": "web-page"}).content.decode())
+    client.logout()
+    well_formed(client.get("/login").content.decode())
