@@ -1,4 +1,4 @@
-# make run · make test · make faults · make soak · make lint · make bench · make lock
+# make run · make test · make faults · make soak · make lint · make bench · make screenshots · make lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +12,7 @@ SCALED_OUT := DATA_DIR=$$(mktemp -d) DOKPLOY_URL=https://dokploy.example.org DOK
 	ALLOWED_HOSTS=portal.example.org PORTAL_TLS=1 TRUSTED_PROXIES=1 \
 	STACK_IMAGE=ghcr.io/example/stack:1 STACK_DOMAIN_SUFFIX=apps.example.net
 
-.PHONY: run test faults soak lint bench lock clean
+.PHONY: run test faults soak lint bench screenshots lock clean
 
 run: .venv/.installed
 	@exec $(BIN)/python manage.py serve
@@ -46,6 +46,10 @@ lint: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	@$(BIN)/python -m bench $(ARGS)
+
+# The pictures in docs/images, of a real demo. Needs Chromium and three free ports: PORT=9000 make screenshots.
+screenshots: .venv/.installed-dev
+	@$(BIN)/python docs/screenshots.py
 
 # Lock files with hashes, without index addresses.
 lock: .venv/.installed-dev
