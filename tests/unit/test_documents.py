@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from deployments.engine import diagnosis
+from deployments.engine import failures
 from deployments.engine.recipe import TITLES
 from deployments.engine.spec import Kind
 from deployments.models import Deployment, Event, Refusal, Stack
@@ -100,10 +100,10 @@ def test_api_document_has_every_phase_and_event_kind() -> None:
 
 def test_api_document_has_exactly_the_codes() -> None:
     document = text("docs/api.md")
-    requests, failures = document.split("## Failure codes")
+    requests, deployments = document.split("## Failure codes")
     row = re.compile(r"^\| `([A-Z][A-Z_]+)` \|", re.MULTILINE)
     assert sorted(row.findall(requests.split("## Errors of a request")[1])) == sorted(Refusal.STATUS)
-    assert sorted(row.findall(failures)) == sorted(diagnosis.BY_CODE)
+    assert sorted(row.findall(deployments)) == sorted(failures.BY_CODE)
 
 
 def test_version_is_stated_once() -> None:
