@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from django.apps import apps
 
 from deployments.engine import failures
 from deployments.engine.recipe import TITLES
@@ -62,6 +63,18 @@ def test_links_resolve(document: Path) -> None:
     assert broken == []
 
 
+def test_paths_of_the_product_exist() -> None:
+    """A file that a document names must not have been renamed."""
+    named = re.compile(r"`((?:deployments|deployportal|deploy|tests|docs)/[\w./@-]+)`")
+    missing = [
+        f"{document.name}: {path}"
+        for document in DOCUMENTS
+        for path in named.findall(document.read_text())
+        if not (ROOT / path).exists()
+    ]
+    assert missing == []
+
+
 def test_readme_is_short_and_has_two_screenshots() -> None:
     readme = text("README.md")
     assert len(readme.splitlines()) <= README_LINES
@@ -90,6 +103,14 @@ def test_api_document_has_every_field() -> None:
     document = text("docs/api.md")
     fields = [*deployment.to_dict("operator"), *event.to_dict("operator")]
     assert [field for field in fields if f"`{field}`" not in document] == []
+
+
+def test_glossary_has_every_stored_name_that_differs_in_code() -> None:
+    glossary = text("docs/glossary.md")
+    for model in apps.get_app_config("deployments").get_models():
+        assert model._meta.db_table == f"deployments_{model._meta.model_name}" or model._meta.db_table in glossary
+        stored = [field.column for field in model._meta.concrete_fields if field.column != field.attname]
+        assert [column for column in stored if f".{column}`" not in glossary] == []
 
 
 def test_api_document_has_every_phase_and_event_kind() -> None:
