@@ -1,0 +1,1 @@
+"""Claims due deployments, runs the engine, cleans up."""

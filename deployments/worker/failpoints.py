@@ -1,9 +1,8 @@
-"""Dying at named points, once at each: how the fault tests kill a portal, or its workers. Does nothing unless FAULT is
-set in a rehearsal.
+"""Named points at which fault tests kill the process. They do nothing unless FAULT is set in a fault test.
 
-FAULT=[stack/]phase:what:where[#n]  dies there as by kill -9, at the nth passing. A file in DATA_DIR remembers it: the
-                                    next start passes. Several, with spaces between: whichever is reached.
-FAULT=record:FILE                   writes down every point that is passed, a line each.
+FAULT=[stack/]phase:name:position[#n]  die there, as by kill -9, when the point is passed the nth time. A marker file in
+                                       DATA_DIR makes each point kill only once. Several points: separated by spaces.
+FAULT=record:FILE                      append every point that is passed to FILE, one per line.
 """
 
 import os
@@ -21,22 +20,24 @@ _passed: Counter[tuple[str, str]] = Counter()
 
 
 def is_fault_test() -> bool:
-    """Whether nobody's work can depend on this portal: Dokploy and all who come in are on this machine, and stacks get
-    names that no DNS leads to (RFC 6761)."""
-    at_home = settings.DOKPLOY_URL.startswith("http://127.0.0.1:")
-    among_us = set(settings.ALLOWED_HOSTS) <= set(settings.LOOPBACK_HOSTS)
-    return at_home and among_us and settings.STACK_DOMAIN_SUFFIX.rpartition(".")[2] in ("test", "localhost")
+    """Return whether killing this portal can harm no user.
+
+    True when Dokploy and all clients are on this machine, and stacks get names that no DNS resolves (RFC 6761).
+    """
+    own_dokploy = settings.DOKPLOY_URL.startswith("http://127.0.0.1:")
+    own_clients = set(settings.ALLOWED_HOSTS) <= set(settings.LOOPBACK_HOSTS)
+    return own_dokploy and own_clients and settings.STACK_DOMAIN_SUFFIX.rpartition(".")[2] in ("test", "localhost")
 
 
-def hit(stack: str, run: str, phase: str, what: str, where: str) -> None:
-    """This point is passed now, in this run for this stack; may not return."""
+def hit(stack: str, deployment: str, phase: str, name: str, position: str) -> None:
+    """Pass the failpoint `phase:name:position` in this deployment. Does not return if FAULT names it."""
     wanted = settings.FAULT
     if not (wanted and is_fault_test()):
         return
-    point = f"{phase}:{what}:{where}"
-    _passed[run, point] += 1
-    if _passed[run, point] > 1:
-        point += f"#{_passed[run, point]}"
+    point = f"{phase}:{name}:{position}"
+    _passed[deployment, point] += 1
+    if _passed[deployment, point] > 1:
+        point += f"#{_passed[deployment, point]}"
     if wanted.startswith(RECORD):
         with open(wanted.removeprefix(RECORD), "a") as file:
             file.write(f"{stack}/{point}\n")
@@ -48,12 +49,12 @@ def hit(stack: str, run: str, phase: str, what: str, where: str) -> None:
 def _die(fault: str) -> None:
     try:
         marker = os.open(marker_file(fault), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:  # it has, already
+    except FileExistsError:  # this point has killed before
         return
     os.fsync(marker)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def marker_file(fault: str) -> Path:
-    """The file that says that this fault has happened."""
+    """Return the path of the file that records that this point has killed."""
     return settings.DATA_DIR / f"fault-{sha256(fault.encode()).hexdigest()[:16]}"

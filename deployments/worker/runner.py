@@ -1,6 +1,7 @@
-"""The bridge between rows and engine: claims runs, keeps their leases, runs the engine, lets go in order.
+"""Connects rows to the engine: claims due deployments, renews their leases, runs the engine, releases them.
 
-One runner per process, on its loop. A ring of the bell makes it look for what is due; the sweep looks by itself.
+There is one runner per process, on the process's event loop. A notification makes it claim what is due; so does the
+periodic sweep.
 """
 
 import asyncio
@@ -9,117 +10,41 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import close_old_connections
 
 from .. import encryption
-from ..engine import failures, orchestrator
-from ..engine.dokploy import Dokploy, Exchange
+from ..engine import orchestrator
+from ..engine.dokploy import Dokploy
 from ..engine.errors import Cancelled, Failure, Interrupted
-from ..engine.recipe import RECIPES, REMOVAL
+from ..engine.recipe import RECIPES
 from ..engine.reporter import Reporter
-from ..engine.spec import Progress, StackSpec
-from ..models import DATABASE_AWAY, Deployment, LeaseLost
+from ..engine.spec import StackSpec
+from ..models import DATABASE_AWAY, Deployment
 from ..models.deployment import CRASHES
 from ..realtime import pubsub
 from . import failpoints, watchdog
+from .claimed_deployment import SELF_STOP_SECONDS, ClaimedDeployment, reconnect
+from .outcome import fail_removal, portal_failure, stored_failure, undo
 from .sweeper import sweep_periodically
 
 HEARTBEAT_SECONDS = 10.0
-SELF_STOP_SECONDS = 20.0  # a worker that could not renew for so long stops itself, before others may take over
-DRAIN_SECONDS = 9.0  # for the calls in hand, which take 8 at most
+DRAIN_SECONDS = 9.0  # a call to Dokploy takes at most 8
 RELEASE_SECONDS = 2.0
-READS_KEPT = 300
-
-T = TypeVar("T")
+CLOSE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
 
-class ClaimedDeployment:
-    """One deployment in the hands of this worker."""
-
-    def __init__(self, deployment: Deployment) -> None:
-        self.deployment = deployment
-        self.renewed = time.monotonic()
-        self.requests: list[str] = []
-        self.task: asyncio.Task[None]
-        self.breakable = False  # not before it has begun, nor between a call and the report of what it did
-        self.draining = False
-        self.undoing = bool(deployment.error)
-
-    def stop(self) -> None:
-        """Ends it at once, or after the call in hand."""
-        self.draining = True
-        if self.breakable:
-            self.task.cancel()
-
-    def guard(self, procedure: str) -> None:
-        """Right before each call that changes something: is the lease surely still ours, and are we to go on?"""
-        if self.draining:
-            raise Interrupted
-        self.check_lease()
-        self.breakable = False
-        self.hit(procedure, failpoints.BEFORE_CALL)
-
-    def check_lease(self) -> None:
-        if time.monotonic() - self.renewed > SELF_STOP_SECONDS:
-            raise LeaseLost
-
-    async def ask(self, question: Callable[..., T], *given: Any) -> T:
-        """Of the database, in one thread hop. While it is away the lease bounds the waiting."""
-        while True:
-            self.check_lease()
-            try:
-                return await sync_to_async(question)(*given)
-            except DATABASE_AWAY as error:
-                log.warning("%s waits for the database: %s", self.deployment.pk, str(error).strip())
-                await _reconnect()
-
-    def record_exchange(self, exchange: Exchange) -> None:
-        """Every change, and the questions until there are many: polls of a long pull say nothing new."""
-        if exchange.method == "POST":
-            self.hit(exchange.procedure, failpoints.ANSWERED)
-        if exchange.method == "POST" or len(self.requests) < READS_KEPT:
-            self.requests.append(str(exchange))
-
-    async def report(self, progress: Progress) -> None:
-        """THE progress callback: when it returns, the report is committed. One transaction, one thread hop.
-
-        Raises Interrupted when the run is to stop: with nothing written where the lease is lost, after the commit
-        where this worker is being drained or the run was cancelled.
-        """
-        await self.ask(self._record, progress)
-        if "alive" not in progress.data:  # a sign of life says nothing of the call in hand
-            self.breakable = True
-            if self.draining:
-                raise Interrupted
-        if self.deployment.cancel_requested_at and not self.undoing:
-            raise Cancelled
-
-    def _record(self, progress: Progress) -> None:
-        if "alive" in progress.data:  # how often depends on the machine: no point that can be named
-            self.deployment.record(progress, self.requests)
-            return
-        said = (progress.kind, progress.data.get("state"), progress.data.get("kind"), progress.data.get("step"))
-        what = ".".join(filter(None, said))
-        self.hit(what, failpoints.BEFORE_COMMIT, progress.phase)
-        self.deployment.record(progress, self.requests)
-        self.hit(what, failpoints.AFTER_COMMIT, progress.phase)
-
-    def hit(self, what: str, where: str, phase: str = "") -> None:
-        run = self.deployment
-        failpoints.hit(run.stack.name, run.pk, phase or run.phase, what, where)
-
-
 class Runner:
-    """Runs what is due, `limit` at a time. `sweep`: seconds between looks without a bell; 0 looks at bells only."""
+    """Runs due deployments, at most `limit` at a time.
+
+    sweep: seconds between looking for due deployments without a notification; 0 waits for notifications only.
+    """
 
     _current: ClassVar["Runner | None"] = None
 
@@ -134,240 +59,208 @@ class Runner:
             calls_per_second=settings.DOKPLOY_CALLS_PER_SECOND,
         )
         self._wakeup = asyncio.Event()
-        self._runs: dict[str, ClaimedDeployment] = {}
-        self._driving: set[asyncio.Task[None]] = set()  # those of the runs, and those that are letting go
+        self._claimed: dict[str, ClaimedDeployment] = {}
+        self._supervisors: set[asyncio.Task[None]] = set()  # running, or releasing
         self._draining = False
 
     @classmethod
     def current(cls) -> "Runner":
-        """The process's runner, started on the running loop when it is first asked for."""
+        """Return the process's runner; the first call starts it on the running event loop."""
         if cls._current is None:
             cls._current = cls()
             cls._current.start()
         return cls._current
 
     def start(self) -> None:
+        """Start the tasks that claim, renew leases and sweep."""
         pubsub.bind_loop()
-        self._looking = asyncio.create_task(self._claim_due())
-        self._others = [asyncio.create_task(task) for task in (self._beat(), sweep_periodically(self._dokploy))]
-        for task in (self._looking, *self._others):
+        self._claiming = asyncio.create_task(self._claim_due())
+        self._periodic = [asyncio.create_task(task) for task in (self._heartbeat(), sweep_periodically(self._dokploy))]
+        for task in (self._claiming, *self._periodic):
             task.add_done_callback(_exit_on_failure)
 
     def notify(self) -> None:
-        """Something may be due. Returns at once."""
+        """Make the runner look for due deployments. Returns at once."""
         self._wakeup.set()
 
     async def drain(self) -> None:
-        """Claims no more, gives the calls in hand a moment, lets go of every run. Takes 13 seconds at most, whatever is
-        away: what cannot be let go in time is left to its lease."""
+        """Claim no more, let calls in progress finish, release every deployment.
+
+        Takes at most 13 seconds, whatever is away: a lease that cannot be released in time lapses.
+        """
         self._draining = True
-        for task in self._others:
+        for task in self._periodic:
             task.cancel()
-        self.notify()  # not by cancelling the task: a claim in progress would be lost
-        for run in self._runs.values():
-            run.stop()
+        self.notify()  # cancelling the claiming task could lose a deployment that it is claiming
+        for claimed in self._claimed.values():
+            claimed.stop()
         await self._wait_idle(DRAIN_SECONDS)
-        self._looking.cancel()
-        for run in self._runs.values():
-            run.task.cancel()
+        self._claiming.cancel()
+        for claimed in self._claimed.values():
+            claimed.task.cancel()
         await self._wait_idle(RELEASE_SECONDS)
         with suppress(TimeoutError):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await self._dokploy.aclose()
         await pubsub.flush()
 
     async def _wait_idle(self, seconds: float) -> None:
-        """Until nothing is looked for, and every run is let go."""
+        """Wait until nothing is being claimed, run or released, at most `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while working := [task for task in (self._looking, *self._driving) if not task.done()]:
-                    await asyncio.wait(working)
+                while busy := [task for task in (self._claiming, *self._supervisors) if not task.done()]:
+                    await asyncio.wait(busy)
 
-    # -- work ----------------------------------------------------------------------------------------------------------
+    # -- claiming and running ------------------------------------------------------------------------------------------
 
     async def _claim_due(self) -> None:
         while not self._draining:
             self._wakeup.clear()
             try:
-                while len(self._runs) < self.limit and not self._draining and (found := await self._claim()):
-                    self._begin(found)
+                while len(self._claimed) < self.limit and not self._draining and (deployment := await self._claim()):
+                    self._begin(deployment)
             except DATABASE_AWAY as error:
-                log.warning("Looking for work waits for the database: %s", str(error).strip())
-                await _reconnect()
+                log.warning("Claiming waits for the database: %s", str(error).strip())
+                await reconnect()
                 self.notify()
-            except Exception:  # whatever it was: a runner that looks for nothing any more helps nobody
-                log.exception("Looking for work failed")
+            except Exception:  # the runner must go on claiming, whatever failed
+                log.exception("Claiming failed; trying again")
                 await asyncio.sleep(1)
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._wakeup.wait(), self.sweep or None)
-            except TimeoutError:
-                continue
 
     async def _claim(self) -> Deployment | None:
-        return await sync_to_async(Deployment.claim)(self.name, excluding=list(self._runs))
+        return await sync_to_async(Deployment.claim)(self.name, excluding=list(self._claimed))
 
     def _begin(self, deployment: Deployment) -> None:
-        run = ClaimedDeployment(deployment)
-        run.draining = self._draining
-        run.task = asyncio.create_task(self._drive(run))
-        self._runs[deployment.pk] = run
-        self._driving.add(run.task)
-        run.task.add_done_callback(self._driving.discard)
+        claimed = ClaimedDeployment(deployment)
+        claimed.draining = self._draining
+        claimed.task = asyncio.create_task(self._supervise(claimed))
+        self._claimed[deployment.pk] = claimed
+        self._supervisors.add(claimed.task)
+        claimed.task.add_done_callback(self._supervisors.discard)
 
-    async def _drive(self, run: ClaimedDeployment) -> None:
-        """Runs one deployment until it is over, or until it must be let go."""
-        orderly = run.breakable = True
+    async def _supervise(self, claimed: ClaimedDeployment) -> None:
+        """Run one deployment until it ends or must be released."""
+        release = claimed.interruptible = True
         try:
-            if not run.draining:
-                await self._deploy(run)
+            if not claimed.draining:
+                await self._run(claimed)
         except (Interrupted, asyncio.CancelledError):
             pass
         except Exception:
-            orderly = False  # not let go: its lease lapses, which counts as a crash, so that this cannot go on for ever
-            log.exception("%s stopped unexpectedly; it will be taken up again", run.deployment.pk)
+            release = False  # the lease lapses, which counts as a crash: repeated crashes end the deployment
+            log.exception("%s stopped unexpectedly; it resumes when its lease lapses", claimed.deployment.pk)
         finally:
-            del self._runs[run.deployment.pk]
-            if orderly:
-                await self._release(run)
+            del self._claimed[claimed.deployment.pk]
+            if release:
+                await self._release(claimed)
             if not self._draining:
                 self.notify()
 
-    async def _release(self, run: ClaimedDeployment) -> None:
-        """While the database is away the drain's limit bounds the waiting, or the lease."""
+    async def _release(self, claimed: ClaimedDeployment) -> None:
+        """Release the lease. While the database is away, try until the lease lapses."""
         while True:
             try:
-                await sync_to_async(run.deployment.release)()
+                await sync_to_async(claimed.deployment.release)()
                 return
             except DATABASE_AWAY:
-                if time.monotonic() - run.renewed > SELF_STOP_SECONDS:
-                    log.warning("%s could not be let go; its lease will lapse", run.deployment.pk)
+                if time.monotonic() - claimed.lease_renewed_at > SELF_STOP_SECONDS:
+                    log.warning("%s could not be released; its lease will lapse", claimed.deployment.pk)
                     return
-                await _reconnect()
+                await reconnect()
 
-    async def _deploy(self, run: ClaimedDeployment) -> None:
-        deployment = run.deployment
-        run.hit("claim", failpoints.AFTER_COMMIT)
-        reporter = await run.ask(_reporter, run)
-        dokploy = self._dokploy.for_run(run.guard, run.record_exchange)
-        patience = settings.DOKPLOY_PATIENCE_SECONDS
+    async def _run(self, claimed: ClaimedDeployment) -> None:
+        deployment = claimed.deployment
+        claimed.hit("claim", failpoints.AFTER_COMMIT)
+        reporter = await claimed.in_db(_reporter, claimed)
+        dokploy = self._dokploy.for_run(claimed.before_change, claimed.record_exchange)
         try:
-            spec, former = await run.ask(_specs, deployment)
+            spec, former = await claimed.in_db(_specs, deployment)
             reporter.secrets = (settings.DOKPLOY_API_KEY, *spec.secrets, *(former.secrets if former else ()))
-            if deployment.error:  # taken up again while undoing
-                failure = _failure_of(deployment.error)
+            if deployment.error:  # resumed while undoing
+                failure = stored_failure(deployment.error)
                 if deployment.crashes >= 2 * CRASHES:
-                    left = ["what this deployment made (the portal was stopped again and again while removing it)"]
+                    left = ["what this deployment created (the portal was stopped repeatedly while removing it)"]
                     await reporter.finish("failed", "failure", "The undo was given up", error=failure, left=left)
                     return
             elif deployment.crashes >= CRASHES:
-                failure = _portal_failure("TOO_MANY_CRASHES", deployment.phase)
+                failure = portal_failure("TOO_MANY_CRASHES", deployment.phase)
             elif deployment.cancel_requested_at:
-                failure = _portal_failure("CANCELLED", deployment.phase)
+                failure = portal_failure("CANCELLED", deployment.phase)
             else:
-                if deployment.phase != "initializing":
-                    await reporter.note("Taken up again after an interruption")
                 try:
-                    begin, phases = await run.ask(deployment.first_phase), RECIPES[deployment.kind]
-                    await orchestrator.run(dokploy, spec, reporter, phases=phases, first_phase=begin, patience=patience)
-                    await reporter.finish("completed", "success", deployment.success_message(), progress=100)
+                    await self._deploy(claimed, dokploy, spec, reporter)
                     return
                 except Failure as error:
                     failure = error
                 except Cancelled:
-                    failure = _portal_failure("CANCELLED", deployment.phase)
-                    secrets, reporter = reporter.secrets, await run.ask(_reporter, run)
+                    failure = portal_failure("CANCELLED", deployment.phase)
+                    secrets, reporter = reporter.secrets, await claimed.in_db(_reporter, claimed)
                     reporter.secrets = secrets
-            run.undoing = True
+            claimed.undoing = True
             if deployment.kind == Deployment.Kind.REMOVE:
-                await self._fail_removal(run, reporter, failure)
+                await fail_removal(claimed, reporter, failure)
             else:
-                await self._undo(deployment, dokploy, spec, former, reporter, failure, patience)
+                await undo(deployment, dokploy, spec, former, reporter, failure)
         except (Interrupted, *DATABASE_AWAY, MemoryError):
             raise
-        except encryption.DecryptionError as locked:
-            log.error("%s cannot begin: %s", deployment.pk, locked)
-            failure = _portal_failure("SECRET_UNREADABLE", reporter.phase)
+        except encryption.DecryptionError as error:
+            log.error("%s cannot begin: %s", deployment.pk, error)
+            failure = portal_failure("SECRET_UNREADABLE", reporter.phase)
             await reporter.finish("failed", "failure", failure.message, error=failure)
         except Exception:
-            log.exception("%s failed in the portal's own code", deployment.pk)
-            failure = _portal_failure("DEPLOYMENT_FAILED", reporter.phase)
+            log.exception("%s failed because of an error in the portal", deployment.pk)
+            failure = portal_failure("DEPLOYMENT_FAILED", reporter.phase)
             await reporter.finish("failed", "failure", failure.message, error=failure)
 
-    async def _undo(
-        self,
-        deployment: Deployment,
-        dokploy: Dokploy,
-        spec: StackSpec,
-        former: StackSpec | None,
-        reporter: Reporter,
-        failure: Failure,
-        patience: float,
-    ) -> None:
-        """After a failure: removes what this stack made, or gives a stack that ran before its former settings back."""
-        nothing, redeploys = None, deployment.kind == Deployment.Kind.REDEPLOY
-        if reporter.phase == "rolling_back":
-            pass  # taken up again in the middle of it
-        elif not reporter.pending:
-            nothing = "Nothing was made, so there is nothing to undo"
-        elif deployment.changed_nothing(failure.phase):
-            nothing = "Nothing was changed, so there is nothing to undo"
-        if nothing:
-            await reporter.finish("failed", "failure", nothing, error=failure)
-            return
-        await reporter.begin("rolling_back", 95, "Undoing", error=failure)
-        if former is not None:
-            left = await orchestrator.restore(dokploy, former, reporter, patience=patience)
-        elif redeploys:
-            left = ["the former version (a secret of it cannot be read any more)"]
-        else:
-            left = await orchestrator.undo(dokploy, spec, reporter, patience=patience)
-        message = f"Left at Dokploy: {'; '.join(left)}" if left else "Rollback completed"
-        await reporter.finish("rolling_back", "failure", message, error=failure, left=left)
-
-    async def _fail_removal(self, run: ClaimedDeployment, reporter: Reporter, failure: Failure) -> None:
-        """After a removal that failed: there is nothing to undo, what it did not come to is named."""
-        if not await run.ask(run.deployment.changed_anything):
-            await reporter.finish("failed", "failure", "Nothing was removed, so nothing has changed", error=failure)
-            return
-        names = [phase.name for phase in REMOVAL]
-        first = names.index(failure.phase) if failure.phase in names else 0
-        kinds = [name.removeprefix("removing_") for name in names[first:]]
-        for kind in kinds:
-            await reporter.left_behind(kind, None, failure.message)
-        message = f"Left at Dokploy: the {', the '.join(kinds)}"
-        await reporter.finish("failed", "failure", message, error=failure, left=[f"the {kind}" for kind in kinds])
+    async def _deploy(self, claimed: ClaimedDeployment, dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> None:
+        """Run the recipe from its first or interrupted phase to its end."""
+        deployment = claimed.deployment
+        if deployment.phase != "initializing":
+            await reporter.note("Resumed after an interruption")
+        await orchestrator.run(
+            dokploy,
+            spec,
+            reporter,
+            phases=RECIPES[deployment.kind],
+            first_phase=await claimed.in_db(deployment.first_phase),
+            patience=settings.DOKPLOY_PATIENCE_SECONDS,
+        )
+        await reporter.finish("completed", "success", deployment.success_message(), progress=100)
 
     # -- leases --------------------------------------------------------------------------------------------------------
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
+        """Renew the leases of all claimed deployments every HEARTBEAT_SECONDS; stop work on those that are lost."""
         pause = HEARTBEAT_SECONDS
         while True:
             await asyncio.sleep(pause)
             pause = HEARTBEAT_SECONDS
-            runs, asked = dict(self._runs), time.monotonic()  # as they are now: while it is asked more may begin
-            if not runs:
+            claimed, asked_at = dict(self._claimed), time.monotonic()  # a copy: more may begin during the query
+            if not claimed:
                 continue
             try:
-                held = await sync_to_async(Deployment.heartbeat)(self.name, list(runs))
+                held = await sync_to_async(Deployment.heartbeat)(self.name, list(claimed))
             except DATABASE_AWAY as error:
                 log.warning("The heartbeat waits for the database: %s", str(error).strip())
-                await _reconnect()
-                pause = 0  # another ten seconds, and every run would stop itself
+                await reconnect()
+                pause = 0  # after another HEARTBEAT_SECONDS every deployment would have stopped itself
                 continue
             except Exception:
                 log.exception("The heartbeat failed")
                 continue
-            for id, run in runs.items():
+            for id, one in claimed.items():
                 if id in held:
-                    run.renewed = asked
-                elif self._runs.get(id) is run:  # else it is over, and is being let go
-                    run.task.cancel()
+                    one.lease_renewed_at = asked_at
+                elif self._claimed.get(id) is one:  # otherwise it has ended and is being released
+                    one.task.cancel()
 
 
-def _reporter(run: ClaimedDeployment) -> Reporter:
-    deployment = run.deployment
+def _reporter(claimed: ClaimedDeployment) -> Reporter:
+    deployment = claimed.deployment
     reporter = Reporter(
-        run.report,
+        claimed.report,
         resources=deployment.recorded_resources(),
         pending=deployment.pending_resources(),
         recorded_ids=deployment.recorded_ids(),
@@ -378,35 +271,17 @@ def _reporter(run: ClaimedDeployment) -> Reporter:
 
 
 def _specs(deployment: Deployment) -> tuple[StackSpec, StackSpec | None]:
-    """What is asked for, and, for a redeploy, what ran before, as far as its secrets can be read."""
+    """Return the spec to deploy and, for a redeployment, the spec to restore if its secrets can be decrypted."""
     spec = deployment.stack_spec()
     former = deployment.last_successful() if deployment.kind == Deployment.Kind.REDEPLOY else None
     if former is None or not former.has_readable_secrets():
         return spec, None
-    # A run of its own at Dokploy: the former run's deploy is there already, and done.
-    again = replace(former.stack_spec(), deployment=f"{spec.deployment}.restore")
-    return spec, again.pinned(former.recorded_resources().image_digest)
+    # A name of its own: under the former one its finished Dokploy deployment would be found and nothing sent.
+    restored = replace(former.stack_spec(), deployment=f"{spec.deployment}.restore")
+    return spec, restored.pinned(former.recorded_resources().image_digest)
 
 
 def _exit_on_failure(task: asyncio.Task[None]) -> None:
-    """Without it nothing would be begun, kept or removed any more, and nobody would see why."""
+    """End the process if one of the runner's own tasks has failed: it would claim, renew or sweep no more."""
     if not task.cancelled() and task.exception():
-        watchdog.end(b"A part of the runner has failed for good. The portal ends, to be started anew.")
-
-
-async def _reconnect() -> None:
-    await asyncio.sleep(0.5)
-    await sync_to_async(close_old_connections)()
-
-
-def _failure_of(error: dict[str, Any]) -> Failure:
-    failure = Failure(error["code"], error["message"], evidence=error.get("evidence", ""), retryable=error["retryable"])
-    failure.phase = error["phase"]
-    return failure
-
-
-def _portal_failure(code: str, phase: str) -> Failure:
-    entry = failures.BY_CODE[code]
-    failure = Failure(code, entry.what, retryable=entry.retryable)
-    failure.phase = phase
-    return failure
+        watchdog.end(b"A task of the runner has failed; exiting (70) so the supervisor restarts the process.")

@@ -1,4 +1,4 @@
-"""Ends a process that cannot end by itself: one whose loop stands still for good, or that waits for what is away."""
+"""Ends a process that cannot end by itself: its event loop is blocked, or a thread waits for a service that is away."""
 
 import asyncio
 import contextlib
@@ -9,48 +9,47 @@ import threading
 import time
 
 PULSE_SECONDS = 10.0
-MISSED_PULSES = 3  # as long as a lease: what it worked on is anybody's by then
-STOOD_STILL = 70  # the exit status: an error in the software (sysexits.h)
+MISSED_PULSES = 3  # as long as a lease: by then another worker may continue its deployments
+SOFTWARE_ERROR = 70  # EX_SOFTWARE of sysexits.h
 
 
 def guard(loop: asyncio.AbstractEventLoop) -> None:
-    """From now on: a process whose loop does not turn for 30 to 40 seconds ends, with status 70, so that whoever
-    started it can start it anew. It would hear no signal, renew no lease and answer nobody any more.
+    """Start a thread that ends the process with status 70 when the event loop is blocked for 30 to 40 seconds.
 
-    Seen where memory ran out: in CPython who starts a thread waits for ever for one that dies in its first breath.
+    Such a process handles no signal, renews no lease and answers no request. It was seen when memory ran out:
+    CPython's Thread.start() blocks forever if the new thread dies before signalling that it runs.
     """
     threading.Thread(target=_guard, args=(loop,), name="watchdog", daemon=True).start()
 
 
-def end(why: bytes) -> None:
-    """Ends the process at once, with status 70. why: a line for its standard error, if that takes one at once."""
+def end(reason: bytes) -> None:
+    """End the process at once with status 70. Write the reason to standard error if that does not block."""
     with contextlib.suppress(Exception):
         error = sys.stderr.fileno()
         if select.select([], [error], [], 0)[1]:
-            os.write(error, why + b"\n")
-    os._exit(STOOD_STILL)
+            os.write(error, reason + b"\n")
+    os._exit(SOFTWARE_ERROR)
 
 
 def end_soon() -> None:
-    """After a drain: the process ends by itself, and if a thread of it still waits for something that is away, a second
-    later all the same, with 0."""
-    watchdog = threading.Timer(1.0, os._exit, [0])
-    watchdog.daemon = True
-    watchdog.start()
+    """End the process with status 0 in a second, even if a thread still waits for a service that is away."""
+    timer = threading.Timer(1.0, os._exit, [0])
+    timer.daemon = True
+    timer.start()
 
 
 def _guard(loop: asyncio.AbstractEventLoop) -> None:
-    """Counts pulses, not the time that has passed: while the whole process was frozen there was none."""
-    turned = threading.Event()
+    """Count missed pulses rather than elapsed time, which also passes while the whole process is frozen."""
+    pulse = threading.Event()
     missed = 0
     while missed < MISSED_PULSES:
-        turned.clear()
+        pulse.clear()
         try:
-            loop.call_soon_threadsafe(turned.set)
+            loop.call_soon_threadsafe(pulse.set)
         except MemoryError:
             pass
-        except RuntimeError:  # it is closed: an orderly end
+        except RuntimeError:  # the loop is closed: the process is ending
             return
         time.sleep(PULSE_SECONDS)
-        missed = 0 if turned.is_set() else missed + 1
-    end(b"The portal stood still for too long. It ends, to be started anew.")
+        missed = 0 if pulse.is_set() else missed + 1
+    end(b"Event loop blocked for 30 s; exiting (70) so the supervisor restarts the process.")

@@ -9,7 +9,7 @@ import httpx
 import psycopg
 import pytest
 
-from deployments.worker.runner import SELF_STOP_SECONDS
+from deployments.worker.claimed_deployment import SELF_STOP_SECONDS
 
 from ..integration.test_live import held, socket
 from ..processes import until

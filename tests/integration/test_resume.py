@@ -104,7 +104,7 @@ def test_sigterm_in_the_middle_lets_go_and_ends_with_0(own_portal: Any) -> None:
     there = portal.dokploy()
     assert {kind: len(there[kind]) for kind in KINDS} == dict.fromkeys(KINDS, 1)
     notes = [event for event in no_event_is_missing(portal, id) if event["kind"] == "note"]
-    assert [note["message"] for note in notes] == ["Taken up again after an interruption"]
+    assert [note["message"] for note in notes] == ["Resumed after an interruption"]
 
 
 OUTLIVES_THE_LOOP = """

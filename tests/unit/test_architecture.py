@@ -22,6 +22,8 @@ FLOORS = (
     "engine.orchestrator",
     "engine.conformance models",
     "worker.failpoints worker.sweeper",
+    "worker.claimed_deployment",
+    "worker.outcome",
     "forms admin worker.runner realtime.deployment_page identity name_availability system_checks",
     "realtime.hub dokploy_checks apps",
     "terminal consumers views api",

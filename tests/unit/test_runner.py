@@ -1,4 +1,4 @@
-"""The runner lets go in order."""
+"""The runner releases its deployments in order."""
 
 import asyncio
 import contextvars
@@ -10,100 +10,101 @@ import pytest
 from asgiref.sync import sync_to_async
 
 from deployments.models import Deployment
-from deployments.worker.runner import ClaimedDeployment, Runner
+from deployments.worker.claimed_deployment import ClaimedDeployment
+from deployments.worker.runner import Runner
 
 from ..users import People
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_a_claim_that_is_under_way_when_the_worker_is_drained_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_deployment_claimed_during_a_drain_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     people = await sync_to_async(People)()
-    run = await sync_to_async(people.run)(people.owner, "shop")
-    claiming, go_on, claim = threading.Event(), threading.Event(), Deployment.claim
+    deployment = await sync_to_async(people.run)(people.owner, "shop")
+    claiming, proceed, claim = threading.Event(), threading.Event(), Deployment.claim
 
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        found = claim(*args, **kwargs)
-        if found is not None:
+    def slow_claim(*args: Any, **kwargs: Any) -> Any:
+        claimed = claim(*args, **kwargs)
+        if claimed is not None:
             claiming.set()
-            go_on.wait(5)
-        return found
+            proceed.wait(5)
+        return claimed
 
-    monkeypatch.setattr(Deployment, "claim", slow)
+    monkeypatch.setattr(Deployment, "claim", slow_claim)
     runner = Runner(sweep=0)
     runner.start()
     runner.notify()
     assert await asyncio.to_thread(claiming.wait, 5)
     draining = asyncio.ensure_future(runner.drain())
     await asyncio.sleep(0)
-    go_on.set()
+    proceed.set()
     await asyncio.wait_for(draining, 10)
-    await sync_to_async(run.refresh_from_db)()
-    assert (run.lease_until, run.lease_owner, run.status) == (None, "", "in_progress")
+    await sync_to_async(deployment.refresh_from_db)()
+    assert (deployment.lease_until, deployment.lease_owner, deployment.status) == (None, "", "in_progress")
     again = await sync_to_async(claim)("another", excluding=[])
     assert again is not None
-    assert again.pk == run.pk
+    assert again.pk == deployment.pk
     assert again.crashes == 0
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_a_run_that_begins_while_leases_are_renewed_is_not_taken_for_lost(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_deployment_that_begins_during_a_heartbeat_keeps_running(monkeypatch: pytest.MonkeyPatch) -> None:
     people = await sync_to_async(People)()
     first = await sync_to_async(people.run)(people.owner, "first")
     second = await sync_to_async(people.run)(people.owner, "second")
-    loop, context, beat = asyncio.get_running_loop(), contextvars.copy_context(), Deployment.heartbeat
+    loop, context, heartbeat = asyncio.get_running_loop(), contextvars.copy_context(), Deployment.heartbeat
     begun, renewed = asyncio.Queue[str](), asyncio.Event()
 
-    def beats_while_the_second_begins(worker: str, ids: list[str]) -> set[str]:
+    def begin_the_second_meanwhile(worker: str, ids: list[str]) -> set[str]:
         if ids == [first.pk]:
-            found = Deployment.claim(worker, excluding=ids)
-            loop.call_soon_threadsafe(runner._begin, found, context=context)
+            claimed = Deployment.claim(worker, excluding=ids)
+            loop.call_soon_threadsafe(runner._begin, claimed, context=context)
         else:
             loop.call_soon_threadsafe(renewed.set)
-        return beat(worker, ids)
+        return heartbeat(worker, ids)
 
-    async def works(self: Runner, run: ClaimedDeployment) -> None:
-        begun.put_nowait(run.deployment.pk)
+    async def work(self: Runner, claimed: ClaimedDeployment) -> None:
+        begun.put_nowait(claimed.deployment.pk)
         await asyncio.Event().wait()
 
     monkeypatch.setattr("deployments.worker.runner.HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(Deployment, "heartbeat", beats_while_the_second_begins)
-    monkeypatch.setattr(Runner, "_deploy", works)
+    monkeypatch.setattr(Deployment, "heartbeat", begin_the_second_meanwhile)
+    monkeypatch.setattr(Runner, "_run", work)
     runner = Runner(sweep=0, limit=1)
     runner.start()
     assert [await asyncio.wait_for(begun.get(), 5) for _ in range(2)] == [first.pk, second.pk]
     await asyncio.wait_for(renewed.wait(), 5)
-    assert not any(run.task.cancelling() for run in runner._runs.values())
+    assert not any(claimed.task.cancelling() for claimed in runner._claimed.values())
     assert begun.empty()
     await runner.drain()
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_a_run_that_ends_while_leases_are_renewed_is_let_go_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_deployment_that_ends_during_a_heartbeat_is_released_undisturbed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     people = await sync_to_async(People)()
-    runs = [await sync_to_async(people.run)(people.owner, name) for name in ("ends", "goes-on")]
-    ends, leaves, beaten, let_go = asyncio.Event(), threading.Event(), asyncio.Event(), asyncio.Event()
-    loop, beats = asyncio.get_running_loop(), itertools.count()
+    deployments = [await sync_to_async(people.run)(people.owner, name) for name in ("ends", "goes-on")]
+    end, releasing, second_heartbeat, released = asyncio.Event(), threading.Event(), asyncio.Event(), asyncio.Event()
+    loop, count = asyncio.get_running_loop(), itertools.count()
 
-    def beats_while_it_ends(worker: str, ids: list[str]) -> set[str]:
-        loop.call_soon_threadsafe(beaten.set if next(beats) else ends.set)  # a second beat: the first is done with
-        assert leaves.wait(5)
-        return {runs[1].pk}
+    def end_one_meanwhile(worker: str, ids: list[str]) -> set[str]:
+        loop.call_soon_threadsafe(second_heartbeat.set if next(count) else end.set)
+        assert releasing.wait(5)
+        return {deployments[1].pk}
 
-    async def works(self: Runner, run: ClaimedDeployment) -> None:
-        await (ends if run.deployment.pk == runs[0].pk else asyncio.Event()).wait()
+    async def work(self: Runner, claimed: ClaimedDeployment) -> None:
+        await (end if claimed.deployment.pk == deployments[0].pk else asyncio.Event()).wait()
 
-    async def lets_go(self: Runner, run: ClaimedDeployment) -> None:
-        leaves.set()
-        await beaten.wait()
-        let_go.set()
+    async def release(self: Runner, claimed: ClaimedDeployment) -> None:
+        releasing.set()
+        await second_heartbeat.wait()  # the first heartbeat is over, and has not cancelled this task
+        released.set()
 
     monkeypatch.setattr("deployments.worker.runner.HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(Deployment, "heartbeat", beats_while_it_ends)
-    monkeypatch.setattr(Runner, "_deploy", works)
-    monkeypatch.setattr(Runner, "_release", lets_go)
+    monkeypatch.setattr(Deployment, "heartbeat", end_one_meanwhile)
+    monkeypatch.setattr(Runner, "_run", work)
+    monkeypatch.setattr(Runner, "_release", release)
     runner = Runner(sweep=0, limit=2)
     runner.start()
-    await asyncio.wait_for(let_go.wait(), 5)
+    await asyncio.wait_for(released.wait(), 5)
     await runner.drain()

@@ -36,7 +36,10 @@ def guarded(then: str, **pipes: int) -> "subprocess.Popen[str]":
 
 def test_a_process_whose_loop_stands_still_ends_and_says_why() -> None:
     _, said = (process := guarded(STANDS_STILL)).communicate(timeout=20)
-    assert (process.returncode, said) == (70, "The portal stood still for too long. It ends, to be started anew.\n")
+    assert (process.returncode, said) == (
+        70,
+        "Event loop blocked for 30 s; exiting (70) so the supervisor restarts the process.\n",
+    )
 
 
 def test_it_ends_also_when_nobody_hears_it_any_more() -> None:
