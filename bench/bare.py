@@ -1,4 +1,4 @@
-"""A Django project without anything of ours, for Daphne to serve: the floor of a start."""
+"""A Django project without any of the product's code, for Daphne to serve: the least that a start can take."""
 
 import os
 
@@ -10,7 +10,7 @@ from django.urls import path
 from .server import STARTPROJECT
 
 settings.configure(
-    SECRET_KEY="of no worth",
+    SECRET_KEY="only for the bench",
     ALLOWED_HOSTS=["127.0.0.1"],
     ROOT_URLCONF=__name__,
     MIDDLEWARE=STARTPROJECT,
@@ -35,7 +35,8 @@ from django.core.asgi import get_asgi_application  # noqa: E402
 
 
 async def answer(request: HttpRequest) -> HttpResponse:
-    return HttpResponse("There is nothing here.")
+    """Answer without any work."""
+    return HttpResponse("Nothing here.")
 
 
 urlpatterns = [path("help/", answer)]

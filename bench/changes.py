@@ -1,7 +1,8 @@
-"""What the bench does inside the portal's process: deployments that only it works on, and reports about them."""
+"""Deployments that only the bench works on, and the changes that it makes to them inside the server's process."""
 
 import re
 import time
+from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -14,133 +15,155 @@ from deployments import identity
 from deployments.engine.recipe import PHASES
 from deployments.engine.spec import Progress, Resources
 from deployments.models import Deployment, Template
-from deployments.realtime import deployment_page
+from deployments.realtime import deployment_page, pubsub
 from deployments.realtime.hub import Hub
+from deployments.worker.runner import Runner
 
 WORKER = "bench"
 VERSION = re.compile(r'data-version="\d+"')
 LINES = [f"{number:012x}: Pull complete" for number in range(12)]
+RESOURCES = Resources(project_id="p-0123456789", environment_id="e-0123456789", application_id="a-0123456789")
 
 
-def half_done(name: str, *, anonymous: bool = False) -> Deployment:
-    """A deployment that has come as far as the pulling of its image. No runner takes it up.
+def held(name: str, *, anonymous: bool = False) -> Deployment:
+    """Create a deployment whose lease the bench holds, so that no runner claims it.
 
-    It is the demo's visitor's, who may watch it, or nobody's, so that whoever has its id may ask the API for it.
+    It belongs to the demo's visitor, who may watch it. anonymous: it belongs to no user, and its id gives access.
     """
-    person = identity.open_user() if anonymous else identity.demo_user()
+    user = identity.open_user() if anonymous else identity.demo_user()
     template = Template.objects.filter(active=True).first()
     assert template is not None
     with transaction.atomic():
         values = {key: field.initial for key, field in template.form_fields().items()}
-        made = Deployment.request(person, name, template, values, via=Deployment.Via.API)
-        held = timezone.now() + timezone.timedelta(days=1)
-        Deployment.objects.filter(pk=made.pk).update(lease_owner=WORKER, lease_token=1, lease_until=held)
-    run = Deployment.objects.select_related("stack", "stack__owner", "stack__template").get(pk=made.pk)
-    for progress in begun():
-        run.record(progress)
-    return run
+        created = Deployment.request(user, name, template, values, via=Deployment.Via.API)
+        until = timezone.now() + timedelta(days=1)
+        Deployment.objects.filter(pk=created.pk).update(lease_owner=WORKER, lease_token=1, lease_until=until)
+    return created
 
 
-def begun() -> list[Progress]:
+def half_done(name: str, *, anonymous: bool = False) -> Deployment:
+    """Create a deployment that has come as far as the pulling of its image."""
+    created = held(name, anonymous=anonymous)
+    deployment = Deployment.objects.select_related("stack__owner", "template").get(pk=created.pk)
+    for progress in first_reports():
+        deployment.record(progress)
+    return deployment
+
+
+def first_reports() -> list[Progress]:
+    """Return the reports of a deployment from its beginning to the pulling of its image."""
     reports = []
     for phase in PHASES[:5]:
         reports.append(Progress("phase", phase.name, phase.title, progress=phase.progress, data={"step": "begins"}))
         if phase.undo is not None:
             kind = phase.name.removeprefix("creating_")
             data = {"kind": kind, "mark": f"deployportal/bench/{kind}"}
-            reports.append(
-                Progress("receipt", phase.name, f"About to make the {kind}", data={"state": "intended", **data})
-            )
-            made = {"state": "made", "id": f"{kind}-0123456789abcdef", **data}
-            reports.append(Progress("receipt", phase.name, f"The {kind} is there", data=made))
+            for state, id in (("intended", ""), ("made", f"{kind}-0123456789abcdef")):
+                reports.append(Progress("receipt", phase.name, kind, data={"state": state, "id": id, **data}))
         done = f"{phase.title}: done"
-        have = Resources(project_id="p-0123456789", environment_id="e-0123456789", application_id="a-0123456789")
-        reports.append(Progress("phase", phase.name, done, resources=have, data={"step": "ends"}))
+        reports.append(Progress("phase", phase.name, done, resources=RESOURCES, data={"step": "ends"}))
     deploying = PHASES[5]
-    reports.append(
-        Progress("phase", deploying.name, deploying.title, progress=deploying.progress, data={"step": "begins"})
-    )
+    begins = {"step": "begins"}
+    reports.append(Progress("phase", deploying.name, deploying.title, progress=deploying.progress, data=begins))
     log = {"source": "b-0123456789", "first": 1, "lines": LINES}
     reports.append(Progress("log", deploying.name, LINES[-1], data=log))
     return reports
 
 
 def report(number: int) -> Progress:
-    return Progress("phase", PHASES[5].name, f"Dokploy pulls the image, look {number}")
+    """Return one report of the phase in which the image is pulled."""
+    return Progress("phase", PHASES[5].name, f"Dokploy pulls the image, attempt {number}")
 
 
 class Changes:
-    """The product's own way: Deployment.record, and what hangs on its commit."""
+    """The product's own way: Deployment.record, which publishes the change after its commit."""
 
     def __init__(self) -> None:
-        self.runs: dict[str, Deployment] = {}
+        self.deployments: dict[str, Deployment] = {}
         self.committed = 0
+        self._prepared: list[str] = []
 
     async def new(self, name: str, *, anonymous: bool = False) -> dict[str, Any]:
-        run = await sync_to_async(half_done)(name, anonymous=anonymous)
-        self.runs[run.pk] = run
-        announce = run._announce
+        """Create a half-done deployment and return its id and version."""
+        deployment = await sync_to_async(half_done)(name, anonymous=anonymous)
+        self.deployments[deployment.pk] = deployment
+        publish = deployment._publish
 
-        def stamped() -> None:  # the first thing after the commit
-            self.committed = time.monotonic_ns()
-            self.announce(announce)
+        def committed() -> None:  # called right after the commit
+            self.committed = time.time_ns()
+            self.publish(publish)
 
-        run._announce = stamped  # type: ignore[method-assign]
-        return {"id": run.pk, "version": run.version}
+        deployment._publish = committed  # type: ignore[method-assign]
+        return {"id": deployment.pk, "version": deployment.version}
 
-    def announce(self, announce: Any) -> None:
-        announce()
+    def publish(self, publish: Any) -> None:
+        """Publish a change."""
+        publish()
 
     async def make(self, id: str, times: int) -> dict[str, int]:
-        run = self.runs[id]
-        for number in range(times):
-            await sync_to_async(run.record)(report(number))
-            await self.made(run)
-        return {"version": run.version, "at": self.committed}
+        """Make changes one after the other.
 
-    async def made(self, run: Deployment) -> None:
-        pass
+        Returns the last version, when the first change began, and when the last was committed (ns since 1970).
+        """
+        deployment, began = self.deployments[id], time.time_ns()
+        for number in range(times):
+            await sync_to_async(deployment.record)(report(number))
+            await self.made(deployment)
+        return {"version": deployment.version, "began": began, "at": self.committed}
+
+    async def made(self, deployment: Deployment) -> None:
+        """Do what remains to be done after a change; the product does nothing more."""
 
     def renders(self, id: str) -> int:
-        """How often the topic was rendered since somebody watches it."""
+        """Return how often the page of a deployment was rendered since it is watched."""
         hub = Hub._current
-        topic = hub._topics.get(f"run.{id}") if hub else None
-        return topic.renders if topic else 0
+        assert hub is not None
+        return hub._topics[f"run.{id}"].renders
 
-    async def ended(self) -> int:
-        return await Deployment.objects.exclude(status=Deployment.Status.IN_PROGRESS).acount()
+    async def prepare(self, name: str, count: int) -> list[str]:
+        """Create deployments that wait for `begin`, and return their ids."""
+        self._prepared = [(await sync_to_async(held)(f"{name}-{number}", anonymous=True)).pk for number in range(count)]
+        return self._prepared
 
-    async def look(self, id: str) -> dict[str, Any]:
-        return await sync_to_async(self._look)(id)
+    async def begin(self) -> int:
+        """Release the prepared deployments to the runner, all at once; return when (ns since 1970)."""
+        began = time.time_ns()
+        await Deployment.objects.filter(pk__in=self._prepared).aupdate(lease_owner="", lease_until=None)
+        pubsub.notify_worker()
+        return began
 
-    def _look(self, id: str) -> dict[str, Any]:
-        run = Deployment.objects.get(pk=id)
-        events = [
-            {"at": event.at.timestamp(), "phase": event.phase, "kind": event.kind, "message": event.message}
-            for event in run.events.all()
-        ]
-        return {"requests": run.requests, "created": run.created_at.timestamp(), "events": events}
+    def pause(self) -> None:
+        """Let the runner claim nothing until `resume`."""
+        self._limit, Runner.current().limit = Runner.current().limit, 0
+
+    async def resume(self) -> None:
+        """End all deployments that wait, as failures, and let the runner claim again."""
+        waiting = Deployment.objects.due().order_by()
+        await waiting.aupdate(status=Deployment.Status.FAILURE, completed_at=timezone.now())
+        Runner.current().limit = self._limit
 
 
-class Stock(Changes):
-    """Stock Channels: rendered once, then a group_send to a group in which every socket is a member."""
+class StockChanges(Changes):
+    """Stock Channels: the page is rendered, and sent with group_send to a group of which each socket is a member."""
 
-    def announce(self, announce: Any) -> None:
-        pass
+    def publish(self, publish: Any) -> None:
+        """Publish nothing: the product's own watchers are not part of the baseline."""
 
     async def make(self, id: str, times: int) -> dict[str, int]:
+        """Make changes. In favour of the baseline, a series of them is rendered only once."""
         self.html = ""
         return await super().make(id, times)
 
-    async def made(self, run: Deployment) -> None:
-        # In its favour a burst is rendered only once.
-        self.html = self.html or await sync_to_async(self.render)(run.pk)
-        html = VERSION.sub(f'data-version="{run.version}"', self.html, 1)
-        await get_channel_layer().group_send(f"stock.{run.pk}", {"type": "changed", "html": html})
+    async def made(self, deployment: Deployment) -> None:
+        """Send the page to the group."""
+        from .stock import group
+
+        self.html = self.html or await sync_to_async(self.render)(deployment.pk)
+        html = VERSION.sub(f'data-version="{deployment.version}"', self.html, count=1)
+        layer = get_channel_layer()
+        await layer.group_send(group(deployment.pk), {"type": "changed", "html": html})
 
     def render(self, id: str) -> str:
-        run = Deployment.objects.select_related("stack__owner", "stack__template", "requested_by").get(pk=id)
-        return render_to_string("_live.html", {"live": deployment_page.live(run, list(run.events.all()), "owner")})
-
-    def renders(self, id: str) -> int:
-        return 0
+        """Return the product's page of a deployment."""
+        found = Deployment.objects.select_related("stack__owner", "template", "requested_by").get(pk=id)
+        return render_to_string("_live.html", {"live": deployment_page.live(found, list(found.events.all()), "owner")})

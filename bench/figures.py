@@ -1,8 +1,8 @@
-"""What was measured, beside its baseline of the same run and its goal."""
+"""The measured figures, each beside its baseline of the same run, and the table that shows them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
+from statistics import quantiles
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +10,12 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """met: None where there is no goal, or nothing to compare with."""
+    """One measured value.
+
+    value: None if it could not be measured; `name` or `against` then says why.
+    against: what the baseline is.
+    met: whether the goal is met; None without a goal.
+    """
 
     name: str
     value: float | None
@@ -22,48 +27,42 @@ class Figure:
 
     @property
     def ratio(self) -> str:
+        """Return the value divided by the baseline as text, or "" if there is nothing to divide."""
         if not self.value or not self.baseline:
             return ""
         ratio = self.value / self.baseline
-        return f"1/{1 / ratio:,.0f}" if ratio < 0.1 else f"{ratio:.2f}"
+        return f"1/{1 / ratio:,.0f}" if 0 < ratio < 0.1 else f"{ratio:.2f}"
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
+    """Return a percentile from 1 to 99."""
     return quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-def milliseconds(nanoseconds: Iterable[int]) -> list[float]:
-    return [value / 1e6 for value in nanoseconds]
-
-
-def middle(values: Iterable[float]) -> float:
-    return median(values)
-
-
-def show(console: Console, parts: dict[str, list[Figure]]) -> None:
-    table = Table(title="make bench", title_justify="left", caption_justify="left")
+def show(console: Console, parts: Mapping[str, Sequence[Figure]], *, goals: bool) -> None:
+    """Print one table of all parts. goals: whether to show the goals and whether they are met."""
+    table = Table(title="make bench", title_justify="left")
     for heading in ("part", "figure"):
         table.add_column(heading)
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("baseline", justify="right", no_wrap=True)
     table.add_column("against")
     table.add_column("ratio", justify="right", no_wrap=True)
-    table.add_column("goal")
-    table.add_column("", no_wrap=True)
+    if goals:
+        table.add_column("goal")
+        table.add_column("", no_wrap=True)
     for part, figures in parts.items():
-        for figure in figures:
+        for number, figure in enumerate(figures):
             verdict = {True: "[green]met[/]", False: "[red]not met[/]", None: ""}[figure.met]
             table.add_row(
-                part,
+                "" if number else part,
                 figure.name,
                 _number(figure.value, figure.unit),
                 _number(figure.baseline, figure.unit),
                 figure.against,
                 figure.ratio,
-                figure.goal,
-                verdict,
+                *((figure.goal, verdict) if goals else ()),
             )
-            part = ""
         table.add_section()
     console.print(table)
 

@@ -1,80 +1,97 @@
-"""One deployment while Dokploy takes no time at all: what the portal itself adds, and where.
+"""One deployment while Dokploy answers at once: what the portal itself adds, and where.
 
-Wall time from the POST to the last event of the stream, less Dokploy's own time (as many calls as the run made, at
-what a bare client waits for one), less the pauses between two looks at the running deploy.
+A deployment lasts from the POST until its end is committed. The way of the last event to a stream is a figure of its
+own, because the hub pauses between two frames and the deployment does not wait for that.
 """
 
+import json
 import time
-from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass
+from statistics import median
 
-from .figures import Figure, middle
-from .portals import Bench, portal
-from .sockets import Load, request
+from .figures import Figure
+from .portals import Server, Servers, seconds_of
+from .yardstick import NEEDED_CALLS, call_milliseconds
 
-RUNS = 5
-FOLLOWING = {"_follow"}  # the engine's function whose pauses are the follow poll
+FOLLOWING = "_follow"  # the engine's function that follows the Dokploy deployment; its pauses are the follow poll
+FRAME_MILLISECONDS = 100.0  # the hub's pause between two frames
 
 
-def measure() -> list[Figure]:
-    with portal() as served:
-        runs = [_deploy(served, f"alone-{number}") for number in range(RUNS + 1)][1:]
-    calls, own = middle(run["calls"] for run in runs), middle(run["own"] for run in runs)
-    beyond = middle(run["beyond"] for run in runs)
-    dokploy = "Dokploy's own time"
-    figures = [
-        Figure(
-            "a deployment, wall time", middle(run["wall"] for run in runs), "ms", own, f"{dokploy}, {calls:.0f} calls"
-        ),
-        Figure("  beyond Dokploy's time and the follow poll", beyond, "ms", own, dokploy, "< 100 ms", beyond < 100),
-        Figure("  of it, in calls (the HTTP client)", middle(run["client"] for run in runs), "ms"),
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """One deployment, all times in milliseconds.
+
+    whole: from the POST to the commit of its end. call: one call to Dokploy by a client of next to no cost.
+    calls: how many calls it made. pauses: by function. phases: by name. stream: from the end to the last event.
+    """
+
+    whole: float
+    call: float
+    calls: int
+    pauses: dict[str, float]
+    phases: dict[str, float]
+    stream: float
+
+    @property
+    def own(self) -> float:
+        """What neither Dokploy nor the pauses of the follow poll account for."""
+        return self.whole - self.calls * self.call - self.pauses.get(FOLLOWING, 0.0)
+
+
+def measure(servers: Servers, *, short: bool) -> list[Figure]:
+    """Measure deployments one after the other."""
+    server, rounds = servers.product, 2 if short else 7
+    found = [_deploy(server, f"one-{number}") for number in range(rounds + 1)][1:]  # the first warms up
+    floor = NEEDED_CALLS * median(one.call for one in found)
+    needed = f"the {NEEDED_CALLS} calls that it cannot do without"
+    own = median(one.own for one in found)
+    calls, stream = median(one.calls for one in found), median(one.stream for one in found)
+    pauses = {name: median(one.pauses.get(name, 0.0) for one in found) for one in found for name in one.pauses}
+    follow = pauses.pop(FOLLOWING, 0.0)
+    phases = {name: median(one.phases.get(name, 0.0) for one in found) for name in found[0].phases}
+    return [
+        Figure("a deployment, from the POST to its end", median(one.whole for one in found), "ms", floor, needed),
+        Figure("  beyond Dokploy's time and the follow poll", own, "ms", floor, needed, "< 100 ms", own < 100),
+        Figure("  calls to Dokploy", calls, "", NEEDED_CALLS, needed, "≤ 9", calls <= 9),
+        Figure("  pauses of the follow poll", follow, "ms"),
+        *(Figure(f"  pauses in {name}", pauses[name], "ms") for name in sorted(pauses)),
+        *(Figure(f"  {name}, whole", milliseconds, "ms") for name, milliseconds in phases.items()),
+        Figure("from its end to the stream's last event", stream, "ms", FRAME_MILLISECONDS, "the hub's pause"),
     ]
-    pauses = {name for run in runs for name in run["pauses"]}
-    for name in sorted(pauses):
-        slept = middle(run["pauses"].get(name, 0.0) for run in runs)
-        figures.append(Figure(f"  pauses in {name}", slept, "ms", goal="the follow poll" if name in FOLLOWING else ""))
-    for phase in runs[0]["phases"]:
-        figures.append(Figure(f"  {phase}, whole", middle(run["phases"].get(phase, 0.0) for run in runs), "ms"))
-    return figures
 
 
-def _deploy(served: Bench, name: str) -> dict:
-    served.door("pauses")
-    bare = _bare_call(served)
-    began = time.monotonic()
-    id = served.deploy(name)
-    *_, last = served.stream(id)
-    wall = (time.monotonic() - began) * 1000
+def _deploy(server: Server, name: str) -> Deployed:
+    call = call_milliseconds(server)
+    server.control("pauses")
+    began = time.time()
+    id = server.deploy(name)
+    *_, last = server.stream(id)
+    streamed = time.time()
     assert last["data"]["status"] == "success", last
-    slept: Counter[str] = Counter()
-    for function, seconds in served.door("pauses"):
-        slept[function] += seconds * 1000
-    run = served.door("run", id=id)
-    took = [float(line.rsplit(", ", 1)[1].removesuffix(" ms")) for line in run["requests"]]
-    own = bare * len(took)
-    phases: dict[str, float] = {"waiting to begin": (run["events"][1]["at"] - run["created"]) * 1000}
-    for event in run["events"][1:-1]:
-        began_at = next(other["at"] for other in run["events"] if other["phase"] == event["phase"])
-        phases[event["phase"]] = (event["at"] - began_at) * 1000
-    phases["the closing look"] = (run["events"][-1]["at"] - run["events"][-2]["at"]) * 1000
-    return {
-        "wall": wall,
-        "own": own,
-        "calls": len(took),
-        "client": sum(took) - own,
-        "beyond": wall - own - sum(slept[name] for name in FOLLOWING),
-        "pauses": dict(slept),
-        "phases": phases,
-    }
+    pauses = {function: seconds * 1000 for function, seconds in server.control("pauses").items()}
+    sql = "SELECT created_at, completed_at, requests FROM deployments_deployment WHERE id = ?"
+    [(created, completed, requests)] = server.rows(sql, id)
+    ended = seconds_of(completed)
+    return Deployed(
+        whole=(ended - began) * 1000,
+        call=call,
+        calls=len(json.loads(requests)),
+        pauses=pauses,
+        phases=_phases(server, id, seconds_of(created)),
+        stream=(streamed - ended) * 1000,
+    )
 
 
-def _bare_call(served: Bench) -> float:
-    """Milliseconds that a client without any cost of its own waits for one call to Dokploy."""
-    key = Path(served.data, "simulator-key").read_text().strip()
-    port = served.port + 1
-    asked = request(port, "GET", "/api/deployment.queueList", x_api_key=key)
-    load = Load(port, b"", 1)
-    try:
-        return middle(load.times([asked] * 20, 200))
-    finally:
-        load.close()
+def _phases(server: Server, id: str, created: float) -> dict[str, float]:
+    """Return the milliseconds of each phase, of the wait before the first, and of what comes after the last."""
+    sql = "SELECT phase, at FROM deployments_event WHERE deployment_id = ? ORDER BY seq"
+    events = [(phase, seconds_of(at)) for phase, at in server.rows(sql, id)]
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for phase, at in events:
+        first.setdefault(phase, at)
+        last[phase] = at
+    names = list(first)  # initializing, the phases, completed
+    phases = {"waiting to begin": (first[names[1]] - created) * 1000}
+    phases |= {name: (last[name] - first[name]) * 1000 for name in names[1:-1]}
+    return phases | {"after the last phase": (events[-1][1] - events[-2][1]) * 1000}

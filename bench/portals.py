@@ -1,21 +1,29 @@
-"""Portals for the bench: the tests' Portal, with the bench's door in it."""
+"""The servers that the parts measure: the product, the stock baseline, and Node's raw push."""
 
+import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import httpx
 
-from tests.processes import ROOT, Portal, until
+from tests.processes import Portal, until
 
-ROOM = {
+from .node import Push, find_node
+
+ROOT = Path(__file__).resolve().parent.parent
+# High limits: they are not what is measured.
+LIMITS = {
     "PORTAL_OPEN": 1,
     "PORTAL_QUOTA": 10_000,
     "PORTAL_OPEN_QUOTA": 10_000,
@@ -24,30 +32,35 @@ ROOM = {
     "PORTAL_VIEWERS_EACH": 3_000,
     "PYTHONWARNINGS": "ignore",
 }
+START_SECONDS = 60
 
 
-class Bench(Portal):
-    """A real `serve` with its simulator, and a door to make changes from inside (bench/server.py)."""
+class Server(Portal):
+    """A real `serve` with its simulator, and a control address (bench/server.py). kind: "product" or "stock"."""
 
-    def __init__(self, data: Path, kind: str, **env: Any) -> None:
-        super().__init__(data, **{**ROOM, **env})
+    process: subprocess.Popen[str] | None
+
+    def __init__(self, data: Path, kind: str) -> None:
+        super().__init__(data, **LIMITS)
         self.kind = kind
 
-    def start(self) -> "Bench":
-        self.output.touch()
+    def start(self) -> Self:
+        """Start the process and wait until it answers."""
         with self.output.open("a") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bench.server", self.kind],
                 cwd=ROOT,
                 env=self.env,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 text=True,
             )
-        until(self.answers, 30)
+        until(self.answers, START_SECONDS)
         return self
 
     def answers(self) -> bool:
+        """Return whether the server answers. Raises AssertionError with its output if it has ended."""
         assert self.process is not None
         assert self.process.poll() is None, self.output.read_text()
         try:
@@ -55,55 +68,98 @@ class Bench(Portal):
         except httpx.TransportError:
             return False
 
-    def door(self, what: str, **query: Any) -> Any:
-        answer = self.http.get(f"/bench/{what}", params=query)
-        assert answer.status_code == 200, self.output.read_text()[-2000:]
+    def close(self) -> None:
+        """End the process."""
+        try:
+            super().close()
+        finally:
+            if self.process is not None and self.process.stdin is not None:
+                self.process.kill()
+                self.process.stdin.close()
+
+    def control(self, action: str, **query: Any) -> Any:
+        """Perform an action inside the process (bench/server.py). Raises AssertionError if it fails there."""
+        answer = self.http.get(f"/bench/{action}", params=query)
+        assert answer.status_code == 200, self.output.read_text()[-3000:]
         return answer.json()
 
-    @property
-    def ended(self) -> int:
-        """How many deployments are over."""
-        return int(self.door("ended"))
-
-    def all_ended(self, count: int, seconds: float = 30) -> bool:
-        """Waits until so many are over; whether they were in time."""
-        deadline = time.monotonic() + seconds
-        while self.ended < count:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
-        return True
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Read the server's database from this process, which costs the server nothing."""
+        with closing(sqlite3.connect(f"file:{self.data / 'portal.sqlite3'}?mode=ro", uri=True)) as database:
+            return database.execute(sql, values).fetchall()
 
     def cpu(self) -> float:
-        """Seconds of CPU that the server's process has used."""
+        """Return the seconds of CPU that the process has used so far, all threads together."""
         assert self.process is not None
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(~self.process.pid << 3 | 2)  # the kernel's number for the CPU clock of a process
 
     def resident(self) -> int:
-        """Memory of the server's process, in kB."""
+        """Return the resident memory of the process in kB."""
         assert self.process is not None
         found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
         assert found is not None
         return int(found[1])
 
 
-@contextmanager
-def portal(kind: str = "product", **env: Any) -> Iterator[Bench]:
-    with tempfile.TemporaryDirectory(prefix="deploy-portal-bench-") as data:
-        made = Bench(Path(data), kind, **env)
-        try:
-            yield made.start()
-        finally:
-            made.close()
+class Servers:
+    """The servers that several parts share. Each is started when it is first used, and ends with the bench."""
+
+    def __init__(self) -> None:
+        self._ends = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ends.close()
+
+    @cached_property
+    def product(self) -> Server:
+        """The product."""
+        return self._start("product")
+
+    @cached_property
+    def stock(self) -> Server:
+        """Stock Channels and stock Django views."""
+        return self._start("stock")
+
+    @cached_property
+    def push(self) -> Push | None:
+        """Node's raw push, or None if there is no Node."""
+        node = find_node()
+        return self._ends.enter_context(closing(Push(node))) if node else None
+
+    def settings(self) -> Portal:
+        """Return a portal that is not started, for its settings and ports."""
+        data = Path(self._ends.enter_context(tempfile.TemporaryDirectory(prefix="deploy-portal-bench-")))
+        return self._ends.enter_context(closing(Portal(data, **LIMITS)))
+
+    def _start(self, kind: str) -> Server:
+        data = Path(self._ends.enter_context(tempfile.TemporaryDirectory(prefix="deploy-portal-bench-")))
+        return self._ends.enter_context(closing(Server(data, kind))).start()
 
 
-@contextmanager
-def plain(**env: Any) -> Iterator[Portal]:
-    """The product alone, not started yet."""
+def run_module(name: str, *arguments: str, seconds: float, **env: str) -> Any:
+    """Run a module in a process and a data directory of its own; return the JSON on its last line of output."""
+    inherited = {
+        key: value for key, value in os.environ.items() if key not in ("DATABASE_URL", "REDIS_URL", "DOKPLOY_URL")
+    }
     with tempfile.TemporaryDirectory(prefix="deploy-portal-bench-") as data:
-        made = Portal(Path(data), **{**ROOM, **env})
-        try:
-            yield made
-        finally:
-            made.close()
+        done = subprocess.run(
+            [sys.executable, "-m", name, *arguments],
+            cwd=ROOT,
+            env={**inherited, "DATA_DIR": data, "DJANGO_SETTINGS_MODULE": "deployportal.settings", **env},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def seconds_of(stored: str) -> float:
+    """Convert a time as SQLite stores it (UTC) to seconds since 1970."""
+    return datetime.fromisoformat(stored).replace(tzinfo=UTC).timestamp()

@@ -1,18 +1,26 @@
-"""`python -m bench.server product|stock`: the portal's own `serve`, with a door under /bench/ through which a bench
-makes changes from inside the process. As the baseline the same command serves stock Channels and stock Django."""
+"""The process of a measured server: `python -m bench.server product|stock`.
+
+It runs the portal's own `serve` command, with a control address under /bench/ through which the bench makes changes
+from inside the process. As the baseline, the same command serves stock Channels and stock Django views.
+The process ends when its standard input is closed, so it never outlives the bench.
+"""
 
 import asyncio
 import json
 import os
+import signal
 import sys
-import time
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs
 
+from . import pauses
+
 Scope = dict[str, Any]
 Application = Callable[[Scope, Any, Any], Awaitable[None]]
 
+CHANGE_DELAY_SECONDS = 0.02  # so that the answer to the request is not in the way of the change
 STARTPROJECT = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -24,18 +32,15 @@ STARTPROJECT = [
 ]
 
 
-class Door:
-    """Answers /bench/…; everything else is the application's.
-
-    A change is made a moment after it was asked for, so that the answer is not in the way of what is measured.
-    """
+class Control:
+    """ASGI application that answers /bench/… and passes everything else to the measured application."""
 
     def __init__(self, application: Application, *, stock: bool) -> None:
         from . import changes
 
         self.application = application
-        self.changes = changes.Stock() if stock else changes.Changes()
-        self._created: asyncio.Task[dict[str, int]] | None = None
+        self.changes = changes.StockChanges() if stock else changes.Changes()
+        self._change: asyncio.Task[dict[str, int]] | None = None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or not scope["path"].startswith("/bench/"):
@@ -46,56 +51,52 @@ class Door:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
         await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
 
-    async def answer(self, what: str, query: dict[str, str]) -> Any:
-        match what:
+    async def answer(self, action: str, query: dict[str, str]) -> Any:
+        """Perform one action and return its result as JSON values."""
+        match action:
+            case "ready":
+                return {}
             case "new":
                 return await self.changes.new(query["name"], anonymous="anonymous" in query)
             case "change":
                 id, times = query["id"], int(query.get("times", "1"))
-                self._created = asyncio.create_task(self._make(id, times))
-                return {"version": self.changes.runs[id].version + times}
-            case "changed":
-                assert self._created is not None
-                return await self._created if self._created.done() or "wait" not in query else {}
+                self._change = asyncio.create_task(self._make(id, times))
+                return {"version": self.changes.deployments[id].version + times}
+            case "changed":  # {} while the change is not complete; an error of it is raised here
+                assert self._change is not None
+                return await self._change if self._change.done() else {}
             case "renders":
                 return self.changes.renders(query["id"])
-            case "run":
-                return await self.changes.look(query["id"])
-            case "ended":
-                return await self.changes.ended()
+            case "prepare":
+                return await self.changes.prepare(query["name"], int(query["count"]))
+            case "begin":
+                return await self.changes.begin()
+            case "pause":
+                return self.changes.pause()
+            case "resume":
+                return await self.changes.resume()
             case "pauses":
-                return pauses()
-        return {"ready": time.monotonic_ns()}
+                return pauses.take()
+        raise ValueError(action)
 
     async def _make(self, id: str, times: int) -> dict[str, int]:
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(CHANGE_DELAY_SECONDS)
         return await self.changes.make(id, times)
 
 
-_pauses: list[tuple[str, float]] = []
+def end_with_the_bench() -> None:
+    """Stop this process when the bench closes its standard input, however the bench ends."""
 
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-def note_pauses() -> None:
-    """Every sleep that the engine takes is noted, with the function that takes it."""
-    sleep = asyncio.sleep
-
-    async def noted(delay: float, result: Any = None) -> Any:
-        caller = sys._getframe(1)
-        if str(caller.f_globals.get("__name__", "")).startswith("deployments.engine"):
-            _pauses.append((caller.f_code.co_name, delay))
-        return await sleep(delay, result)
-
-    asyncio.sleep = noted
-
-
-def pauses() -> list[tuple[str, float]]:
-    """The sleeps since this was asked the last time."""
-    noted = list(_pauses)
-    _pauses.clear()
-    return noted
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def main(kind: str) -> None:
+    """Serve until a signal arrives. kind: "product" or "stock"."""
+    end_with_the_bench()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deployportal.settings")
     import django
     from django.conf import settings
@@ -109,12 +110,13 @@ def main(kind: str) -> None:
 
     from deployportal import asgi
 
+    application: Any = asgi.application
     if kind == "stock":
         from . import stock
 
-        asgi.application = stock.application(asgi)
-    asgi.application = Door(asgi.application, stock=kind == "stock")
-    note_pauses()
+        application = stock.application()
+    asgi.application = Control(application, stock=kind == "stock")
+    pauses.record()
     call_command("serve", no_sample=True)
 
 

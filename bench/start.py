@@ -1,75 +1,70 @@
-"""`serve` from the command to its first answer, on a data directory that it knows. The baseline: stock Daphne with
-Django's and Channels' apps and one empty view."""
+"""`serve` from the command to its first answer.
+
+The baseline is stock Daphne with Django's and Channels' apps and one empty view (bench/bare.py).
+"""
 
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from statistics import median
 from typing import IO
 
-from tests.processes import ROOT
+from .figures import Figure
+from .load import Load, request
+from .portals import ROOT, Servers
 
-from .figures import Figure, middle
-from .portals import plain
-from .sockets import Load, request
-
-ROUNDS = 3
-LIMIT = 20.0
+LIMIT_SECONDS = 40.0
 
 
-def measure() -> list[Figure]:
-    took, stock = [], []
-    with plain() as served, tempfile.TemporaryDirectory(prefix="deploy-portal-bench-") as data:
-        first = [sys.executable, "manage.py", "serve", "--no-sample"]
-        daphne = [sys.executable, "-m", "daphne", "-v", "0", "-p", str(served.port), "bench.bare:application"]
-        begun = _begin(first, {**served.env}, served.port)
-        for _ in range(ROUNDS):
-            took.append(_begin(first, {**served.env}, served.port))
-            stock.append(_begin(daphne, {**os.environ, "BARE_DATA": data}, served.port))
-    second, bare = middle(took), middle(stock)
+def measure(servers: Servers, *, short: bool) -> list[Figure]:
+    """Measure the first start on an empty data directory, then later ones beside the baseline."""
+    rounds = 1 if short else 3
+    settings = servers.settings()
+    serve = [sys.executable, "manage.py", "serve", "--no-sample"]
+    daphne = [sys.executable, "-m", "daphne", "-v", "0", "-p", str(settings.port), "bench.bare:application"]
+    first = _seconds(serve, settings.env, settings.port)
+    later, stock = [], []
+    for _ in range(rounds):
+        later.append(_seconds(serve, settings.env, settings.port))
+        stock.append(_seconds(daphne, {**os.environ, "BARE_DATA": str(settings.data)}, settings.port))
+    second, bare, against = median(later), median(stock), "bare Daphne, Django, Channels"
     return [
-        Figure(
-            "serve to its first answer, second start",
-            second,
-            "s",
-            bare,
-            "bare Daphne, Django, Channels",
-            "< 1.5 s",
-            second < 1.5,
-        ),
-        Figure("  the first start, with an empty directory", begun, "s"),
+        Figure("serve to its first answer, second start", second, "s", bare, against, "< 1.5 s", second < 1.5),
+        Figure("  the first start, with an empty directory", first, "s", bare, against),
     ]
 
 
-def _begin(command: list[str], env: dict[str, str], port: int) -> float:
-    """Seconds until there is an answer; the process is ended again."""
+def _seconds(command: list[str], env: Mapping[str, str], port: int) -> float:
+    """Start a server, return the seconds until it answers, and end it."""
     with tempfile.TemporaryFile() as output:
         began = time.monotonic()
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=output)
         try:
             while not _answers(port):
-                assert process.poll() is None, _said(output)
-                assert time.monotonic() - began < LIMIT, "it does not answer"
+                assert process.poll() is None, _text(output)
+                assert time.monotonic() - began < LIMIT_SECONDS, "the server does not answer"
                 time.sleep(0.005)
             return time.monotonic() - began
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
 
 
 def _answers(port: int) -> bool:
     try:
-        load = Load(port, b"", 1)
+        with Load(port, 1) as load:
+            load.times([request(port, "GET", "/help/")], 200)
     except OSError:
         return False
-    try:
-        load.times([request(port, "GET", "/help/")], 200)
-        return True
-    finally:
-        load.close()
+    return True
 
 
-def _said(output: IO[bytes]) -> str:
+def _text(output: IO[bytes]) -> str:
     output.seek(0)
     return output.read().decode()
