@@ -14,13 +14,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from . import orchestrator, steps
+from . import containers, orchestrator
+from .deploy import drain_deploys
 from .dokploy import Dokploy, DokployDeployment, Project
 from .dokploy.client import CALL_SECONDS
 from .errors import DokployError, Failure, Interrupted, Unavailable
 from .probe import probe_stack
 from .recipe import PHASES, REMOVAL, Phase
 from .reporter import Reporter
+from .resources import base
 from .spec import Certificate, Progress, Resources, StackSpec
 from .validation import dotenv
 
@@ -310,8 +312,8 @@ REHEARSALS = (
     Rehearsal("two at once", "Two stacks are deployed at once, and removed at once", two_at_once),
     Rehearsal("remove", "The first stack is removed", remove),
 )
-SETTLING = (Phase("settling", "Waiting for its deploys to end", 0, steps.drain_deploys, timeout=REMOVAL[0].timeout),)
-_DEPLOYING = next(phase for phase in PHASES if phase.step is steps.deploy)
+SETTLING = (Phase("settling", "Waiting for its deploys to end", 0, drain_deploys, timeout=REMOVAL[0].timeout),)
+_DEPLOYING = next(phase for phase in PHASES if phase.name == "deploying")
 
 
 async def run(stage: Stage, stop: asyncio.Event, *, limit: float) -> bool:
@@ -457,7 +459,7 @@ async def _afterwards(read: Callable[[], Awaitable[T]], wanted: T) -> T:
         seen = await read()
         if seen == wanted or time.monotonic() > deadline:
             return seen
-        await asyncio.sleep(steps.POLL_SECONDS)
+        await asyncio.sleep(containers.POLL_SECONDS)
 
 
 def _objects(have: Resources) -> set[str]:
@@ -510,7 +512,7 @@ async def _clear(stage: Stage) -> None:
                         marks = {mark for _, mark in left}
                         stacks = [stack for stack in stage.stacks.values() if stack.spec.mark in marks]
                         await asyncio.gather(*(_take_away(stage, stack) for stack in stacks))
-                await asyncio.sleep(steps.RECHECK_SECONDS)
+                await asyncio.sleep(base.RECHECK_SECONDS)
     except TimeoutError:
         stage.say(f"           not all could be taken away within {CLEARING_SECONDS:.0f} s")
 

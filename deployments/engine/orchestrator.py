@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 from typing import TypeVar
 
-from . import steps
+from .deploy import drain_deploys
 from .dokploy import Dokploy
 from .dokploy.client import CALL_SECONDS
 from .errors import DokployError, Failure, Unavailable
 from .recipe import PHASES, RESTORE, Phase
 from .reporter import Reporter
+from .resources.base import remove_duplicates
 from .spec import Resources, StackSpec
 
 HEARTBEAT_SECONDS = 4.0  # at least every five
@@ -63,7 +64,7 @@ async def undo(
         try:
             await _perform(phase, lambda: undo_step(dokploy, spec, have, reporter), reporter, patience)  # noqa: B023
         except Failure as failure:
-            if phase.undo is not steps.drain_deploys:  # the application's own removal says it then
+            if phase.undo is not drain_deploys:  # the application's own removal says it then
                 kind = phase.name.removeprefix("creating_")
                 await reporter.left_behind(kind, None, failure.message)
                 left.append(f"the {kind} ({failure.message})")
@@ -94,7 +95,7 @@ async def _remove_duplicates(
     phase: Phase, dokploy: Dokploy, spec: StackSpec, have: Resources, reporter: Reporter, patience: float
 ) -> None:
     try:
-        await _perform(phase, lambda: steps.remove_duplicates(dokploy, spec, have, reporter), reporter, patience)
+        await _perform(phase, lambda: remove_duplicates(dokploy, spec, have, reporter), reporter, patience)
     except Failure as failure:  # the stack answers: that a surplus object may be left is no reason to undo it
         await reporter.note(f"The closing look was not possible: {failure.message}")
 

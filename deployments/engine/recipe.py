@@ -4,9 +4,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
 
-from . import steps
+from .deploy import SETTLE_SECONDS, begin_removal, deploy, drain_deploys
 from .dokploy import Dokploy
+from .health import verify_health
 from .reporter import Reporter
+from .resources import application, domain, project
 from .spec import Resources, StackSpec
 
 Step = Callable[[Dokploy, StackSpec, Resources, Reporter], Awaitable[Resources]]
@@ -27,19 +29,19 @@ class Phase:
 
 
 PHASES = (
-    Phase("creating_project", "Creating the project", 10, steps.create_project, steps.remove_project),
-    Phase("getting_environment", "Finding its environment", 20, steps.get_environment),
-    Phase("creating_application", "Creating the application", 35, steps.create_application, steps.remove_application),
-    Phase("configuring_application", "Configuring the application", 50, steps.configure_application),
-    Phase("creating_domain", "Creating the domain", 65, steps.create_domain, steps.remove_domain),
-    Phase("deploying", "Deploying", 85, steps.deploy, steps.drain_deploys, timeout=inf),
-    Phase("verifying_health", "Checking that it answers", 90, steps.verify_health, timeout=900.0, attempts=1),
+    Phase("creating_project", "Creating the project", 10, project.create, project.remove),
+    Phase("getting_environment", "Finding its environment", 20, project.get_environment),
+    Phase("creating_application", "Creating the application", 35, application.create, application.remove),
+    Phase("configuring_application", "Configuring the application", 50, application.configure),
+    Phase("creating_domain", "Creating the domain", 65, domain.create, domain.remove),
+    Phase("deploying", "Deploying", 85, deploy, drain_deploys, timeout=inf),
+    Phase("verifying_health", "Checking that it answers", 90, verify_health, timeout=900.0, attempts=1),
 )
 
 REMOVAL = (
-    Phase("removing_domain", "Removing the domain", 25, steps.begin_removal, timeout=steps.SETTLE_SECONDS + 60),
-    Phase("removing_application", "Removing the application", 50, steps.remove_application),
-    Phase("removing_project", "Removing the project", 75, steps.remove_project),
+    Phase("removing_domain", "Removing the domain", 25, begin_removal, timeout=SETTLE_SECONDS + 60),
+    Phase("removing_application", "Removing the application", 50, application.remove),
+    Phase("removing_project", "Removing the project", 75, project.remove),
 )
 RECIPES = {"deploy": PHASES, "redeploy": PHASES, "remove": REMOVAL}
 

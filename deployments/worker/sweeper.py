@@ -6,9 +6,9 @@ import logging
 from asgiref.sync import sync_to_async
 from django.conf import settings
 
-from ..engine import steps
 from ..engine.dokploy import Dokploy
 from ..engine.errors import DokployError
+from ..engine.resources.base import list_marked_objects
 from ..models import Deployment, ExternalResource, Installation, Orphan
 from ..models.orphan import SCAN_SECONDS
 
@@ -38,9 +38,9 @@ async def scan_for_orphans(dokploy: Dokploy) -> None:
         try:
             async with asyncio.timeout(SCAN_SECONDS):
                 installation, recorded = await sync_to_async(_recorded_ids)()
-                listed = await steps.list_owned(dokploy, installation, recorded)
+                listed = await list_marked_objects(dokploy, installation, recorded)
                 if unrecorded := await sync_to_async(Orphan.unrecorded)(listed):
-                    still_there = {item.id for item in await steps.list_owned(dokploy, installation, recorded)}
+                    still_there = {item.id for item in await list_marked_objects(dokploy, installation, recorded)}
                     unrecorded = [item for item in unrecorded if item.id in still_there]
             await sync_to_async(Orphan.report)(unrecorded)
         except Exception:

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from deployments.engine import conformance, orchestrator, steps
+from deployments.engine import conformance, containers, deploy, orchestrator
 from deployments.engine import reporter as reporter_module
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.dokploy import client as client_module
+from deployments.engine.resources import base
 
 from ..processes import IMAGE, KEY, ROOT, Simulator, until
 
@@ -67,9 +68,10 @@ def conform(simulator: Simulator, settings: Any, short_pauses: None) -> Callable
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "RECHECK_SECONDS", 0.05)
-    monkeypatch.setattr(steps, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(steps, "SETTLE_SECONDS", 3.0)
+    monkeypatch.setattr(base, "RECHECK_SECONDS", 0.05)
+    monkeypatch.setattr(containers, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(deploy, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(deploy, "SETTLE_SECONDS", 3.0)
     monkeypatch.setattr(reporter_module, "LOG_SECONDS", 0.01)
     monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.01)
     monkeypatch.setattr(client_module, "QUEUE_PAUSE_SECONDS", 0.0)
@@ -260,7 +262,7 @@ async def test_a_container_that_outlives_its_stack_is_a_difference(
 ) -> None:
     """Dokploy says that it deleted an application also where the engine did not answer it."""
     only("undo")
-    monkeypatch.setattr(steps, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(containers, "STOP_SECONDS", 0.2)
     simulator = Simulator(tmp_path)
     said: list[str] = []
     dokploy = Dokploy(f"http://127.0.0.1:{simulator.port}", KEY)
@@ -289,7 +291,7 @@ def test_the_limit_ends_it_and_a_deploy_that_hangs_is_named(
     simulator: Simulator, conform: Any, only: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only("deploy", "redeploy")
-    monkeypatch.setattr(steps, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(deploy, "SETTLE_SECONDS", 0.2)
     simulator.close_gate("stall")
     code, said = conform("--minutes", "0.05")
     assert code == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deployments.engine import failures
-from deployments.engine.steps import SETTLE_SECONDS
+from deployments.engine.deploy import SETTLE_SECONDS
 
 from ..integration.test_live import held
 from ..processes import until

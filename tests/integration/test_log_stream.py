@@ -15,11 +15,12 @@ import pytest
 import pytest_asyncio
 from websockets.utils import accept_key
 
-from deployments.engine import deploy_log, steps
+from deployments.engine import containers, deploy, deploy_log
 from deployments.engine import reporter as reporter_module
 from deployments.engine.dokploy import Dokploy, log_stream
 from deployments.engine.dokploy import client as client_module
 from deployments.engine.errors import Interrupted, Unavailable
+from deployments.engine.resources import base
 from deployments.engine.spec import Progress
 
 from ..processes import IMAGE, KEY, Simulator
@@ -490,8 +491,9 @@ async def front(simulator: Simulator) -> AsyncIterator[Server]:
 @pytest.fixture
 def dokploy(front: Server, pool: Dokploy, monkeypatch: pytest.MonkeyPatch) -> Dokploy:
     pool._http.base_url = httpx.URL(front.url)
-    monkeypatch.setattr(steps, "RECHECK_SECONDS", 0.01)
-    monkeypatch.setattr(steps, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(base, "RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr(containers, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(deploy, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(reporter_module, "LOG_SECONDS", 0.01)
     return pool
 
@@ -499,7 +501,7 @@ def dokploy(front: Server, pool: Dokploy, monkeypatch: pytest.MonkeyPatch) -> Do
 @pytest.fixture
 def one_look(dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is reported after the first look at the row does not come from the next."""
-    monkeypatch.setattr(steps, "POLL_SECONDS", 60.0)
+    monkeypatch.setattr(deploy, "POLL_SECONDS", 60.0)
 
 
 def lines(run: Run) -> list[str]:

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from deployments.engine import orchestrator, steps
+from deployments.engine import containers, deploy, orchestrator
 from deployments.engine import reporter as reporter_module
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.dokploy import client as client_module
 from deployments.engine.errors import Failure, Interrupted
 from deployments.engine.recipe import PHASES, REMOVAL
 from deployments.engine.reporter import Reporter
+from deployments.engine.resources import base
 from deployments.engine.spec import Progress, Resources, StackSpec
 
 from ..processes import IMAGE, KEY, Simulator
@@ -41,9 +42,10 @@ async def dokploy(running: Simulator) -> AsyncIterator[Dokploy]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "RECHECK_SECONDS", 0.01)
-    monkeypatch.setattr(steps, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(steps, "SETTLE_SECONDS", 5.0)
+    monkeypatch.setattr(base, "RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr(containers, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(deploy, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(deploy, "SETTLE_SECONDS", 5.0)
     monkeypatch.setattr(reporter_module, "LOG_SECONDS", 0.01)
     monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.01)
     monkeypatch.setattr(orchestrator, "FIRST_PAUSE_SECONDS", 0.01)
@@ -835,7 +837,7 @@ async def test_a_request_of_a_dead_worker_that_is_still_on_its_way_is_waited_for
     assert await asyncio.to_thread(simulator.wait_at, procedure) == 1
     await die(task)
     before = calls(simulator)
-    monkeypatch.setattr(steps, "RECHECK_SECONDS", 0.3)
+    monkeypatch.setattr(base, "RECHECK_SECONDS", 0.3)
     task = asyncio.ensure_future(run.deploy(dokploy))
     await soon(lambda: (calls(simulator) - before)[look] >= looks)  # it looked, and found nothing
     simulator.open_gate(procedure)
@@ -1047,7 +1049,7 @@ async def test_a_bad_answer_to_every_removal_leaves_nothing(simulator: Simulator
 async def test_what_somebody_removes_at_the_same_moment_counts_as_removed_but_for_the_container_that_runs_on(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(containers, "STOP_SECONDS", 0.2)
     run = new_run(simulator)
     have = await run.deploy(dokploy)
     simulator.close_gate("application.delete")
@@ -1100,7 +1102,7 @@ async def test_no_application_is_removed_while_the_engine_could_not_end_its_cont
 async def test_a_container_that_outlives_its_application_is_named_until_somebody_has_ended_it(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(steps, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(containers, "STOP_SECONDS", 0.2)
     run = new_run(simulator)
     have = await run.deploy(dokploy)
 
@@ -1137,7 +1139,7 @@ async def test_a_container_that_outlives_its_application_is_named_until_somebody
 async def test_no_application_is_made_beside_the_container_of_one_that_was_removed_by_hand(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(containers, "STOP_SECONDS", 0.2)
     run = new_run(simulator)
     have = await run.deploy(dokploy)
     simulator.do("domain.delete", domainId=have.domain_id)
@@ -1155,7 +1157,7 @@ async def test_no_application_is_made_beside_the_container_of_one_that_was_remov
 async def test_what_has_ended_for_good_and_lies_about_keeps_no_application_from_being_gone(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(containers, "QUIET_SECONDS", 0.05)
     run = new_run(simulator)
     await run.deploy(dokploy)
     simulator.turn(container_status="Exited (0) 3 seconds ago")
@@ -1263,7 +1265,7 @@ async def test_undo_does_not_delete_under_a_deploy_that_still_waits(simulator: S
 async def test_a_deploy_that_never_ends_keeps_the_application_and_says_so(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(deploy, "SETTLE_SECONDS", 0.1)
     run = new_run(simulator)
     simulator.close_gate("job")
     task = asyncio.ensure_future(run.deploy(dokploy))

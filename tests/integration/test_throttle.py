@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from deployments.engine import steps
+from deployments.engine import deploy
 from deployments.engine.dokploy import Dokploy, Exchange
 from deployments.engine.dokploy.throttle import RateLimiter, SingleFlight
 from deployments.engine.errors import Unavailable
+from deployments.engine.resources import base
 
 from ..processes import KEY, ROOT, Simulator
 from .test_recipe import calls, new_run, soon
@@ -124,8 +125,8 @@ async def test_rounds_lie_a_pause_apart() -> None:
 async def test_runs_that_wait_in_the_queue_share_one_look_and_are_told_how_many_are_ahead(
     simulator: Simulator, client: Callable[..., Dokploy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(steps, "RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr(deploy, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(base, "RECHECK_SECONDS", 0.01)
     dokploy = client()
     simulator.close_gate("pull")
     runs = [new_run(simulator) for _ in range(8)]

@@ -16,8 +16,9 @@ FLOORS = (
     "engine.errors engine.validation engine.versions realtime.pubsub encryption worker.watchdog",
     "engine.spec engine.failures engine.dokploy",
     "engine.probe engine.reporter",
-    "engine.deploy_log",
-    "engine.steps",
+    "engine.containers engine.deploy_log",
+    "engine.resources",
+    "engine.deploy engine.health",
     "engine.recipe",
     "engine.orchestrator",
     "engine.conformance models",
@@ -170,7 +171,7 @@ def test_the_simulator_loads_nothing_of_ours() -> None:
 
 
 def test_the_arrows_are_seen_at_all() -> None:
-    assert {"engine.dokploy", "engine.probe", "engine.reporter"} <= ours("engine.steps")
-    assert "engine.steps" in ours("engine.recipe")
+    assert {"engine.dokploy", "engine.containers", "engine.reporter"} <= ours("engine.resources.application")
+    assert {"engine.deploy", "engine.health", "engine.resources.project"} <= ours("engine.recipe")
     assert "models" in {room(target) for target in ours("worker.runner")}
     assert "realtime.pubsub" in {room(target) for target in ours("models.deployment")}

@@ -1,0 +1,90 @@
+"""The containers of an application: which ones run, and whether they have ended after the application was deleted."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from .dokploy import Container, Dokploy
+from .errors import DokployError, Failure, Unavailable
+from .reporter import Reporter
+
+POLL_SECONDS = 1.0
+STOP_SECONDS = 30.0  # Docker gives a container ten seconds to stop by itself
+QUIET_SECONDS = 10.0  # Docker waits five seconds before it replaces a container that has ended
+PARTIAL_OUTAGE_SECONDS = 15.0
+ENDED_STATES = {"exited", "dead"}
+
+T = TypeVar("T")
+
+
+async def running_names(dokploy: Dokploy, app_name: str, reporter: Reporter) -> tuple[str, ...]:
+    """Return the names of the application's running containers, as far as Dokploy can say.
+
+    Raise Unavailable when the container engine does not answer.
+    """
+    containers = await _list(dokploy, app_name, reporter)
+    return tuple(container.name for container in containers if container.state == "running")
+
+
+async def wait_until_ended(dokploy: Dokploy, app_name: str | None, reporter: Reporter) -> None:
+    """Wait until the containers of a deleted application have ended. Do nothing when `app_name` is None.
+
+    Dokploy deletes the application's row first, and also answers 200 when it could not remove the Docker service. A
+    service that remains replaces each container that ends, so a container counts as ended once no new one has appeared
+    for QUIET_SECONDS. Raise Failure when one still runs after STOP_SECONDS.
+    """
+    if app_name is None:
+        return
+    loop = asyncio.get_running_loop()
+    started = last_change = loop.time()
+    known_names: set[str] = set()
+    while containers := await _list(dokploy, app_name, reporter):
+        now = loop.time()
+        if any(c.state not in ENDED_STATES or c.name not in known_names for c in containers):
+            last_change = now
+        if now - last_change > QUIET_SECONDS:
+            return
+        if now - started > STOP_SECONDS:
+            text = (
+                f"Dokploy has removed the application, and its container still runs. On Dokploy's host, "
+                f"“docker service rm {app_name}” ends it. Then try again."
+            )
+            raise Failure("CONTAINER_LEFT_AT_DOKPLOY", text)
+        known_names |= {container.name for container in containers}
+        await reporter.status("Waiting for its container to end")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def require_engine(dokploy: Dokploy, reporter: Reporter) -> None:
+    """Raise Unavailable when Dokploy says that its container engine does not answer."""
+    if engine_error := await _ask_optional(dokploy.engine_error, dokploy, reporter):
+        raise Unavailable("Dokploy's container engine does not answer.", evidence=engine_error)
+
+
+async def _list(dokploy: Dokploy, app_name: str, reporter: Reporter) -> list[Container]:
+    containers = await _ask_optional(lambda: dokploy.containers(app_name), dokploy, reporter)
+    if containers == []:  # Dokploy also answers so when the container engine does not answer
+        await require_engine(dokploy, reporter)
+    return containers or []
+
+
+async def _ask_optional(ask: Callable[[], Awaitable[T]], dokploy: Dokploy, reporter: Reporter) -> T | None:
+    """Return Dokploy's answer to a question that it need not be able to answer, or None without one.
+
+    None means that Dokploy refuses the question, or that it fails at this question for PARTIAL_OUTAGE_SECONDS while its
+    health check succeeds. Raise Unavailable during an outage of Dokploy.
+    """
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    while True:
+        try:
+            return await ask()
+        except Unavailable as error:
+            if not await dokploy.healthy():
+                raise
+            if loop.time() - started > PARTIAL_OUTAGE_SECONDS:
+                return None
+            await reporter.status(f"Waiting for Dokploy: {error}")
+        except DokployError:
+            return None
+        await asyncio.sleep(POLL_SECONDS)
