@@ -31,7 +31,7 @@ def measure(servers: Servers, *, short: bool) -> list[Figure]:
     """Measure all crowds in turn, so that what else the machine does meets every server alike."""
     watchers = Watchers()
     try:
-        return _measure(watchers, servers, SHORT_COUNTS if short else COUNTS, 2 if short else 5)
+        return _measure(watchers, servers, SHORT_COUNTS if short else COUNTS, 1 if short else 5)
     finally:
         watchers.close_all()
 
