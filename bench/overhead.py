@@ -9,11 +9,13 @@ import time
 from dataclasses import dataclass
 from statistics import median
 
+from deployments.engine import deploy
+
 from .figures import Figure
 from .portals import Server, Servers, seconds_of
 from .yardstick import NEEDED_CALLS, call_milliseconds
 
-FOLLOWING = "_follow"  # the engine's function that follows the Dokploy deployment; its pauses are the follow poll
+FOLLOWING = deploy._follow.__qualname__  # its pauses are the follow poll
 FRAME_MILLISECONDS = 100.0  # the hub's pause between two frames
 
 
