@@ -16,7 +16,7 @@ from .processes import Portal, Simulator
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-REQUIRED = bool(os.environ.get("CI"))  # where everything is there, a skip is a failure
+REQUIRED = bool(os.environ.get("CI"))  # a skip is a failure there
 
 
 def pytest_sessionfinish() -> None:
@@ -24,7 +24,7 @@ def pytest_sessionfinish() -> None:
 
 
 def need(what: Any, why: str) -> None:
-    """Skips the test where something is not there; in CI that is a failure."""
+    """Skip the test if a requirement is missing; in CI that is a failure."""
     if not what:
         if REQUIRED:
             pytest.fail(f"{why}, but CI must have it")
@@ -33,14 +33,14 @@ def need(what: Any, why: str) -> None:
 
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None) -> Iterator[None]:
-    """Before the test database goes, the thread that async tests ask it through lets go of its connection."""
+    """Close the database connections of the async tests' thread before the test database is dropped."""
     yield
     asyncio.run(sync_to_async(connections.close_all)())
 
 
 @pytest.fixture
 def postgres() -> Iterator[str]:
-    """The URL of an empty database of this test's own."""
+    """Yield the URL of an empty database of the test's own."""
     url = os.environ.get("DATABASE_URL", "")
     need(url.startswith("postgres"), "DATABASE_URL names no PostgreSQL")
     import psycopg
@@ -75,7 +75,7 @@ def simulator(running: Simulator) -> Iterator[Simulator]:
 
 @pytest.fixture(scope="session")
 def shared_portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Portal]:
-    # A sweep would now and then take a fault that a test has put up for its own run.
+    # A sweep could consume a fault that a test has set for its own deployment.
     portal = Portal(tmp_path_factory.mktemp("portal"), STACK_HEALTH_INTERVAL_SECONDS=0.3, SWEEPER_SECONDS=0).start()
     yield portal
     portal.close()
@@ -83,14 +83,14 @@ def shared_portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Portal]:
 
 @pytest.fixture
 def portal(shared_portal: Portal) -> Iterator[Portal]:
-    """A real portal with its simulator, shared by the tests of a session: names must differ."""
+    """Yield a real portal with its simulator, shared within a session: names must differ."""
     yield shared_portal
     shared_portal.reset()
 
 
 @pytest.fixture
 def own_portal(tmp_path: Path) -> Iterator[Any]:
-    """Makes portals of the test's own, to be killed and started again: own_portal(**environment)."""
+    """Yield a function that creates a portal with this environment."""
     made: list[Portal] = []
 
     def make(**env: Any) -> Portal:

@@ -1,4 +1,4 @@
-"""Loaded before the settings: where the tests keep their files, and what they must not inherit."""
+"""Sets the tests' environment before the settings load: their data directory, and nothing inherited."""
 
 import os
 import tempfile

@@ -1,6 +1,6 @@
-"""Processes by the hundred: one that has loaded what takes time to load, and forks whenever it is asked to.
+"""Starts many processes quickly: one process has loaded the slow imports and forks on request.
 
-What it makes is a real `manage.py` process with an environment and settings of its own, and is really killed.
+Each fork is a real `manage.py` process with its own environment and settings, and is really killed.
 """
 
 import gc
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# What takes most of a start, as far as it needs no settings and begins nothing of its own.
+# Slow imports that need no settings and start nothing.
 LOADED = (
     *("django.core.management", "django.core.handlers.asgi", "django.views.debug", "django.contrib.admin"),
     *("django.contrib.contenttypes.management", "django.db.backends.postgresql.base", "dj_database_url"),
@@ -27,17 +27,17 @@ LOADED = (
 )
 
 
-class Forge:
-    """The process, seen from the tests."""
+class ProcessPool:
+    """The forking process, as the tests use it."""
 
     def __init__(self) -> None:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._lock = threading.Lock()
         self._process = subprocess.Popen([sys.executable, "-m", "tests.process_pool"], cwd=ROOT, **pipes)
 
-    def manage(self, *arguments: str, env: dict[str, str], output: Path) -> "Forged":
-        """Starts `manage.py` with these arguments."""
-        return Forged(self, self.ask(arguments=["manage.py", *arguments], env=env, output=str(output)))
+    def manage(self, *arguments: str, env: dict[str, str], output: Path) -> "PooledProcess":
+        """Start `manage.py` with these arguments."""
+        return PooledProcess(self, self.ask(arguments=["manage.py", *arguments], env=env, output=str(output)))
 
     def ask(self, **what: Any) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -50,15 +50,15 @@ class Forge:
         return json.loads(answer)
 
     def close(self) -> None:
-        """Ends it, and what it has made."""
+        """End the pool and every process that it has started."""
         self._process.communicate(timeout=10)
 
 
-class Forged:
-    """A process that the forge has made, as subprocess.Popen would show it."""
+class PooledProcess:
+    """A forked process with the interface of subprocess.Popen."""
 
-    def __init__(self, forge: Forge, pid: int) -> None:
-        self._forge, self.pid = forge, pid
+    def __init__(self, process_pool: ProcessPool, pid: int) -> None:
+        self._forge, self.pid = process_pool, pid
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -91,7 +91,7 @@ class Forged:
 def _load() -> None:
     for name in LOADED:
         import_module(name)
-    gc.freeze()  # or the first collection of each child would copy all of it
+    gc.freeze()  # otherwise each child's first collection would copy the heap
     assert "twisted.internet.reactor" not in sys.modules, "its loop would be everybody's"
 
 

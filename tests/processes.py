@@ -1,4 +1,4 @@
-"""The real processes that the tests drive: the simulator alone, and the whole portal with its simulator."""
+"""The real processes that tests drive: the simulator alone, and the whole portal with its simulator."""
 
 import os
 import secrets
@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from .process_pool import ROOT, Forge, Forged
+from .process_pool import ROOT, PooledProcess, ProcessPool
 
 KEY = "the-owners-key"
 SWITCH_KEY = "the-switch-key"
@@ -21,7 +21,7 @@ IMAGE = "registry.test/shop/web:1"
 
 
 class Simulator:
-    """The process, and one client for each of its faces."""
+    """The simulator's process, with a client for each of its interfaces."""
 
     def __init__(self, data: Path, *options: str, switch_key: str = SWITCH_KEY, **pipes: Any) -> None:
         environment = {**os.environ, "SIMULATOR_API_KEY": KEY, "SIMULATOR_SWITCH_KEY": switch_key}
@@ -95,7 +95,7 @@ class Simulator:
         return self.switches.get("state").raise_for_status().json()
 
     def clear(self) -> None:
-        """All gates open, no faults, quick, and empty: what is listed by every question makes the next test slower."""
+        """Open all gates, clear faults and delete all objects: long lists would slow the next test down."""
         state = self.state()
         for name in state["gates"]:
             self.open_gate(name)
@@ -125,7 +125,7 @@ class Simulator:
         return application
 
     def deploy(self, application: Any, procedure: str = "application.deploy", **more: Any) -> Any:
-        """Deploy and see it to its end; the row."""
+        """Deploy and wait for the end; return the row."""
         self.do(procedure, applicationId=application["applicationId"], **more)
         until(lambda: not self.ask("deployment.queueList"))
         return self.ask("deployment.all", applicationId=application["applicationId"])[0]
@@ -161,12 +161,12 @@ def until(condition: Callable[[], Any], seconds: float = 30.0, pause: float = 0.
 
 
 class Portal:
-    """`manage.py serve` as a demo, with its simulator's switches on; every file under `data`.
+    """`manage.py serve` as a demo with the simulator's switches on; all its files are under `data`.
 
-    root: the checkout that the next process is started from. forge: what makes its processes, where there are many.
+    root: the checkout that the next process starts from. process_pool: starts the processes where there are many.
     """
 
-    forge: Forge | None = None
+    process_pool: ProcessPool | None = None
 
     def __init__(self, data: Path, **env: Any) -> None:
         self.root, self.data = ROOT, data
@@ -187,7 +187,7 @@ class Portal:
         self.http = client(self.url)
         self.switches = client(f"http://127.0.0.1:{self.port + 1}/_simulator/", {"X-Simulator-Key": SWITCH_KEY})
         self.router = client(f"http://127.0.0.1:{self.port + 2}")
-        self.process: subprocess.Popen[str] | Forged | None = None
+        self.process: subprocess.Popen[str] | PooledProcess | None = None
         self.output = data / "output"
 
     def start(self) -> "Portal":
@@ -195,10 +195,10 @@ class Portal:
         until(self.answers, 30, pause=0.05)
         return self
 
-    def manage(self, *arguments: str) -> "subprocess.Popen[str] | Forged":
-        """Starts `manage.py` with these arguments."""
-        if self.forge:
-            return self.forge.manage(*arguments, env=self.env, output=self.output)
+    def manage(self, *arguments: str) -> "subprocess.Popen[str] | PooledProcess":
+        """Start `manage.py` with these arguments."""
+        if self.process_pool:
+            return self.process_pool.manage(*arguments, env=self.env, output=self.output)
         with self.output.open("a") as output:
             command = [sys.executable, "manage.py", *arguments]
             return subprocess.Popen(command, cwd=self.root, env=self.env, stdout=output, stderr=output, text=True)
@@ -212,7 +212,7 @@ class Portal:
             return False
 
     def kill(self) -> None:
-        """kill -9 of the portal; its simulator ends by itself when the pipe closes."""
+        """Kill the portal with kill -9. Its simulator ends by itself when its pipe closes."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
@@ -233,10 +233,10 @@ class Portal:
         for http in (self.http, self.switches, self.router):
             http.close()
 
-    # -- the door of scripts -------------------------------------------------------------------------------------------
+    # -- the API -------------------------------------------------------------------------------------------
 
     def deploy(self, name: str, **more: Any) -> str:
-        """Starts a run as curl -d would; its id."""
+        """Request a deployment as `curl -d` would; return its id."""
         answer = self.http.post("/api/deploy", content=httpx.Response(200, json={"name": name, **more}).content)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["deploymentId"])
@@ -250,16 +250,16 @@ class Portal:
         return self.http.get(f"/api/deployments/{id}/events", params={"after": after, "wait": wait}).json()
 
     def finished(self, id: str, seconds: float = 30) -> Any:
-        """The run's state at its end."""
+        """Return the deployment's state once it has ended."""
         return until(lambda: (state := self.status(id))["status"] != "in_progress" and state, seconds, pause=0.03)
 
     def has_free(self, name: str) -> bool:
-        """What the check says of a name, once Dokploy has answered it in time."""
+        """Return whether the name is available, once Dokploy has answered."""
         ask = lambda: self.http.get(f"/api/check/{name}").json()  # noqa: E731
         return until(lambda: (said := ask())["available"] is not None and said)["available"] is True
 
     def stream(self, id: str, seconds: float = 60, **headers: str) -> Iterator[dict[str, Any]]:
-        """The events of the stream as a client gets them: {"event", "id", "data"}."""
+        """Yield the events of the stream as a client receives them: {"event", "id", "data"}."""
         with self.http.stream("GET", f"/api/status/{id}", headers=headers, timeout=seconds) as answer:
             assert answer.status_code == 200
             assert answer.headers["content-type"].startswith("text/event-stream")
@@ -287,16 +287,16 @@ class Portal:
         self.switches.delete(f"gates/{name}").raise_for_status()
 
     def wait_at(self, name: str, seconds: float = 20) -> None:
-        """Until somebody waits at the gate."""
+        """Wait until a request waits at the gate."""
         answer = self.switches.get(f"gates/{name}", params={"wait": seconds}, timeout=seconds + 5)
         assert answer.json()["waiting"] > 0
 
     def dokploy(self) -> Any:
-        """Everything that is at Dokploy now."""
+        """Return everything that is at Dokploy now."""
         return self.switches.get("state").raise_for_status().json()
 
     def reset(self) -> None:
-        """All gates open, no faults, quick."""
+        """Open all gates, clear faults and remove delays."""
         for name, gate in self.switches.get("gates").json().items():
             if gate is not None:
                 self.open_gate(name)
@@ -305,9 +305,9 @@ class Portal:
 
 
 def free_ports() -> int:
-    """The first of three ports in a row that are free, below the range that the system hands out by itself.
+    """Return the first of three consecutive free ports, below the system's ephemeral range.
 
-    Of the tests that run side by side each process has a share of its own: what is free now another may take next.
+    Each parallel test process has a range of its own: a port that is free now could be taken by another.
     """
     share = 12_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     begin = 20_000 + share * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
@@ -328,7 +328,7 @@ def _is_free(port: int) -> bool:
 
 
 class ScaledOut(Portal):
-    """Web process and worker apart, on PostgreSQL and Redis, with the simulator as if it were a real Dokploy."""
+    """A web process and workers on PostgreSQL and Redis, with the simulator as if it were a real Dokploy."""
 
     def __init__(self, data: Path, simulator: Simulator, database_url: str, redis_url: str, **env: Any) -> None:
         super().__init__(
@@ -352,7 +352,7 @@ class ScaledOut(Portal):
         )
         del self.env["SIMULATOR_SWITCH_KEY"]
         self.simulator, self.switches, self.router = simulator, simulator.switches, simulator.router
-        self.workers: list[subprocess.Popen[str] | Forged] = []
+        self.workers: list[subprocess.Popen[str] | PooledProcess] = []
 
     def start(self) -> "ScaledOut":
         self.setup()
@@ -361,10 +361,10 @@ class ScaledOut(Portal):
         return self
 
     def setup(self) -> None:
-        """What is done once after each update."""
+        """Run `manage.py setup`, as after each update."""
         subprocess.run([sys.executable, "manage.py", "setup"], cwd=self.root, env=self.env, check=True)
 
-    def work(self, *command: str) -> "subprocess.Popen[str] | Forged":
+    def work(self, *command: str) -> "subprocess.Popen[str] | PooledProcess":
         self.workers.append(self.manage(*(command or ("worker",))))
         return self.workers[-1]
 

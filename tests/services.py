@@ -1,5 +1,4 @@
-"""What stands around the portal, a test's own, to be stopped, frozen and emptied: PostgreSQL, Redis, the proxy; a clock
-that jumps."""
+"""Services of a test's own, to be stopped, frozen and flushed: PostgreSQL, Redis, HAProxy; and a clock that jumps."""
 
 import glob
 import os
@@ -35,7 +34,7 @@ backend portal
 
 
 class PostgreSQL:
-    """A cluster in a folder of its own. It does not run as root, so as root it is given to the user postgres."""
+    """A cluster in a directory of its own. PostgreSQL refuses to run as root; root runs it as user postgres."""
 
     def __init__(self) -> None:
         found = sorted(glob.glob("/usr/lib/postgresql/*/bin")) or [os.path.dirname(shutil.which("initdb") or "")]
@@ -51,7 +50,7 @@ class PostgreSQL:
         self._run("pg_ctl", "start", *self._options)
 
     def restart(self) -> None:
-        """Every connection is cut; then it is there again."""
+        """Restart; every connection is cut."""
         self._run("pg_ctl", "restart", "-m", "fast", *self._options)
 
     def stop(self) -> None:
@@ -77,7 +76,7 @@ class PostgreSQL:
 
 
 class Redis:
-    """A server that keeps nothing."""
+    """A server that persists nothing."""
 
     def __init__(self) -> None:
         need(shutil.which("redis-server"), "Redis is not installed")
@@ -97,14 +96,14 @@ class Redis:
         self.process.wait(10)
 
     def freeze(self) -> None:
-        """It takes connections (the kernel does) and never answers."""
+        """Freeze: the kernel accepts connections, nothing answers."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
     def flush(self) -> None:
-        """Everything is forgotten, and every subscription is cut."""
+        """Delete everything and cut every subscription."""
         self.client.flushall()
         self.client.client_kill_filter(_type="pubsub")
 
@@ -120,7 +119,7 @@ class Redis:
 
 
 class Proxied(ScaledOut):
-    """Two web processes behind the HAProxy of deploy/: what a client sees as the portal is the proxy's port."""
+    """Two web processes behind the HAProxy of deploy/. Clients connect to the proxy's port."""
 
     def __init__(self, data: Path, simulator: Simulator, database_url: str, redis_url: str, **env: Any) -> None:
         need(shutil.which("haproxy"), "HAProxy is not installed")
@@ -159,7 +158,7 @@ class Proxied(ScaledOut):
 
 
 class PlainProxy:
-    """In front of a portal, one that knows nothing of WebSockets: of each request it hands on what it understands."""
+    """A proxy that does not support WebSockets."""
 
     def __init__(self, folder: Path, portal: Portal) -> None:
         need(shutil.which("haproxy"), "HAProxy is not installed")
@@ -181,8 +180,10 @@ class PlainProxy:
 
 
 class Clock:
-    """The time of day for the processes that are started with `env`, and for their children; it can be set while they
-    run. How long something takes they see truly, as on a machine whose clock is set."""
+    """The time of day of processes that are started with `env`, and of their children. It can be set while they run.
+
+    Durations stay true, as on a machine whose clock is set.
+    """
 
     def __init__(self, folder: Path) -> None:
         found = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
@@ -193,20 +194,20 @@ class Clock:
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # with it Python's waits for its global lock spin
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # with 1, Python's waits for its global lock spin
             "NO_FAKE_STAT": "1",
         }
         self.jump(0)
 
     def jump(self, seconds: int) -> None:
-        """From now on it is so many seconds ahead of the true time; with a minus behind it."""
+        """Set the clock so many seconds ahead of the true time, or behind it if negative."""
         written = self._file.with_suffix(".new")
         written.write_text(f"{seconds:+d}")
-        written.replace(self._file)  # in one go: it is read at every look at the clock
+        written.replace(self._file)  # atomic: it is read whenever the clock is
 
 
 def timed(act: Callable[[], Any]) -> float:
-    """How long it took, in seconds."""
+    """Return how long the action took, in seconds."""
     began = time.monotonic()
     act()
     return time.monotonic() - began

@@ -32,12 +32,12 @@ class People:
         self.template = Template.objects.get(from_settings=True)
 
     def run(self, person: Any, name: str, **more: Any) -> Deployment:
-        """A run of this person's that waits."""
+        """Create a queued deployment of this user."""
         return Deployment.request(person, name, self.template, more, via=Deployment.Via.API)
 
 
 def token(person: Any) -> dict[str, str]:
-    """The header of a new token of this person's."""
+    """Return the Authorization header of a new token of this user."""
     return {"Authorization": f"Bearer {ApiToken.issue(person, 'test')[1]}"}
 
 
@@ -69,12 +69,12 @@ def end(run: Deployment, status: Any = "success", **more: Any) -> Deployment:
 
 
 def browser(portal: Portal) -> httpx.Client:
-    """A browser of its own: cookies. In the demo its person is the visitor."""
+    """Return a client with cookies of its own; in the demo it is the demo user."""
     return httpx.Client(base_url=portal.url, timeout=10, verify=False)
 
 
 def submit(http: httpx.Client, page: str, data: dict[str, str], action: str | None = None) -> httpx.Response:
-    """Opens the page and sends the form on it."""
+    """Open the page and submit its form."""
     shown = http.get(page)
     assert shown.status_code == 200, shown.text
     found = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', shown.text)
@@ -89,12 +89,12 @@ def sign_in(http: httpx.Client, username: str, password: str) -> httpx.Client:
 
 
 def operator(portal: Portal) -> httpx.Client:
-    """The demo's operator, signed in."""
+    """Return a client that is signed in as the demo's operator."""
     return sign_in(browser(portal), "operator", (portal.data / "operator-password").read_text())
 
 
 def new_token(http: httpx.Client) -> dict[str, str]:
-    """The header of a token that this browser's person makes."""
+    """Return the Authorization header of a token that this client's user creates."""
     found = re.search(r"dpt_[\w-]{20,}", submit(http, "/tokens", {"label": "test"}).text)
     assert found is not None
     return {"Authorization": f"Bearer {found[0]}"}
@@ -102,7 +102,7 @@ def new_token(http: httpx.Client) -> dict[str, str]:
 
 @contextmanager
 def socket(portal: Portal, path: str, http: httpx.Client | None = None, **headers: str) -> Iterator[ClientConnection]:
-    """A socket as this browser opens it."""
+    """Open a WebSocket as this client's browser would."""
     cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in http.cookies.items())} if http else {}
     address = f"ws://127.0.0.1:{portal.port}{path}"
     given = {"Origin": portal.url, **cookies, **headers}

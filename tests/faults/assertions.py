@@ -1,7 +1,8 @@
-"""What is there after a fault: objects at Dokploy, rows, pages. Nothing here reads a log line.
+"""Assertions about what a fault leaves: objects at Dokploy, rows, pages. None of them reads a log line.
 
-What must hold: of each stack at most one project, application and domain; what we made stands in a receipt; every run
-ends; its events have no gap and are told alike everywhere; no secret is told; nobody else's object is touched.
+The invariants: each stack has at most one project, application and domain; every object that the portal created is
+recorded; every deployment ends; its events have no gap and are the same everywhere; no secret is shown; nobody else's
+object is touched.
 """
 
 import re
@@ -32,21 +33,24 @@ from ..services import Redis, timed
 from ..users import PASSWORD, browser, new_token, operator, sign_in
 
 KINDS = ("project", "application", "domain")
-FURNITURE = f"""
+SEED_DATA = f"""
 from django.contrib.auth.models import User
 from deployments.models import Template
 User.objects.create_superuser("operator", password="{PASSWORD}")
 Template.objects.create(slug="broken", name="Broken", image="registry.invalid/broken:1", position=9)
 """
-ROOMY = {"PORTAL_QUOTA": 1000, "PORTAL_OPEN_QUOTA": 1000, "STACK_HEALTH_INTERVAL_SECONDS": 0.2}
-EACH_ONE = dict.fromkeys(("projects", "applications", "domains", "services"), 1)
-RESUME_SECONDS = 30 + 5  # a lease, and a look for what is due
+NO_QUOTAS = {"PORTAL_QUOTA": 1000, "PORTAL_OPEN_QUOTA": 1000, "STACK_HEALTH_INTERVAL_SECONDS": 0.2}
+ONE_OF_EACH = dict.fromkeys(("projects", "applications", "domains", "services"), 1)
+RESUME_SECONDS = 30 + 5  # a lease, then the sweep
 
 
 @dataclass
 class Figures:
-    """What was killed, how the runs ended, and what must be 0. not_passed: points that a second run did not come by.
-    resume: seconds from a process's start, or a worker's death, to the next event of a run that was under way."""
+    """Counts of one test: what was killed, what ended, and what must be zero.
+
+    not_passed: points that a second deployment did not pass. resume: seconds from a process's start, or a worker's
+    death, to the next event of a deployment in progress.
+    """
 
     killed: int = 0
     not_passed: list[str] = field(default_factory=list)
@@ -58,46 +62,50 @@ class Figures:
     seeds: list[int] = field(default_factory=list)
 
 
-class Books(Portal):
-    """A portal whose rows can be read, also when it is dead."""
+class PortalDatabase(Portal):
+    """A portal whose rows can be read even when it is dead."""
 
     suffix = "localhost"
 
     def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
-        """What it answers; each value stands as ? in it."""
+        """Return the rows that a query selects; each value replaces a ? in it."""
         raise NotImplementedError
 
     def write(self, statement: str, *values: Any) -> None:
-        """By hand, past the portal."""
+        """Change rows directly, past the portal."""
         raise NotImplementedError
 
     def operator(self) -> httpx.Client:
-        """A browser of an operator's."""
+        """Return an operator's browser."""
         return operator(self)
 
-    def run_of(self, name: str) -> dict[str, Any]:
-        """The newest run of this stack, as it stands in the database."""
+    def newest_deployment(self, name: str) -> dict[str, Any]:
+        """Return the stack's newest deployment as it is stored."""
         query = (
             "SELECT run.* FROM deployments_deployment run JOIN deployments_stack stack ON stack.id = run.stack_id "
             "WHERE stack.name = ? ORDER BY run.created_at DESC LIMIT 1"
         )
         return self.rows(query, name)[0]
 
-    def ended(self, name: str, seconds: float = 60) -> dict[str, Any]:
-        return until(lambda: (run := self.run_of(name))["status"] != "in_progress" and run, seconds, pause=0.05)
+    def wait_until_ended(self, name: str, seconds: float = 60) -> dict[str, Any]:
+        return until(
+            lambda: (deployment := self.newest_deployment(name))["status"] != "in_progress" and deployment,
+            seconds,
+            pause=0.05,
+        )
 
-    def events_of(self, id: str) -> list[dict[str, Any]]:
-        """at: seconds since 1970."""
+    def stored_events(self, id: str) -> list[dict[str, Any]]:
+        """Return the stored events; `at` is in seconds since 1970."""
         query = "SELECT seq, kind, message, at FROM deployments_event WHERE deployment_id = ? ORDER BY seq"
         return [{**row, "at": _seconds(row["at"])} for row in self.rows(query, id)]
 
-    # -- what a person asks for ----------------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------------------------
 
-    def ask(self, name: str, **more: Any) -> None:
-        """Asks for a run; the portal may die of it, here and below."""
+    def request(self, name: str, **more: Any) -> None:
+        """Request a deployment. The portal may die of this request, and of those below."""
         self.send("POST", "/api/deploy", json={"name": name, **more})
 
-    def ask_removal(self, name: str) -> None:
+    def request_removal(self, name: str) -> None:
         self.send("DELETE", f"/api/stacks/{name}")
 
     def send(self, method: str, path: str, **more: Any) -> None:
@@ -106,32 +114,32 @@ class Books(Portal):
             assert answer.status_code == 202, answer.text
 
 
-class Watched(Books):
-    """A portal of a test's own on SQLite, and its person at a browser."""
+class OneMachinePortal(PortalDatabase):
+    """A portal on one machine (SQLite) of the test's own, with a user at a browser."""
 
     def __init__(self, data: Path, **env: Any) -> None:
         data.mkdir(parents=True, exist_ok=True)
-        super().__init__(data, **{**ROOMY, **env})
-        self.person = browser(self)
-        self.person.base_url = httpx.URL(f"http://localhost:{self.port}")
+        super().__init__(data, **{**NO_QUOTAS, **env})
+        self.user = browser(self)
+        self.user.base_url = httpx.URL(f"http://localhost:{self.port}")
         self.token: dict[str, str] = {}
-        self.hand = client(f"http://127.0.0.1:{self.port + 1}/api/")  # somebody else's, at Dokploy
+        self.hand = client(f"http://127.0.0.1:{self.port + 1}/api/")  # another user's, at Dokploy
 
-    def start(self) -> "Watched":
+    def start(self) -> "OneMachinePortal":
         super().start()
         if not self.token:
-            self.token = {**new_token(self.person), "Accept": "application/json"}
+            self.token = {**new_token(self.user), "Accept": "application/json"}
             self.http.headers.update(self.token)
             self.hand.headers["x-api-key"] = (self.data / "simulator-key").read_text()
         return self
 
     def close(self) -> None:
-        self.person.close()
+        self.user.close()
         self.hand.close()
         super().close()
 
-    def dead(self, seconds: float = 30) -> int:
-        """Waits until it has died by itself; with which status."""
+    def wait_until_dead(self, seconds: float = 30) -> int:
+        """Wait until the process has died by itself; return its exit status."""
         assert self.process is not None
         status = self.process.wait(seconds)
         until(self.ports_are_free, 10)
@@ -150,12 +158,12 @@ class Watched(Books):
     def _database(self) -> Path:
         return self.data / "portal.sqlite3"
 
-    def has_room(self, size: int) -> None:
-        """The largest file that it may write: with 0 every write of it fails, as on a full disk."""
+    def limit_file_size(self, size: int) -> None:
+        """Limit the size of files that the portal may write: with 0 every write fails, as on a full disk."""
         self._limit(resource.RLIMIT_FSIZE, size)
 
-    def has_memory(self, size: int) -> None:
-        """How many bytes it may have: with 0 it gets no more than it has, and whatever asks for more fails."""
+    def limit_memory(self, size: int) -> None:
+        """Limit the portal's memory, in bytes: with 0 it gets no more than it already has."""
         self._limit(resource.RLIMIT_AS, size)
 
     def _limit(self, what: int, size: int) -> None:
@@ -163,14 +171,14 @@ class Watched(Books):
         _, hard = resource.prlimit(self.process.pid, what)
         resource.prlimit(self.process.pid, what, (size, hard))
 
-    def by_hand(self, procedure: str, **given: Any) -> Any:
-        """What somebody does at Dokploy, past the portal."""
+    def change_by_hand(self, procedure: str, **given: Any) -> Any:
+        """Change something at Dokploy as another user would, past the portal."""
         answer = self.hand.post(procedure, json=given).raise_for_status()
         return answer.json() if answer.content else None
 
 
-class Apart(Books, ScaledOut):
-    """Web process and workers apart, on PostgreSQL and Redis. Who asks need not have signed in, unless `person` has."""
+class ScaledOutPortal(PortalDatabase, ScaledOut):
+    """A web process and workers on PostgreSQL and Redis. Requests are anonymous unless `user` has signed in."""
 
     suffix = "apps.test"
 
@@ -181,9 +189,9 @@ class Apart(Books, ScaledOut):
 
     write = rows  # type: ignore[assignment]
 
-    def furnish(self) -> None:
-        """Makes an operator, and the template that always fails, as the demo has them."""
-        command = [sys.executable, "manage.py", "shell", "-v", "0", "-c", FURNITURE]
+    def seed(self) -> None:
+        """Create an operator and the template that always fails, as in the demo."""
+        command = [sys.executable, "manage.py", "shell", "-v", "0", "-c", SEED_DATA]
         subprocess.run(command, cwd=self.root, env=self.env, check=True)
 
     def operator(self) -> httpx.Client:
@@ -191,12 +199,12 @@ class Apart(Books, ScaledOut):
 
 
 def _seconds(at: datetime | str) -> float:
-    """SQLite keeps a time as text, in UTC."""
+    """Return a stored time in seconds since 1970. SQLite stores times as text, in UTC."""
     return (datetime.fromisoformat(f"{at}+00:00") if isinstance(at, str) else at).timestamp()
 
 
-def objects(there: Any, name: str, suffix: str = Books.suffix) -> dict[str, int]:
-    """How many objects of this stack are at Dokploy."""
+def objects(there: Any, name: str, suffix: str = PortalDatabase.suffix) -> dict[str, int]:
+    """Count the objects of this stack at Dokploy, by type."""
     apps = [row["appName"] for row in there["applications"] if row["name"] == name]
     return {
         "project": sum(row["name"] == name for row in there["projects"]),
@@ -206,34 +214,36 @@ def objects(there: Any, name: str, suffix: str = Books.suffix) -> dict[str, int]
     }
 
 
-def is_told_alike(portal: Books, run: dict[str, Any], figures: Figures) -> None:
-    """The events of this run, which is over, have no gap; page, JSON and database say the same."""
-    numbers = [event["seq"] for event in portal.events_of(run["id"])]
-    figures.missing += len(set(range(1, run["version"] + 1)) - set(numbers))
-    assert numbers == list(range(1, run["version"] + 1)), run
-    state, told = portal.status(run["id"]), portal.events(run["id"])["events"]
+def assert_same_everywhere(portal: PortalDatabase, deployment: dict[str, Any], figures: Figures) -> None:
+    """Assert that this ended deployment's events have no gap, and that page, JSON and database agree."""
+    numbers = [event["seq"] for event in portal.stored_events(deployment["id"])]
+    figures.missing += len(set(range(1, deployment["version"] + 1)) - set(numbers))
+    assert numbers == list(range(1, deployment["version"] + 1)), deployment
+    state, told = portal.status(deployment["id"]), portal.events(deployment["id"])["events"]
     assert [event["seq"] for event in told] == numbers
     for name in ("phase", "status", "progress", "message", "version"):
-        assert state[name] == run[name], (run, name)
+        assert state[name] == deployment[name], (deployment, name)
     last = told[-1]
-    assert (last["phase"], last["status"]) == (run["phase"], run["status"])
-    page = portal.person.get(f"/deployments/{run['id']}").text
-    assert f'data-version="{run["version"]}" data-done' in page
-    assert any(f"It {said}" in page for said in ("is live", "was live", "is gone")) == (run["status"] == "success")
+    assert (last["phase"], last["status"]) == (deployment["phase"], deployment["status"])
+    page = portal.user.get(f"/deployments/{deployment['id']}").text
+    assert f'data-version="{deployment["version"]}" data-done' in page
+    assert any(f"It {said}" in page for said in ("is live", "was live", "is gone")) == (
+        deployment["status"] == "success"
+    )
 
 
-def is_as_it_should_be(portal: Books, names: Sequence[str], expected: int, figures: Figures) -> None:
-    """Of each stack's objects as many as expected, and none that no receipt knows."""
+def assert_objects(portal: PortalDatabase, names: Sequence[str], expected: int, figures: Figures) -> None:
+    """Assert that each stack has the expected number of objects, and that all of them are recorded."""
     there = portal.dokploy()
     for name in names:
         found = objects(there, name, portal.suffix)
         figures.duplicates += sum(count > expected for count in found.values())
         assert found == dict.fromkeys(found, expected), name
-    nobody_is_forgotten(portal, there, figures)
+    assert_all_recorded(portal, there, figures)
 
 
-def nobody_is_forgotten(portal: Books, there: Any, figures: Figures, foreign: Sequence[str] = ()) -> None:
-    """What is at Dokploy stands in a receipt, by its id, or by its mark where the answer with the id was lost."""
+def assert_all_recorded(portal: PortalDatabase, there: Any, figures: Figures, foreign: Sequence[str] = ()) -> None:
+    """Assert that every object at Dokploy is recorded: by id, or by mark where the answer with the id was lost."""
     query = "SELECT kind, mark, external_id FROM deployments_receipt WHERE state != 'gone'"
     receipts = portal.rows(query)
     known = {receipt["external_id"] for receipt in receipts} | {(r["kind"], r["mark"]) for r in receipts}
@@ -249,69 +259,71 @@ def nobody_is_forgotten(portal: Books, there: Any, figures: Figures, foreign: Se
 # -- scaled out --------------------------------------------------------------------------------------------------------
 
 
-def is_one_of_each(portal: Apart, id: str, figures: Figures) -> None:
-    """Of each object of this run's stack there is one, and no event of the run is missing."""
-    is_as_it_should_be(portal, [portal.status(id)["name"]], 1, figures)
-    is_told_whole(portal, id, figures)
+def assert_one_of_each(portal: ScaledOutPortal, id: str, figures: Figures) -> None:
+    """Assert that this deployment's stack has one object of each type, and that no event is missing."""
+    assert_objects(portal, [portal.status(id)["name"]], 1, figures)
+    assert_no_event_missing(portal, id, figures)
 
 
-def is_told_whole(portal: Apart, id: str, figures: Figures) -> None:
-    """No event of this run, which is over, is missing."""
-    numbers = [event["seq"] for event in portal.events_of(id)]
+def assert_no_event_missing(portal: ScaledOutPortal, id: str, figures: Figures) -> None:
+    """Assert that no event of this ended deployment is missing."""
+    numbers = [event["seq"] for event in portal.stored_events(id)]
     version = portal.status(id)["version"]
     figures.missing += len(set(range(1, version + 1)) - set(numbers))
     figures.ended += 1
     assert sorted(numbers) == list(range(1, version + 1))
 
 
-def taken_up(portal: Apart, id: str) -> float:
-    """Waits until another worker has taken this run up after an interruption; when it said so."""
+def wait_until_resumed(portal: ScaledOutPortal, id: str) -> float:
+    """Wait until another worker has resumed this deployment; return when, in seconds since 1970."""
     notes = until(
-        lambda: [event for event in portal.events_of(id) if event["kind"] == "note"], RESUME_SECONDS, pause=0.05
+        lambda: [event for event in portal.stored_events(id) if event["kind"] == "note"], RESUME_SECONDS, pause=0.05
     )
     return float(notes[0]["at"])
 
 
-def next_event(portal: Apart, id: str, after: int) -> float:
-    """When the first event after this one was written."""
+def wait_for_next_event(portal: ScaledOutPortal, id: str, after: int) -> float:
+    """Return when the first event after this one was written_rows, in seconds since 1970."""
     later = until(
-        lambda: [event for event in portal.events_of(id) if event["seq"] > after], RESUME_SECONDS + 10, pause=0.05
+        lambda: [event for event in portal.stored_events(id) if event["seq"] > after], RESUME_SECONDS + 10, pause=0.05
     )
     return float(later[0]["at"])
 
 
-def group_of(portal: Apart, id: str) -> str:
-    """The channel at Redis through which those who watch this run are told to look."""
+def group_key(portal: ScaledOutPortal, id: str) -> str:
+    """Return the Redis channel that announces changes of this deployment."""
     return f"{portal.env['CHANNEL_PREFIX']}__group__run.{id}"
 
 
-def is_heard(redis: Redis, workers: int = 1) -> None:
-    """Waits until so many workers would hear the bell."""
+def wait_for_subscribers(redis: Redis, workers: int = 1) -> None:
+    """Wait until so many workers are subscribed."""
     until(lambda: redis.client.pubsub_numsub(RUNNER_CHANNEL)[0][1] == workers, 20)
 
 
-def shows(page: ClientConnection, text: str, seconds: float = 20) -> str:
-    """Waits until the page gets a frame with this text in it; the frame."""
+def wait_for_frame(page: ClientConnection, text: str, seconds: float = 20) -> str:
+    """Wait until the page receives a frame with this text; return the frame."""
     deadline = time.monotonic() + seconds
     while text not in (frame := str(page.recv(timeout=deadline - time.monotonic()))):
         pass
     return frame
 
 
-def is_moved_by_messages(portal: Apart, page: ClientConnection) -> None:
-    """Opens the gate of each phase once the page shows it, to the end. By the comparison of versions alone, which comes
-    every three seconds, each would take that long."""
+def assert_updated_by_messages(portal: ScaledOutPortal, page: ClientConnection) -> None:
+    """Open the gate of each phase once the page shows the phase, and assert that messages updated the page.
+
+    The periodic comparison of versions alone would take up to three seconds for each phase.
+    """
     texts = [*(f"{number} of 7" for number in range(2, 8)), "data-done"]
 
     def step(gate: str, text: str) -> None:
         portal.open_gate(gate)
-        shows(page, text)
+        wait_for_frame(page, text)
 
     took = [timed(partial(step, gate, text)) for gate, text in zip(GATES.values(), texts, strict=True)]
     assert median(took) < 2
 
 
-def lasts(seconds: float) -> None:
-    """The fault takes so long."""
+def let_last(seconds: float) -> None:
+    """Let the fault last for so many seconds."""
     end = time.monotonic() + seconds
     until(lambda: time.monotonic() > end, seconds + 1)

@@ -1,6 +1,6 @@
-"""The runs that are killed at every point: how each is asked for, and what is there at its end.
+"""The deployments that are killed at every point: how each is requested, and what must be there at its end.
 
-The points are those that the code itself passes (FAULT=record:…): a new phase is covered without being told.
+The code itself records the points that it passes (FAULT=record:…), so a new phase is covered automatically.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,185 +11,187 @@ from typing import Any
 
 from ..processes import IMAGE, until
 from ..users import submit
-from .assertions import Books
+from .assertions import PortalDatabase
 
-Act = Callable[[Books, Sequence[str]], None]
+Act = Callable[[PortalDatabase, Sequence[str]], None]
 FULL_DISK = "no space left on device"
 CANCELLED_AT = "application.deploy"
 
 
 @dataclass(frozen=True)
 class Case:
-    """before: what was there already. end: its last phase and status; objects: how many of each kind are there then.
-    except_for: the points of another run, which are tried there.
+    """One kind of deployment to kill.
+
+    before: prepares the stack. end: the last phase and status. objects: how many of each type remain. excluded: the
+    request whose points another case already covers.
     """
 
     ask: Act
     end: tuple[str, str]
     objects: int
     before: Act = lambda portal, names: None
-    except_for: Act | None = None
+    excluded: Act | None = None
     env: dict[str, str] = field(default_factory=dict)
 
 
-def deploy(portal: Books, names: Sequence[str]) -> None:
+def deploy(portal: PortalDatabase, names: Sequence[str]) -> None:
     for name in names:
-        portal.ask(name)
+        portal.request(name)
 
 
-def deploy_broken(portal: Books, names: Sequence[str]) -> None:
+def deploy_broken(portal: PortalDatabase, names: Sequence[str]) -> None:
     for name in names:
-        portal.ask(name, template="broken")
+        portal.request(name, template="broken")
 
 
-def live(portal: Books, names: Sequence[str]) -> None:
+def live(portal: PortalDatabase, names: Sequence[str]) -> None:
     deploy(portal, names)
     for name in names:
-        assert portal.ended(name)["status"] == "success"
+        assert portal.wait_until_ended(name)["status"] == "success"
 
 
-def deploy_half(portal: Books, names: Sequence[str]) -> None:
-    """At first Dokploy makes no more than half of its project."""
+def deploy_with_half_project(portal: PortalDatabase, names: Sequence[str]) -> None:
+    """Deploy while Dokploy creates a project without its environment the first time."""
     portal.turn(halves=1)
     deploy(portal, names)
 
 
-def changed_by_hand(portal: Books, names: Sequence[str]) -> None:
-    """They are live, and somebody has changed their domains, and added others that are led to the same place."""
+def deploy_and_change_by_hand(portal: PortalDatabase, names: Sequence[str]) -> None:
+    """Deploy, then change the stacks' domains by hand and add others that route to the same application."""
     live(portal, names)
     for row in portal.dokploy()["domains"]:
         if row["host"].partition(".")[0] in names:
             same = {name: row[name] for name in ("host", "path", "applicationId", "domainType")}
-            portal.by_hand("domain.create", **same, port=row["port"])
-            portal.by_hand("domain.update", domainId=row["domainId"], host=row["host"], port=row["port"] + 1)
+            portal.change_by_hand("domain.create", **same, port=row["port"])
+            portal.change_by_hand("domain.update", domainId=row["domainId"], host=row["host"], port=row["port"] + 1)
 
 
-def remove(portal: Books, names: Sequence[str]) -> None:
+def remove(portal: PortalDatabase, names: Sequence[str]) -> None:
     for name in names:
-        portal.ask_removal(name)
+        portal.request_removal(name)
 
 
-def cancel(portal: Books, names: Sequence[str]) -> None:
-    """In the middle of a call. Only what comes after it counts."""
+def cancel(portal: PortalDatabase, names: Sequence[str]) -> None:
+    """Cancel in the middle of a call. Only the points after it count."""
     portal.close_gate(CANCELLED_AT)
     deploy(portal, names)
     until(lambda: all(about_to_deploy(portal, name) for name in names), 60, pause=0.05)
     until(lambda: portal.switches.get("gates").json()[CANCELLED_AT] >= len(names), 10)
     for name in names:
-        portal.send("POST", f"/api/deployments/{portal.run_of(name)['id']}/cancel")
+        portal.send("POST", f"/api/deployments/{portal.newest_deployment(name)['id']}/cancel")
     forget_points(portal)
     portal.open_gate(CANCELLED_AT)
 
 
-def about_to_deploy(portal: Books, name: str) -> bool:
+def about_to_deploy(portal: PortalDatabase, name: str) -> bool:
     query = "SELECT 1 FROM deployments_receipt WHERE kind = 'deploy' AND stack_id = ?"
-    return bool(portal.rows(query, stack_of(portal, name)))
+    return bool(portal.rows(query, stack_id(portal, name)))
 
 
-def fail_and_leave(portal: Books, names: Sequence[str]) -> None:
-    """They fail, and what was made of the first is left at Dokploy."""
+def fail_with_leftovers(portal: PortalDatabase, names: Sequence[str]) -> None:
+    """Let the deployments fail, and leave what the first ones created at Dokploy."""
     portal.turn(pull_error=FULL_DISK)
     portal.fault("application.delete", "error500", times=None)
     deploy(portal, names)
     for name in names:
-        assert "Left at Dokploy" in portal.ended(name, 120)["message"]
+        assert "Left at Dokploy" in portal.wait_until_ended(name, 120)["message"]
     portal.switches.delete("faults")
     portal.turn(pull_error=None)
 
 
-def retry(portal: Books, names: Sequence[str]) -> None:
+def retry(portal: PortalDatabase, names: Sequence[str]) -> None:
     for name in names:
-        portal.send("POST", f"/api/deployments/{portal.run_of(name)['id']}/retry")
+        portal.send("POST", f"/api/deployments/{portal.newest_deployment(name)['id']}/retry")
 
 
-def forgotten(portal: Books, names: Sequence[str]) -> None:
-    """They are live, and no book knows it any more, as after yesterday's backup; which has been found out."""
+def delete_records(portal: PortalDatabase, names: Sequence[str]) -> None:
+    """Deploy, then delete the records as if an older backup had been restored, and wait for the orphan report."""
     live(portal, names)
     for name in names:
-        stack = stack_of(portal, name)
+        stack = stack_id(portal, name)
         portal.write("DELETE FROM deployments_receipt WHERE stack_id = ?", stack)
         portal.write("UPDATE deployments_stack SET state = 'gone' WHERE id = ?", stack)
     portal.write("UPDATE deployments_installation SET orphans_scanned_at = NULL")
-    until(lambda: all(orphan_of(portal, name) for name in names), 60)
+    until(lambda: all(orphan_id(portal, name) for name in names), 60)
 
 
-def remove_orphan(portal: Books, names: Sequence[str]) -> None:
+def remove_orphan(portal: PortalDatabase, names: Sequence[str]) -> None:
     with closing(portal.operator()) as operator:
         for name in names:
-            assert submit(operator, f"/orphans/{orphan_of(portal, name)}/remove", {}).status_code == 302
+            assert submit(operator, f"/orphans/{orphan_id(portal, name)}/remove", {}).status_code == 302
 
 
-def runs_what_ran(portal: Books, name: str) -> None:
-    """The image that was asked for last with success is set at Dokploy, and is what the service is made of."""
+def assert_runs_configured_image(portal: PortalDatabase, name: str) -> None:
+    """Assert that the image of the last success is set at Dokploy and that the service runs it."""
     there: Any = portal.dokploy()
     application = next(row for row in there["applications"] if row["name"] == name)
     service = next(row for row in there["services"] if row["name"] == application["appName"])
     assert application["dockerImage"] == service["image"]
-    assert service["image"].partition("@")[0] == IMAGE  # brought back, it is pinned by digest
+    assert service["image"].partition("@")[0] == IMAGE  # a restored image is pinned by digest
 
 
-def orphan_of(portal: Books, name: str) -> int | None:
-    mark = f"%/{stack_of(portal, name)}"
+def orphan_id(portal: PortalDatabase, name: str) -> int | None:
+    mark = f"%/{stack_id(portal, name)}"
     found = portal.rows("SELECT id FROM deployments_orphan WHERE kind = 'project' AND mark LIKE ?", mark)
     return found[0]["id"] if found else None
 
 
-def stack_of(portal: Books, name: str) -> str:
+def stack_id(portal: PortalDatabase, name: str) -> str:
     query = "SELECT stack.id FROM deployments_stack stack WHERE name = ? ORDER BY id LIMIT 1"
     return str(portal.rows(query, name)[0]["id"])
 
 
-RUNS = {
+COMMON = {
     "deploy": Case(deploy, ("completed", "success"), 1),
-    "undo": Case(deploy_broken, ("rolling_back", "failure"), 0, except_for=deploy),
-    "redeploy": Case(deploy_broken, ("rolling_back", "failure"), 1, before=live, except_for=deploy),
+    "undo": Case(deploy_broken, ("rolling_back", "failure"), 0, excluded=deploy),
+    "redeploy": Case(deploy_broken, ("rolling_back", "failure"), 1, before=live, excluded=deploy),
     "removal": Case(remove, ("completed", "success"), 0, before=live),
 }
-ONE_BY_ONE = {
-    "half": Case(deploy_half, ("completed", "success"), 1, except_for=deploy),
-    "changed": Case(deploy, ("completed", "success"), 1, before=changed_by_hand, except_for=deploy),
+ONE_MACHINE_ONLY = {
+    "half": Case(deploy_with_half_project, ("completed", "success"), 1, excluded=deploy),
+    "changed": Case(deploy, ("completed", "success"), 1, before=deploy_and_change_by_hand, excluded=deploy),
 }
-ASKED_FOR_LATER = {
+SCALED_OUT_ONLY = {
     "cancel": Case(cancel, ("rolling_back", "failure"), 0),
-    "retry": Case(retry, ("completed", "success"), 1, before=fail_and_leave, env={"SWEEPER_SECONDS": "0"}),
+    "retry": Case(retry, ("completed", "success"), 1, before=fail_with_leftovers, env={"SWEEPER_SECONDS": "0"}),
     "orphan": Case(
         remove_orphan,
         ("completed", "success"),
         0,
-        before=forgotten,
+        before=delete_records,
         env={"SWEEPER_SECONDS": "1", "ORPHANS_SECONDS": "1"},
     ),
 }
 
 
-def points_file(portal: Books) -> Path:
+def points_file(portal: PortalDatabase) -> Path:
     return portal.data / "points"
 
 
-def forget_points(portal: Books) -> None:
+def forget_points(portal: PortalDatabase) -> None:
     points_file(portal).unlink(missing_ok=True)
 
 
-def points_of(portal: Books, case: Case) -> list[str]:
-    """What the code says: the points of a run of this kind, each once, in order."""
+def record_points(portal: PortalDatabase, case: Case) -> list[str]:
+    """Return the points that a deployment of this kind passes, each once, in order."""
     spared: list[str] = []
-    if case.except_for:
-        case.except_for(portal, ["other"])
-        portal.ended("other")
+    if case.excluded:
+        case.excluded(portal, ["other"])
+        portal.wait_until_ended("other")
         spared = passed(portal, "other")
     case.before(portal, ["pilot"])
     forget_points(portal)
     case.ask(portal, ["pilot"])
-    run = portal.ended("pilot")
-    assert (run["phase"], run["status"]) == case.end
+    deployment = portal.wait_until_ended("pilot")
+    assert (deployment["phase"], deployment["status"]) == case.end
     return [point for point in passed(portal, "pilot") if point not in spared]
 
 
-def most_of(points: int) -> int:
-    """So many at least are passed again by a run that is asked for in the same way."""
+def required_passes(points: int) -> int:
+    """Return how many points a second deployment must pass again at least."""
     return points - max(min(3, points // 3), points // 10)
 
 
-def passed(portal: Books, name: str) -> list[str]:
+def passed(portal: PortalDatabase, name: str) -> list[str]:
     lines = points_file(portal).read_text().splitlines()
     return list(dict.fromkeys(line.partition("/")[2] for line in lines if line.startswith(f"{name}/")))

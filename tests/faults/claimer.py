@@ -1,6 +1,6 @@
-"""A process that claims runs until none is due; prints the ids that it got. Started by test_two_of_everything.
+"""Claims deployments until none is due, and prints their ids. Started by test_two_of_everything.
 
-After the first it waits for a line, so that no process gets them all before the others are awake.
+After the first claim it waits for a line, so that no process claims all before the others run.
 """
 
 import os
@@ -16,8 +16,8 @@ if __name__ == "__main__":
     print("ready", flush=True)
     sys.stdin.readline()
     got = 0
-    while run := Deployment.claim(f"worker-{os.getpid()}", excluding=[]):
-        print(run.pk, flush=True)
+    while deployment := Deployment.claim(f"worker-{os.getpid()}", excluding=[]):
+        print(deployment.pk, flush=True)
         got += 1
         if got == 1:
             sys.stdin.readline()

@@ -1,4 +1,4 @@
-"""The figures of the fault tests: each test hands in its own, and the sums are printed at the end."""
+"""Fixtures of the fault tests. Each test reports its figures; their sums are printed at the end."""
 
 import os
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from ..process_pool import Forge
+from ..process_pool import ProcessPool
 from ..processes import Simulator
 from ..services import PostgreSQL, Redis
-from .assertions import Apart, Figures
+from .assertions import Figures, ScaledOutPortal
 
 HERE = Path(__file__).parent
-KEPT = "faults/figures"
+CACHE_KEY = "faults/figures"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,10 +34,10 @@ def figures(record_property: Any) -> Iterator[Figures]:
 
 
 @pytest.fixture(scope="session")
-def forge() -> Iterator[Forge]:
-    forge = Forge()
-    yield forge
-    forge.close()
+def process_pool() -> Iterator[ProcessPool]:
+    process_pool = ProcessPool()
+    yield process_pool
+    process_pool.close()
 
 
 @pytest.fixture
@@ -55,10 +55,10 @@ def own_redis() -> Iterator[Redis]:
 
 
 @contextmanager
-def standing(data: Path, postgres_url: str, redis_url: str) -> Iterator[Apart]:
+def running_portal(data: Path, postgres_url: str, redis_url: str) -> Iterator[ScaledOutPortal]:
     (data / "simulator").mkdir()
     simulator = Simulator(data / "simulator")
-    portal = Apart(data, simulator, postgres_url, redis_url)
+    portal = ScaledOutPortal(data, simulator, postgres_url, redis_url)
     portal.env["RUNNER_SWEEP_SECONDS"] = "1"
     yield portal.start()
     portal.close()
@@ -66,16 +66,16 @@ def standing(data: Path, postgres_url: str, redis_url: str) -> Iterator[Apart]:
 
 
 @pytest.fixture
-def scaled_out(tmp_path: Path, postgres: str, redis: str) -> Iterator[Apart]:
-    """A web process, and no worker yet."""
-    with standing(tmp_path, postgres, redis) as portal:
+def scaled_out(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOutPortal]:
+    """Start a web process without a worker."""
+    with running_portal(tmp_path, postgres, redis) as portal:
         yield portal
 
 
 @pytest.fixture
-def scaled_out_alone(tmp_path: Path, own_postgres: PostgreSQL, own_redis: Redis) -> Iterator[Apart]:
-    """The same, on a PostgreSQL and a Redis of the test's own."""
-    with standing(tmp_path, own_postgres.url, own_redis.url) as portal:
+def scaled_out_alone(tmp_path: Path, own_postgres: PostgreSQL, own_redis: Redis) -> Iterator[ScaledOutPortal]:
+    """Start a web process on a PostgreSQL and a Redis of the test's own."""
+    with running_portal(tmp_path, own_postgres.url, own_redis.url) as portal:
         yield portal
 
 
@@ -83,17 +83,17 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     entries = [entry for kind in terminalreporter.stats.values() for entry in kind]
     reports = [entry for entry in entries if isinstance(entry, pytest.TestReport)]
     total, cache = Figures(), terminalreporter.config.cache
-    handed_in = {r.nodeid: dict(r.user_properties).get("figures") for r in reports if r.when == "teardown"}
-    if not any(handed_in.values()):
+    reported = {r.nodeid: dict(r.user_properties).get("figures") for r in reports if r.when == "teardown"}
+    if not any(reported.values()):
         return
-    if os.environ.get("FIGURES_SO_FAR"):  # of the call before, which belongs to this one
-        handed_in[""] = cache.get(KEPT, None)
-    for one in filter(None, handed_in.values()):
+    if os.environ.get("FIGURES_SO_FAR"):  # `make faults` calls pytest twice
+        reported[""] = cache.get(CACHE_KEY, None)
+    for one in filter(None, reported.values()):
         for name, value in one.items():
             setattr(total, name, getattr(total, name) + value)
-    cache.set(KEPT, asdict(total))
+    cache.set(CACHE_KEY, asdict(total))
     say = terminalreporter.write_line
-    say(f"points killed {total.killed}, runs ended {total.ended}")
+    say(f"points killed {total.killed}, deployments ended {total.ended}")
     say(f"duplicates {total.duplicates}, orphans {total.orphans}, events missing {total.missing}")
     if total.not_passed:
         say(f"points not passed again: {', '.join(total.not_passed)}")

@@ -1,4 +1,4 @@
-"""The clock jumps an hour in the middle of a run, ahead or back: who has the run keeps it, and brings it to its end."""
+"""The clock jumps an hour ahead or back during a deployment: its worker keeps it and completes it."""
 
 import time
 from collections.abc import Iterator
@@ -12,10 +12,18 @@ from deployments.models.deployment import LEASE_SECONDS
 from ..integration.test_live import held
 from ..processes import until
 from ..services import Clock
-from .assertions import EACH_ONE, Apart, Figures, Watched, is_as_it_should_be, is_told_alike, is_told_whole
+from .assertions import (
+    ONE_OF_EACH,
+    Figures,
+    OneMachinePortal,
+    ScaledOutPortal,
+    assert_no_event_missing,
+    assert_objects,
+    assert_same_everywhere,
+)
 
 HOUR = 3600
-BEAT = 20  # seconds within which a lease is surely renewed
+BEAT = 20  # seconds: a lease is renewed at least this often
 JUMPS = pytest.mark.parametrize("jump", [HOUR, -HOUR], ids=["ahead", "back"])
 
 
@@ -25,55 +33,55 @@ def clock(tmp_path: Path) -> Clock:
 
 
 @pytest.fixture
-def portal(tmp_path: Path, clock: Clock) -> Iterator[Watched]:
-    portal = Watched(tmp_path / "portal", **clock.env).start()
+def portal(tmp_path: Path, clock: Clock) -> Iterator[OneMachinePortal]:
+    portal = OneMachinePortal(tmp_path / "portal", **clock.env).start()
     yield portal
     portal.close()
 
 
-def was_seen(last: float, jump: int) -> None:
-    """The last event was written by the clock that jumped, else nothing was tried."""
+def assert_clock_was_used(last: float, jump: int) -> None:
+    """Assert that the clock that jumped wrote the last event; otherwise the test has tested nothing."""
     assert abs(last - time.time() - jump) < HOUR / 2
 
 
 @JUMPS
-def test_on_one_machine_a_run_outlives_a_clock_that_jumps(
-    portal: Watched, clock: Clock, jump: int, figures: Figures
+def test_on_one_machine_a_deployment_survives_a_clock_jump(
+    portal: OneMachinePortal, clock: Clock, jump: int, figures: Figures
 ) -> None:
-    """Here the database's clock jumps too: a lease is over at once, or never again."""
+    """The database's clock jumps too: a lease lapses at once, or never."""
 
     def lease() -> Any:
-        return portal.run_of("first")["lease_until"]
+        return portal.newest_deployment("first")["lease_until"]
 
     with held(portal, "application.create"):
-        portal.ask("first")
+        portal.request("first")
         portal.wait_at("application.create")
         clock.jump(jump)
         before = lease()
         until(lambda: lease() != before, BEAT)
-        portal.ask("second")  # what it begins with after the jump: it has looked for what is due
+        portal.request("second")  # claimed after the jump, so the runner has seen all due ones
         until(lambda: portal.switches.get("gates").json()["application.create"] == 2, 20)
     for name in ("first", "second"):
-        run = portal.ended(name)
-        assert (run["phase"], run["lease_token"], run["crashes"]) == ("completed", 1, 0)
-        was_seen(portal.events_of(run["id"])[-1]["at"], jump)
-        is_told_alike(portal, run, figures)
+        deployment = portal.wait_until_ended(name)
+        assert (deployment["phase"], deployment["lease_token"], deployment["crashes"]) == ("completed", 1, 0)
+        assert_clock_was_used(portal.stored_events(deployment["id"])[-1]["at"], jump)
+        assert_same_everywhere(portal, deployment, figures)
         figures.ended += 1
-    is_as_it_should_be(portal, ["first", "second"], 1, figures)
+    assert_objects(portal, ["first", "second"], 1, figures)
 
 
 @JUMPS
-def test_scaled_out_a_worker_whose_clock_jumps_keeps_its_run_and_takes_nobodys(
-    scaled_out: Apart, clock: Clock, jump: int, figures: Figures
+def test_scaled_out_a_worker_whose_clock_jumps_keeps_its_deployment_and_takes_no_other(
+    scaled_out: ScaledOutPortal, clock: Clock, jump: int, figures: Figures
 ) -> None:
-    """A worker that takes up a newer run has looked for what is due, oldest first: it might have taken an older one."""
+    """A worker that claims a newer deployment has seen the older due ones, and could have claimed one."""
 
-    def run(id: str) -> dict[str, Any]:
+    def stored(id: str) -> dict[str, Any]:
         query = "SELECT lease_owner, lease_token, extract(epoch FROM lease_until - now()) AS lease, lease_until"
         return scaled_out.rows(f"{query} FROM deployments_deployment WHERE id = ?", id)[0]
 
-    def taken(id: str) -> str:
-        return str(until(lambda: run(id)["lease_owner"], 20))
+    def claimed_by(id: str) -> str:
+        return str(until(lambda: stored(id)["lease_owner"], 20))
 
     scaled_out.env["RUNNER_LIMIT"] = "1"
     with held(scaled_out, "application.create"):
@@ -83,22 +91,22 @@ def test_scaled_out_a_worker_whose_clock_jumps_keeps_its_run_and_takes_nobodys(
         first = scaled_out.deploy("first")
         scaled_out.wait_at("application.create", 20)
         with held(scaled_out, "project.create"):
-            before = run(first)
+            before = stored(first)
             clock.jump(jump)
-            until(lambda: run(first)["lease_until"] != before["lease_until"], BEAT)
-            assert 0 < run(first)["lease"] <= LEASE_SECONDS  # by the database's clock
+            until(lambda: stored(first)["lease_until"] != before["lease_until"], BEAT)
+            assert 0 < stored(first)["lease"] <= LEASE_SECONDS  # by the database's clock
             scaled_out.work()
             second = scaled_out.deploy("second")
-            assert taken(second) != before["lease_owner"]
+            assert claimed_by(second) != before["lease_owner"]
             third = scaled_out.deploy("third")
             scaled_out.open_gate("application.create")
-            assert taken(third) == before["lease_owner"]
+            assert claimed_by(third) == before["lease_owner"]
     for id in (first, second, third):
         assert scaled_out.finished(id)["phase"] == "completed"
-        assert run(id)["lease_token"] == 1
-        is_told_whole(scaled_out, id, figures)
+        assert stored(id)["lease_token"] == 1
+        assert_no_event_missing(scaled_out, id, figures)
     there = scaled_out.dokploy()
-    found = {kind: len(there[kind]) for kind in EACH_ONE}
+    found = {kind: len(there[kind]) for kind in ONE_OF_EACH}
     figures.duplicates += sum(count > 3 for count in found.values())
-    assert found == dict.fromkeys(EACH_ONE, 3)
-    was_seen(scaled_out.events_of(third)[-1]["at"], jump)
+    assert found == dict.fromkeys(ONE_OF_EACH, 3)
+    assert_clock_was_used(scaled_out.stored_events(third)[-1]["at"], jump)

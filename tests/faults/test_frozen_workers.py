@@ -1,4 +1,4 @@
-"""Workers that freeze and wake up again, scaled out: the run goes on elsewhere, and who lost it writes nothing."""
+"""Frozen workers wake up after another has taken over: the deployment completes, the former worker writes nothing."""
 
 import signal
 import subprocess
@@ -10,23 +10,23 @@ import pytest
 
 from ..integration.test_live import held
 from ..processes import until
-from .assertions import EACH_ONE, RESUME_SECONDS, Apart, Figures, is_one_of_each, next_event
+from .assertions import ONE_OF_EACH, RESUME_SECONDS, Figures, ScaledOutPortal, assert_one_of_each, wait_for_next_event
 
-GATE = 7  # the number of a lock; who writes an event waits for it, in the middle of a transaction
+GATE = 7  # an advisory lock; writing an event waits for it inside the transaction
 STANDS_STILL = f"""
-CREATE FUNCTION stands_still() RETURNS trigger LANGUAGE plpgsql
+CREATE FUNCTION is_frozen() RETURNS trigger LANGUAGE plpgsql
 AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$;
-CREATE TRIGGER stands_still BEFORE INSERT ON deployments_event FOR EACH ROW EXECUTE FUNCTION stands_still();
+CREATE TRIGGER is_frozen BEFORE INSERT ON deployments_event FOR EACH ROW EXECUTE FUNCTION is_frozen();
 """
 
 
 @pytest.fixture
-def portal(scaled_out: Apart) -> Apart:
+def portal(scaled_out: ScaledOutPortal) -> ScaledOutPortal:
     return scaled_out
 
 
-def written(portal: Apart) -> Any:
-    """Every row that a worker could write."""
+def written_rows(portal: ScaledOutPortal) -> Any:
+    """Return every row that a worker could write."""
     runs = portal.rows("SELECT id, version, status, phase, lease_token FROM deployments_deployment ORDER BY id")
     return (
         runs,
@@ -36,8 +36,8 @@ def written(portal: Apart) -> Any:
 
 
 @pytest.mark.parametrize("place", ["application.create", "application.create:answer", "job"])
-def test_a_frozen_worker_that_wakes_up_after_another_took_over_writes_nothing(
-    portal: Apart, place: str, figures: Figures
+def test_a_frozen_worker_writes_nothing_after_another_took_over(
+    portal: ScaledOutPortal, place: str, figures: Figures
 ) -> None:
     worker = portal.work()
     with held(portal, place):
@@ -46,29 +46,29 @@ def test_a_frozen_worker_that_wakes_up_after_another_took_over_writes_nothing(
         worker.send_signal(signal.SIGSTOP)
         portal.work()
     assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
-    there, before = portal.dokploy(), written(portal)
+    there, before = portal.dokploy(), written_rows(portal)
     sent = {name: count for name, count in there["calls"].items() if not name.startswith("settings.")}
     worker.send_signal(signal.SIGCONT)
-    other = portal.deploy("after")  # that the woken one is at work again shows it had its chance to write
+    other = portal.deploy("after")  # once it runs, the woken worker has had its chance to write
     assert portal.finished(other)["phase"] == "completed"
     assert worker.poll() is None
-    woken = written(portal)
+    woken = written_rows(portal)
     for were, are in zip(before, woken, strict=True):
         assert [row for row in are if row["id"] in {old["id"] for old in were}] == were
     assert sent["application.create"] + 1 == portal.dokploy()["calls"]["application.create"]
     now = portal.dokploy()
-    assert {kind: len(now[kind]) for kind in EACH_ONE} == dict.fromkeys(EACH_ONE, 2)
+    assert {kind: len(now[kind]) for kind in ONE_OF_EACH} == dict.fromkeys(ONE_OF_EACH, 2)
     figures.ended += 2
 
 
-def stands_still(process: "subprocess.Popen[str]") -> bool:
-    """Every thread of it has taken the signal."""
+def is_frozen(process: "subprocess.Popen[str]") -> bool:
+    """Return whether the signal has stopped every thread of the process."""
     threads = Path(f"/proc/{process.pid}/task").glob("*/stat")
     return all(thread.read_text().rpartition(") ")[2].startswith("T") for thread in threads)
 
 
-def frozen_in_a_transaction(portal: Apart, worker: "subprocess.Popen[str]") -> str:
-    """The run that the worker has begun to write an event of."""
+def frozen_in_a_transaction(portal: ScaledOutPortal, worker: "subprocess.Popen[str]") -> str:
+    """Freeze the worker while it writes an event; return the deployment's id."""
     with held(portal, "application.create"):
         id = portal.deploy("locked")
         portal.wait_at("application.create")
@@ -78,36 +78,36 @@ def frozen_in_a_transaction(portal: Apart, worker: "subprocess.Popen[str]") -> s
             portal.open_gate("application.create")
             until(lambda: portal.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
             worker.send_signal(signal.SIGSTOP)
-            until(lambda: stands_still(worker))
+            until(lambda: is_frozen(worker))
     return id
 
 
-def test_a_worker_that_wakes_up_without_its_transaction_writes_it_again(portal: Apart, figures: Figures) -> None:
+def test_a_worker_whose_transaction_was_ended_writes_it_again(portal: ScaledOutPortal, figures: Figures) -> None:
     worker = portal.work()
     id = frozen_in_a_transaction(portal, worker)
     open_ones = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
     until(lambda: portal.rows(open_ones), 5)
-    until(lambda: not portal.rows(open_ones), 20)  # the server has ended it
+    until(lambda: not portal.rows(open_ones), 20)  # the server has ended the transaction
     worker.send_signal(signal.SIGCONT)
     assert portal.finished(id, RESUME_SECONDS + 30)["phase"] == "completed"
-    is_one_of_each(portal, id, figures)
+    assert_one_of_each(portal, id, figures)
 
 
-def test_a_worker_that_freezes_in_the_middle_of_a_transaction_holds_nobody_up(portal: Apart, figures: Figures) -> None:
-    """Its locks would be held as long as it is frozen."""
+def test_a_worker_frozen_in_a_transaction_blocks_no_other_worker(portal: ScaledOutPortal, figures: Figures) -> None:
+    """Without a limit its locks would last as long as it is frozen."""
     id = frozen_in_a_transaction(portal, portal.work())
     portal.work()
     seen = portal.status(id)["version"]
     other = portal.deploy("beside")
-    next_event(portal, id, seen)
+    wait_for_next_event(portal, id, seen)
     assert portal.finished(other)["phase"] == portal.finished(id)["phase"] == "completed"
     there = portal.dokploy()
-    assert {kind: len(there[kind]) for kind in EACH_ONE} == dict.fromkeys(EACH_ONE, 2)
+    assert {kind: len(there[kind]) for kind in ONE_OF_EACH} == dict.fromkeys(ONE_OF_EACH, 2)
     figures.ended += 2
 
 
-def test_a_run_outlives_connections_to_the_database_that_are_cut_in_every_phase(
-    portal: Apart, figures: Figures
+def test_a_deployment_survives_cut_database_connections_in_every_phase(
+    portal: ScaledOutPortal, figures: Figures
 ) -> None:
     portal.work()
     places = ["project.create", "application.create", "domain.create", "job", "container"]
@@ -124,4 +124,4 @@ def test_a_run_outlives_connections_to_the_database_that_are_cut_in_every_phase(
             )
             portal.open_gate(place)
     assert portal.finished(id, 60)["phase"] == "completed"
-    is_one_of_each(portal, id, figures)
+    assert_one_of_each(portal, id, figures)

@@ -1,4 +1,4 @@
-"""Messages that are doubled, or are none of ours: a message only ever says “look”, so they cost a moment at most."""
+"""Doubled and malformed channel messages delay a deployment by a moment at most."""
 
 import signal
 
@@ -10,7 +10,15 @@ from deployments.realtime.pubsub import RUNNER_CHANNEL
 from ..integration.test_live import GATES, held, socket
 from ..processes import until
 from ..services import Redis
-from .assertions import Apart, Figures, group_of, is_heard, is_moved_by_messages, is_one_of_each, shows
+from .assertions import (
+    Figures,
+    ScaledOutPortal,
+    assert_one_of_each,
+    assert_updated_by_messages,
+    group_key,
+    wait_for_frame,
+    wait_for_subscribers,
+)
 
 COUNT, WAKES, WORKERS = 12, 200, 3
 TEN_MEGABYTES = "x" * 10_000_000
@@ -26,17 +34,17 @@ POISONS = {
 
 
 @pytest.fixture
-def portal(scaled_out_alone: Apart) -> Apart:
-    """With the sweep off: only messages start runs."""
+def portal(scaled_out_alone: ScaledOutPortal) -> ScaledOutPortal:
+    """Return a portal whose sweep is off: only messages start deployments."""
     scaled_out_alone.env["RUNNER_SWEEP_SECONDS"] = "0"
     return scaled_out_alone
 
 
-def test_however_often_the_bell_rings_each_run_is_claimed_once(
-    portal: Apart, own_redis: Redis, figures: Figures
+def test_however_many_notifications_arrive_each_deployment_is_claimed_once(
+    portal: ScaledOutPortal, own_redis: Redis, figures: Figures
 ) -> None:
     workers = [portal.work() for _ in range(WORKERS)]
-    is_heard(own_redis, WORKERS)
+    wait_for_subscribers(own_redis, WORKERS)
     for worker in workers:
         worker.send_signal(signal.SIGSTOP)
     ids = [portal.deploy(f"doubled-{number}") for number in range(COUNT)]
@@ -46,25 +54,25 @@ def test_however_often_the_bell_rings_each_run_is_claimed_once(
         worker.send_signal(signal.SIGCONT)
     for id in ids:
         assert portal.finished(id, 60)["phase"] == "completed"
-        is_one_of_each(portal, id, figures)
+        assert_one_of_each(portal, id, figures)
     claims = portal.rows("SELECT lease_token, crashes FROM deployments_deployment")
     assert claims == [{"lease_token": 1, "crashes": 0}] * COUNT
 
 
 @pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)
-def test_after_a_message_that_is_none_of_ours_the_next_is_heard(
-    portal: Apart, own_redis: Redis, poison: bytes, figures: Figures
+def test_a_malformed_message_does_not_cost_the_next_one(
+    portal: ScaledOutPortal, own_redis: Redis, poison: bytes, figures: Figures
 ) -> None:
     portal.work()
-    is_heard(own_redis)
+    wait_for_subscribers(own_redis)
     with held(portal, *GATES.values()):
         id = portal.deploy("poisoned")
         with socket(portal, id) as page:
-            shows(page, "1 of 7")
-            for channel in (RUNNER_CHANNEL, group_of(portal, id)):
+            wait_for_frame(page, "1 of 7")
+            for channel in (RUNNER_CHANNEL, group_key(portal, id)):
                 until(lambda channel=channel: own_redis.client.pubsub_numsub(channel)[0][1] == 1)
                 assert own_redis.client.publish(channel, poison) == 1
-            is_moved_by_messages(portal, page)
-    for run in (id, portal.deploy("heard")):
-        assert portal.finished(run)["phase"] == "completed"
-        is_one_of_each(portal, run, figures)
+            assert_updated_by_messages(portal, page)
+    for deployment in (id, portal.deploy("heard")):
+        assert portal.finished(deployment)["phase"] == "completed"
+        assert_one_of_each(portal, deployment, figures)

@@ -1,5 +1,7 @@
-"""A newer version starts in the middle of a run: it knows nothing of the phase that the run is in, and stacks are made
-of another image by now. The run is finished with what it began with."""
+"""A newer version starts during a deployment: it does not know the current phase, and its template has another image.
+
+The deployment completes with the spec that it began with.
+"""
 
 import shutil
 import signal
@@ -11,15 +13,22 @@ import pytest
 
 from ..integration.test_live import held, socket
 from ..processes import IMAGE, ROOT, until
-from .assertions import Apart, Figures, Watched, is_as_it_should_be, is_one_of_each, is_told_alike
+from .assertions import (
+    Figures,
+    OneMachinePortal,
+    ScaledOutPortal,
+    assert_objects,
+    assert_one_of_each,
+    assert_same_everywhere,
+)
 
-OLD, NEW = "deploying", "rolling_out"  # one phase, as either version calls it
+OLD, NEW = "deploying", "rolling_out"  # the two versions' names of one phase
 NEWER_IMAGE = f"{IMAGE}.newer"
 
 
 @pytest.fixture
 def newer(tmp_path: Path) -> Path:
-    """A checkout of the version to come."""
+    """Create a checkout of the newer version."""
     tree = tmp_path / "newer"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "var", "tests"))
     recipe = tree / "deployments" / "engine" / "recipe.py"
@@ -30,49 +39,49 @@ def newer(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def portal(tmp_path: Path) -> Iterator[Watched]:
-    portal = Watched(tmp_path / "portal", STACK_IMAGE=IMAGE).start()
+def portal(tmp_path: Path) -> Iterator[OneMachinePortal]:
+    portal = OneMachinePortal(tmp_path / "portal", STACK_IMAGE=IMAGE).start()
     yield portal
     portal.close()
 
 
 def images(there: Any, name: str) -> set[str]:
-    """What is set at Dokploy for this stack, and what runs there."""
+    """Return the images that Dokploy has configured and that it runs for this stack."""
     application = next(row for row in there["applications"] if row["name"] == name)
     service = next(row for row in there["services"] if row["name"] == application["appName"])
     return {application["dockerImage"], service["image"]}
 
 
-def is_live(portal: Watched, name: str, image: str, figures: Figures) -> dict[str, Any]:
-    run = portal.ended(name)
-    assert run["phase"] == "completed", run["message"]
-    is_told_alike(portal, run, figures)
-    is_as_it_should_be(portal, [name], 1, figures)
+def is_live(portal: OneMachinePortal, name: str, image: str, figures: Figures) -> dict[str, Any]:
+    deployment = portal.wait_until_ended(name)
+    assert deployment["phase"] == "completed", deployment["message"]
+    assert_same_everywhere(portal, deployment, figures)
+    assert_objects(portal, [name], 1, figures)
     assert images(portal.dokploy(), name) == {image}
     figures.ended += 1
-    return run
+    return deployment
 
 
-def test_a_newer_version_on_one_machine_finishes_what_the_older_began(
-    portal: Watched, newer: Path, figures: Figures
+def test_a_newer_version_on_one_machine_completes_a_deployment_of_the_older(
+    portal: OneMachinePortal, newer: Path, figures: Figures
 ) -> None:
     with held(portal, "job"):
-        portal.ask("midway")
+        portal.request("midway")
         portal.wait_at("job")
         assert portal.stop(signal.SIGTERM) == 0
     until(portal.ports_are_free, 10)
-    assert portal.run_of("midway")["phase"] == OLD
+    assert portal.newest_deployment("midway")["phase"] == OLD
     portal.root, portal.env["STACK_IMAGE"] = newer, NEWER_IMAGE
     portal.start()
-    run = is_live(portal, "midway", IMAGE, figures)
-    phases = portal.rows("SELECT DISTINCT phase FROM deployments_event WHERE deployment_id = ?", run["id"])
+    deployment = is_live(portal, "midway", IMAGE, figures)
+    phases = portal.rows("SELECT DISTINCT phase FROM deployments_event WHERE deployment_id = ?", deployment["id"])
     assert {row["phase"] for row in phases} >= {OLD, NEW}
-    portal.ask("after")
+    portal.request("after")
     is_live(portal, "after", NEWER_IMAGE, figures)
 
 
-def test_a_newer_worker_finishes_what_the_older_began_and_the_older_pages_show_it(
-    scaled_out: Apart, newer: Path, figures: Figures
+def test_a_newer_worker_completes_a_deployment_of_the_older_and_older_pages_show_it(
+    scaled_out: ScaledOutPortal, newer: Path, figures: Figures
 ) -> None:
     older = scaled_out.work()
     with held(scaled_out, "job"):
@@ -95,7 +104,7 @@ def test_a_newer_worker_finishes_what_the_older_began_and_the_older_pages_show_i
     assert "It is live" in frame
     assert [*stream][-1]["data"]["phase"] == "completed"
     assert scaled_out.status(id)["phase"] == "completed"
-    is_one_of_each(scaled_out, id, figures)
+    assert_one_of_each(scaled_out, id, figures)
     there = scaled_out.dokploy()
     assert there["calls"]["application.deploy"] == 1
     assert images(there, "midway") == {IMAGE}

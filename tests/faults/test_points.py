@@ -1,4 +1,4 @@
-"""On one machine: kill -9 of the whole portal at every point of every phase and undo."""
+"""One machine: kill -9 of the whole portal at every point of every phase and undo."""
 
 import signal
 import subprocess
@@ -10,35 +10,43 @@ from zlib import crc32
 
 import pytest
 
-from ..process_pool import Forge
+from ..process_pool import ProcessPool
 from ..processes import IMAGE, until
-from .assertions import RESUME_SECONDS, Figures, Watched, is_as_it_should_be, is_told_alike
-from .cases import ONE_BY_ONE, RUNS, Case, most_of, points_file, points_of, runs_what_ran
+from .assertions import RESUME_SECONDS, Figures, OneMachinePortal, assert_objects, assert_same_everywhere
+from .cases import (
+    COMMON,
+    ONE_MACHINE_ONLY,
+    Case,
+    assert_runs_configured_image,
+    points_file,
+    record_points,
+    required_passes,
+)
 
-CASES = {**RUNS, **ONE_BY_ONE}
-PARTS = 3  # the points of a kind are shared out among so many tests
-DIES_SECONDS = 2  # one that has come to its end dies at its last point at once, or never
+CASES = {**COMMON, **ONE_MACHINE_ONLY}
+PARTS = 3  # tests among which the points of a kind are divided
+DIES_SECONDS = 2  # after the deployment's end only the last point is left
 
 
 @pytest.fixture
-def portal(tmp_path: Path, forge: Forge) -> Iterator[Watched]:
-    portal = Watched(tmp_path / "portal", STACK_IMAGE=IMAGE)
-    portal.forge = forge
+def portal(tmp_path: Path, process_pool: ProcessPool) -> Iterator[OneMachinePortal]:
+    portal = OneMachinePortal(tmp_path / "portal", STACK_IMAGE=IMAGE)
+    portal.process_pool = process_pool
     yield portal
     portal.close()
 
 
 @pytest.mark.parametrize(
     ("kind", "part", "parts"),
-    [(kind, part, PARTS) for kind in RUNS for part in range(PARTS)] + [(kind, 0, 1) for kind in ONE_BY_ONE],
+    [(kind, part, PARTS) for kind in COMMON for part in range(PARTS)] + [(kind, 0, 1) for kind in ONE_MACHINE_ONLY],
 )
-def test_a_run_goes_on_from_whatever_point_it_died_at(
-    portal: Watched, kind: str, part: int, parts: int, figures: Figures
+def test_a_deployment_resumes_from_every_point_at_which_it_died(
+    portal: OneMachinePortal, kind: str, part: int, parts: int, figures: Figures
 ) -> None:
     case = CASES[kind]
     portal.env.update(case.env, FAULT=f"record:{points_file(portal)}")
     portal.start()
-    points = [point for point in points_of(portal, case) if crc32(point.encode()) % parts == part]
+    points = [point for point in record_points(portal, case) if crc32(point.encode()) % parts == part]
     victims = {f"{kind}-{number}": point for number, point in enumerate(points)}
     case.before(portal, list(victims))
     portal.kill()
@@ -49,45 +57,49 @@ def test_a_run_goes_on_from_whatever_point_it_died_at(
         started = time.time()
         portal.start()
         for dead in list(seen):
-            goes_on(portal, dead, victims[dead], case, seen.pop(dead), started, figures)
+            assert_resumes(portal, dead, victims[dead], case, seen.pop(dead), started, figures)
         if name:
             case.ask(portal, [name])
-            if dies(portal, name):
+            if died_at_point(portal, name):
                 killed += 1
-                seen[name] = portal.run_of(name)["version"]
+                seen[name] = portal.newest_deployment(name)["version"]
             else:
                 figures.not_passed.append(point)
                 portal.kill()
     figures.killed += killed
-    assert killed >= most_of(len(victims))
-    is_as_it_should_be(portal, list(victims), case.objects, figures)
+    assert killed >= required_passes(len(victims))
+    assert_objects(portal, list(victims), case.objects, figures)
     for name in victims:
-        is_told_alike(portal, portal.run_of(name), figures)
+        assert_same_everywhere(portal, portal.newest_deployment(name), figures)
         if case.objects:
             assert portal.router.get("/", headers={"Host": f"{name}.localhost"}).status_code == 200
-            runs_what_ran(portal, name)
+            assert_runs_configured_image(portal, name)
 
 
-def dies(portal: Watched, name: str) -> bool:
-    """Whether it died there. What the pilot passed another run may not pass: Dokploy is asked again and again, and what
-    it says is reported where it is news."""
+def died_at_point(portal: OneMachinePortal, name: str) -> bool:
+    """Return whether the portal died at its point.
+
+    A second deployment may not pass a point of the first: Dokploy is polled, and only changes are reported.
+    """
     process = portal.process
     assert process is not None
-    until(lambda: process.poll() is not None or portal.run_of(name)["completed_at"], 30, pause=0.02)
+    until(lambda: process.poll() is not None or portal.newest_deployment(name)["completed_at"], 30, pause=0.02)
     with suppress(subprocess.TimeoutExpired):
         process.wait(DIES_SECONDS)
     if process.poll() is None:
         return False
-    assert portal.dead() == -signal.SIGKILL
+    assert portal.wait_until_dead() == -signal.SIGKILL
     return True
 
 
-def goes_on(portal: Watched, name: str, point: str, case: Case, seen: int, started: float, figures: Figures) -> None:
-    """After the start the run comes to its end, soon; `seen`: the number of its last event before it died."""
-    run = portal.ended(name)
-    assert (run["phase"], run["status"]) == case.end, (point, run["message"])
+def assert_resumes(
+    portal: OneMachinePortal, name: str, point: str, case: Case, seen: int, started: float, figures: Figures
+) -> None:
+    """Assert that the restarted deployment ends soon. version: of its last event before it died."""
+    deployment = portal.wait_until_ended(name)
+    assert (deployment["phase"], deployment["status"]) == case.end, (point, deployment["message"])
     figures.ended += 1
-    later = [event["at"] for event in portal.events_of(run["id"]) if event["seq"] > seen]
+    later = [event["at"] for event in portal.stored_events(deployment["id"]) if event["seq"] > seen]
     if later:
         figures.resume.append(later[0] - started)
         assert figures.resume[-1] < RESUME_SECONDS, point

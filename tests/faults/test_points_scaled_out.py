@@ -1,4 +1,4 @@
-"""Scaled out: kill -9 of a worker at every point of every phase and undo. The web process and other workers live on."""
+"""Scaled out: kill -9 of a worker at every point of every phase and undo, while the other processes live."""
 
 import signal
 from collections.abc import Iterator
@@ -8,35 +8,35 @@ import pytest
 
 from deployments.worker import failpoints
 
-from ..process_pool import Forge
+from ..process_pool import ProcessPool
 from ..processes import until
 from ..users import new_token
-from .assertions import Apart, Figures, is_as_it_should_be, is_told_alike
-from .cases import ASKED_FOR_LATER, RUNS, most_of, points_file, points_of, runs_what_ran
+from .assertions import Figures, ScaledOutPortal, assert_objects, assert_same_everywhere
+from .cases import COMMON, SCALED_OUT_ONLY, assert_runs_configured_image, points_file, record_points, required_passes
 
-CASES = {**RUNS, **ASKED_FOR_LATER}
+CASES = {**COMMON, **SCALED_OUT_ONLY}
 WORKERS = 8
 
 
 @pytest.fixture
-def portal(scaled_out: Apart, forge: Forge) -> Iterator[Apart]:
-    scaled_out.forge = forge
-    scaled_out.furnish()
-    with closing(scaled_out.operator()) as scaled_out.person:
-        scaled_out.http.headers.update(new_token(scaled_out.person))
+def portal(scaled_out: ScaledOutPortal, process_pool: ProcessPool) -> Iterator[ScaledOutPortal]:
+    scaled_out.process_pool = process_pool
+    scaled_out.seed()
+    with closing(scaled_out.operator()) as scaled_out.user:
+        scaled_out.http.headers.update(new_token(scaled_out.user))
         scaled_out.http.headers["Accept"] = "application/json"
         yield scaled_out
 
 
-class Crew:
-    """Workers that take one run at a time, so that who dies takes no other run along. Who has died is replaced."""
+class WorkerPool:
+    """Workers with one deployment each, so that a death affects no other deployment. The dead are replaced."""
 
-    def __init__(self, portal: Apart) -> None:
+    def __init__(self, portal: ScaledOutPortal) -> None:
         self.died = 0
         self._portal = portal
         self._alive = [portal.work() for _ in range(WORKERS)]
 
-    def is_whole(self) -> bool:
+    def replace_dead(self) -> bool:
         for dead in [worker for worker in self._alive if worker.poll() is not None]:
             assert dead.returncode == -signal.SIGKILL
             self.died += 1
@@ -46,13 +46,13 @@ class Crew:
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_a_run_goes_on_elsewhere_from_whatever_point_its_worker_died_at(
-    portal: Apart, kind: str, figures: Figures
+def test_a_deployment_resumes_elsewhere_from_every_point_at_which_its_worker_died(
+    portal: ScaledOutPortal, kind: str, figures: Figures
 ) -> None:
     case = CASES[kind]
     portal.env.update(case.env, FAULT=f"record:{points_file(portal)}")
     recorder = portal.work()
-    victims = {f"{kind}-{number}": point for number, point in enumerate(points_of(portal, case))}
+    victims = {f"{kind}-{number}": point for number, point in enumerate(record_points(portal, case))}
     names = list(victims)
     case.before(portal, names)
     recorder.terminate()
@@ -62,29 +62,29 @@ def test_a_run_goes_on_elsewhere_from_whatever_point_its_worker_died_at(
 
     def are_dead_or_over(names: list[str]) -> bool:
         killed, under_way = {name for name in markers if markers[name].exists()}, running(portal)
-        return crew.is_whole() and crew.died == len(killed) and {*names} <= killed | ({*names} - under_way)
+        return workers.replace_dead() and workers.died == len(killed) and {*names} <= killed | ({*names} - under_way)
 
-    crew = Crew(portal)
+    workers = WorkerPool(portal)
     for first in range(0, len(names), WORKERS):
         some = names[first : first + WORKERS]
         case.ask(portal, some)
         until(lambda some=some: are_dead_or_over(some), 60, pause=0.1)
-    until(lambda: crew.is_whole() and not running(portal), 90, pause=0.1)
-    figures.killed += crew.died
+    until(lambda: workers.replace_dead() and not running(portal), 90, pause=0.1)
+    figures.killed += workers.died
     figures.not_passed += [victims[name] for name in names if not markers[name].exists()]
-    assert crew.died >= most_of(len(names))
-    is_as_it_should_be(portal, names, case.objects, figures)
+    assert workers.died >= required_passes(len(names))
+    assert_objects(portal, names, case.objects, figures)
     for name in names:
-        run = portal.run_of(name)
-        assert (run["phase"], run["status"]) == case.end, (victims[name], run["message"])
+        deployment = portal.newest_deployment(name)
+        assert (deployment["phase"], deployment["status"]) == case.end, (victims[name], deployment["message"])
         figures.ended += 1
-        is_told_alike(portal, run, figures)
+        assert_same_everywhere(portal, deployment, figures)
         if case.objects:
             assert portal.router.get("/", headers={"Host": f"{name}.{portal.suffix}"}).status_code == 200
-            runs_what_ran(portal, name)
+            assert_runs_configured_image(portal, name)
 
 
-def running(portal: Apart) -> set[str]:
-    """The stacks that have a run which has not ended."""
+def running(portal: ScaledOutPortal) -> set[str]:
+    """Return the stacks whose deployment has not ended."""
     runs = "SELECT stack_id FROM deployments_deployment WHERE status = 'in_progress'"
     return {row["name"] for row in portal.rows(f"SELECT name FROM deployments_stack WHERE id IN ({runs})")}

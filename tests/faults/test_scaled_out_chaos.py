@@ -1,4 +1,4 @@
-"""Two hundred at once, scaled out behind the proxy, while workers die, one is drained, and Redis and PostgreSQL go."""
+"""Two hundred deployments at once behind the proxy, while workers die or drain and Redis and PostgreSQL restart."""
 
 import os
 import random
@@ -19,10 +19,10 @@ from websockets.exceptions import WebSocketException
 from ..integration.test_live import socket
 from ..processes import ROOT, Simulator, until
 from ..services import PostgreSQL, Proxied, Redis
-from .assertions import FURNITURE, Figures
+from .assertions import SEED_DATA, Figures
 
 COUNT, SECONDS, WORKERS = 200, 300, 3
-SEEN_SECONDS = 10  # by when the pages show what has happened
+SEEN_SECONDS = 10  # pages show the end within this time
 
 
 @pytest.fixture
@@ -34,21 +34,21 @@ def portal(tmp_path: Path, own_postgres: PostgreSQL, own_redis: Redis) -> Iterat
     portal.env["RUNNER_SWEEP_SECONDS"] = "1"
     portal.start()
     subprocess.run(
-        [sys.executable, "manage.py", "shell", "-v", "0", "-c", FURNITURE], cwd=ROOT, env=portal.env, check=True
+        [sys.executable, "manage.py", "shell", "-v", "0", "-c", SEED_DATA], cwd=ROOT, env=portal.env, check=True
     )
     yield portal
     portal.close()
     simulator.close()
 
 
-def test_two_hundred_at_once_all_end_whatever_is_killed(
+def test_two_hundred_deployments_at_once_all_end_whatever_is_killed(
     portal: Proxied, own_postgres: PostgreSQL, own_redis: Redis, figures: Figures
 ) -> None:
     seed = int(os.environ.get("SOAK_SEED") or random.randrange(10**6))
     figures.seeds.append(seed)
     chance = random.Random(seed)
     portal.simulator.application(portal.simulator.project("theirs")[1], name="theirs", appName="theirs")
-    before = somebody_elses(portal)
+    before = foreign_objects(portal)
     for _ in range(WORKERS):
         portal.work()
     names = {f"many-{number}": chance.random() < 0.15 for number in range(COUNT)}
@@ -58,18 +58,18 @@ def test_two_hundred_at_once_all_end_whatever_is_killed(
     with ThreadPoolExecutor(2 * len(watched)) as pool:
         ends = [pool.submit(follow, portal, id) for id in watched]
         pages = [pool.submit(watch, portal, id) for id in watched]
-        befall(portal, own_postgres, own_redis, chance, figures)
+        cause_faults(portal, own_postgres, own_redis, chance, figures)
         until(lambda: not running(own_postgres), SECONDS)
         for end, page in zip(ends, pages, strict=True):
             state, numbers = end.result(60)
             assert state["status"] != "in_progress"
             assert numbers == sorted(set(numbers)), "every event once, and in order"
             assert f'data-version="{state["version"]}" data-done' in page.result(SEEN_SECONDS)
-    holds(portal, own_postgres, names, ids, figures)
-    assert somebody_elses(portal) == before
+    assert_invariants(portal, own_postgres, names, ids, figures)
+    assert foreign_objects(portal) == before
 
 
-def somebody_elses(portal: Proxied) -> list[dict[str, Any]]:
+def foreign_objects(portal: Proxied) -> list[dict[str, Any]]:
     there = portal.dokploy()
     return [row for kind in ("projects", "applications") for row in there[kind] if row["name"] == "theirs"]
 
@@ -79,7 +79,7 @@ def start(portal: Proxied, name: str, broken: bool) -> str:
 
 
 def follow(portal: Proxied, id: str) -> tuple[Any, list[int]]:
-    """What a client of the stream has seen by the end, coming back whenever it is cut off."""
+    """Follow the stream to its end, reconnecting whenever it breaks; return the last state and the event numbers."""
     numbers: list[int] = []
     state: Any = {"status": "in_progress"}
     deadline = time.monotonic() + SECONDS
@@ -93,7 +93,7 @@ def follow(portal: Proxied, id: str) -> tuple[Any, list[int]]:
 
 
 def watch(portal: Proxied, id: str) -> str:
-    """The last frame that a page has got by the end, coming back whenever it is cut off."""
+    """Watch the page to its end, reconnecting whenever the socket breaks; return the last frame."""
     frame, deadline = "", time.monotonic() + SECONDS
     while "data-done" not in frame and (left := deadline - time.monotonic()) > 0:
         with suppress(OSError, WebSocketException), socket(portal, id) as page:
@@ -103,8 +103,8 @@ def watch(portal: Proxied, id: str) -> str:
     return frame
 
 
-def befall(portal: Proxied, postgres: PostgreSQL, redis: Redis, chance: random.Random, figures: Figures) -> None:
-    """Once each, in an order of chance, as soon as something more has ended or two seconds are over."""
+def cause_faults(portal: Proxied, postgres: PostgreSQL, redis: Redis, chance: random.Random, figures: Figures) -> None:
+    """Cause each fault once, in random order, whenever more deployments have ended or two seconds have passed."""
 
     def kill() -> None:
         worker = portal.workers.pop(chance.randrange(len(portal.workers)))
@@ -138,8 +138,10 @@ def running(postgres: PostgreSQL) -> int:
     return COUNT
 
 
-def holds(portal: Proxied, postgres: PostgreSQL, names: dict[str, bool], ids: dict[str, str], figures: Figures) -> None:
-    """The invariants, by counting."""
+def assert_invariants(
+    portal: Proxied, postgres: PostgreSQL, names: dict[str, bool], ids: dict[str, str], figures: Figures
+) -> None:
+    """Assert the invariants by counting."""
     rows = dict(postgres.ask("SELECT id, status FROM deployments_deployment"))
     why = dict(postgres.ask("SELECT id, error->>'code' FROM deployments_deployment"))
     figures.ended += len(rows)
@@ -160,7 +162,7 @@ def holds(portal: Proxied, postgres: PostgreSQL, names: dict[str, bool], ids: di
             assert portal.router.get("/", headers={"Host": f"{name}.apps.test"}).status_code == 200
     receipts = dict(postgres.ask("SELECT external_id, kind FROM deployments_receipt WHERE state <> 'gone'"))
     made = {row[f"{kind}Id"] for kind in ("project", "application", "domain") for row in there[f"{kind}s"]}
-    made -= {id for row in somebody_elses(portal) for id in row.values() if isinstance(id, str)}
+    made -= {id for row in foreign_objects(portal) for id in row.values() if isinstance(id, str)}
     figures.orphans += len(made - receipts.keys())
     gaps = postgres.ask(
         "SELECT run.id FROM deployments_deployment run "

@@ -1,5 +1,7 @@
-"""The chaos soak: deployments, redeployments and removals while faults that are drawn from a seed befall everybody.
-Afterwards the invariants are checked by counting. Another seed is another soak: make soak SEED=…"""
+"""Chaos soak: deployments, redeployments and removals under faults drawn from a seed, then the invariants are counted.
+
+Choose a seed with make soak SEED=…
+"""
 
 import os
 import random
@@ -16,14 +18,14 @@ import httpx
 import pytest
 
 from ..processes import until
-from .assertions import Figures, Watched, is_told_alike, lasts, nobody_is_forgotten, objects
+from .assertions import Figures, OneMachinePortal, assert_all_recorded, assert_same_everywhere, let_last, objects
 
 SEED = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(1_000_000))
 COUNT = int(os.environ.get("SOAK_COUNT") or 40)
 MINUTES = float(os.environ.get("SOAK_MINUTES") or 2)
 AT_ONCE = 15
 DRAIN_SECONDS = 15
-ENDING_SECONDS = 180  # for the last runs, once the faults are over
+ENDING_SECONDS = 180  # for the last deployments, once the faults are over
 
 CALLS = (
     "project.all",
@@ -65,13 +67,13 @@ ANSWERS = (
 
 
 class Soak:
-    """What may happen, one thing at a time, and what was asked for so far."""
+    """Draws one action or fault at a time, and remembers what was requested."""
 
-    def __init__(self, portal: Watched, draw: random.Random, figures: Figures) -> None:
+    def __init__(self, portal: OneMachinePortal, draw: random.Random, figures: Figures) -> None:
         self.portal, self.draw, self.figures = portal, draw, figures
         self.names: list[str] = []
-        self.runs: list[str] = []
-        # Of these somebody deleted something by hand, which under a deploy leaves a container.
+        self.requested: list[str] = []
+        # Stacks that lost an object by hand: during a deploy that leaves a container.
         self.touched: set[str] = set()
 
     def step(self) -> None:
@@ -119,17 +121,17 @@ class Soak:
         self.again("retry")
 
     def again(self, what: str) -> None:
-        if self.runs:
-            self.ask("POST", f"/api/deployments/{self.draw.choice(self.runs[-AT_ONCE:])}/{what}", None)
+        if self.requested:
+            self.ask("POST", f"/api/deployments/{self.draw.choice(self.requested[-AT_ONCE:])}/{what}", None)
 
     def template(self) -> str:
         return self.draw.choices(["web-page", "broken"], [4, 1])[0]
 
     def ask(self, method: str, address: str, body: Any) -> None:
         answer = self.portal.http.request(method, address, json=body)
-        assert answer.status_code in (202, 404, 409), answer.text  # 404, 409: it is gone, or busy
-        if answer.status_code == 202 and (id := answer.json()["deploymentId"]) not in self.runs:
-            self.runs.append(id)  # of two removals the second is the first
+        assert answer.status_code in (202, 404, 409), answer.text  # 404: removed, 409: busy
+        if answer.status_code == 202 and (id := answer.json()["deploymentId"]) not in self.requested:
+            self.requested.append(id)  # a second removal returns the first one's id
 
     def answer_wrongly(self) -> None:
         self.portal.fault(self.draw.choice(CALLS), self.draw.choice(ANSWERS), times=self.draw.choice([1, 1, 2, 4]))
@@ -139,23 +141,23 @@ class Soak:
 
     def stop_the_engine(self) -> None:
         self.portal.turn(engine="down")
-        lasts(self.draw.random() * 2)
+        let_last(self.draw.random() * 2)
         self.portal.turn(engine="up")
 
     def deploy_by_hand(self) -> None:
         if row := self.one_of("applications"):
-            self.by_hand("application.deploy", applicationId=row["applicationId"], title="by hand")
+            self.change_by_hand("application.deploy", applicationId=row["applicationId"], title="by hand")
 
     def delete_by_hand(self) -> None:
         kind = self.draw.choice(["project", "application", "domain"])
         if row := self.one_of(f"{kind}s"):
             self.touched.add(row["name"] if kind != "domain" else row["host"].partition(".")[0])
             procedure = "project.remove" if kind == "project" else f"{kind}.delete"
-            self.by_hand(procedure, **{f"{kind}Id": row[f"{kind}Id"]})
+            self.change_by_hand(procedure, **{f"{kind}Id": row[f"{kind}Id"]})
 
-    def by_hand(self, procedure: str, **given: Any) -> None:
-        with suppress(httpx.HTTPError):  # Dokploy may be restarting, or answer wrongly, for others too
-            self.portal.by_hand(procedure, **given)
+    def change_by_hand(self, procedure: str, **given: Any) -> None:
+        with suppress(httpx.HTTPError):  # Dokploy may be restarting or answer wrongly here too
+            self.portal.change_by_hand(procedure, **given)
 
     def one_of(self, kind: str) -> dict[str, Any] | None:
         there = [row for row in self.portal.dokploy()[kind] if row.get("name") != "theirs"]
@@ -176,69 +178,71 @@ class Soak:
     def freeze(self) -> None:
         assert self.portal.process is not None
         self.portal.process.send_signal(signal.SIGSTOP)
-        lasts(self.draw.random() * 2)
+        let_last(self.draw.random() * 2)
         self.portal.process.send_signal(signal.SIGCONT)
 
     def lock_the_database(self) -> None:
         with closing(sqlite3.connect(self.portal.data / "portal.sqlite3", timeout=20, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            lasts(self.draw.random() * 2)
+            let_last(self.draw.random() * 2)
             other.execute("ROLLBACK")
 
     def fill_the_disk(self) -> None:
-        self.portal.has_room(0)
-        lasts(self.draw.random() * 2)
-        self.portal.has_room(resource.RLIM_INFINITY)
+        self.portal.limit_file_size(0)
+        let_last(self.draw.random() * 2)
+        self.portal.limit_file_size(resource.RLIM_INFINITY)
 
 
 @pytest.fixture
-def portal(tmp_path: Path) -> Iterator[Watched]:
-    portal = Watched(tmp_path / "portal", DOKPLOY_PATIENCE_SECONDS=20).start()
+def portal(tmp_path: Path) -> Iterator[OneMachinePortal]:
+    portal = OneMachinePortal(tmp_path / "portal", DOKPLOY_PATIENCE_SECONDS=20).start()
     yield portal
     portal.close()
 
 
-def test_whatever_befalls_it_every_run_ends_and_nothing_is_doubled_lost_or_left(
-    portal: Watched, figures: Figures
+def test_under_random_faults_every_deployment_ends_and_nothing_is_doubled_lost_or_left(
+    portal: OneMachinePortal, figures: Figures
 ) -> None:
     print(f"SEED={SEED}")
     figures.seeds = [SEED]
-    theirs = portal.by_hand("project.create", name="theirs", description="somebody's")
+    theirs = portal.change_by_hand("project.create", name="theirs", description="somebody's")
     environment = theirs["environment"]["environmentId"]
-    portal.by_hand("application.create", name="theirs", appName="theirs", environmentId=environment)
+    portal.change_by_hand("application.create", name="theirs", appName="theirs", environmentId=environment)
     before = foreign(portal)
     soak = Soak(portal, random.Random(SEED), figures)
     deadline = time.monotonic() + MINUTES * 60
-    while len(soak.runs) < COUNT and time.monotonic() < deadline:
+    while len(soak.requested) < COUNT and time.monotonic() < deadline:
         soak.step()
     portal.reset()
     until(lambda: soak.under_way() == 0, ENDING_SECONDS)
-    portal.env["SWEEPER_SECONDS"] = "0"  # or it would begin with what is left while that is counted
+    portal.env["SWEEPER_SECONDS"] = "0"  # no cleanup while leftovers are counted
     soak.stop()
     until(lambda: soak.under_way() == 0, ENDING_SECONDS)
-    runs = portal.rows("SELECT * FROM deployments_deployment")
-    assert {run["id"] for run in runs if run["via"] != "sweeper"} == set(soak.runs)
-    figures.ended = len(runs)
-    for run in runs:
-        is_told_alike(portal, run, figures)
-        assert run["phase"] in ("completed", "rolling_back", "failed")
-        assert "portal's own code" not in run["message"], run
+    deployments = portal.rows("SELECT * FROM deployments_deployment")
+    assert {deployment["id"] for deployment in deployments if deployment["via"] != "sweeper"} == set(soak.requested)
+    figures.ended = len(deployments)
+    for deployment in deployments:
+        assert_same_everywhere(portal, deployment, figures)
+        assert deployment["phase"] in ("completed", "rolling_back", "failed")
+        assert "DEPLOYMENT_FAILED" not in str(deployment["error"]), deployment
     there = portal.dokploy()
     for stack in portal.rows("SELECT * FROM deployments_stack"):
-        if stack["state"] == "gone":  # its name may be another stack's by now
+        if stack["state"] == "gone":  # another stack may have its name
             assert stack["id"] not in str(there["projects"] + there["applications"]), stack
         else:
-            of_each_one(portal, stack, objects(there, stack["name"]), stack["name"] in soak.touched, figures)
+            assert_stack(portal, stack, objects(there, stack["name"]), stack["name"] in soak.touched, figures)
     known = [id for row in before for id in row.values() if isinstance(id, str)]
     left_by_hand = [row["name"] for row in there["services"] if row["name"].rpartition("-")[0] in soak.touched]
-    nobody_is_forgotten(portal, there, figures, [*known, *left_by_hand])
+    assert_all_recorded(portal, there, figures, [*known, *left_by_hand])
     assert foreign(portal) == before
     key = (portal.data / "simulator-key").read_text()
     assert key not in portal.output.read_text() + str(portal.rows("SELECT message, data FROM deployments_event"))
 
 
-def of_each_one(portal: Watched, stack: dict[str, Any], found: dict[str, int], touched: bool, figures: Figures) -> None:
-    """Of what is live one of each, unless somebody deleted something of it; of what is broken one at most."""
+def assert_stack(
+    portal: OneMachinePortal, stack: dict[str, Any], found: dict[str, int], touched: bool, figures: Figures
+) -> None:
+    """Assert the objects of one stack: one each if live and untouched, at most one each if broken."""
     if touched:
         del found["service"]
     figures.duplicates += sum(count > 1 for count in found.values())
@@ -254,6 +258,6 @@ def of_each_one(portal: Watched, stack: dict[str, Any], found: dict[str, int], t
         assert portal.rows(query, stack["id"]), stack
 
 
-def foreign(portal: Watched) -> list[dict[str, Any]]:
+def foreign(portal: OneMachinePortal) -> list[dict[str, Any]]:
     there = portal.dokploy()
     return [row for kind in ("projects", "applications") for row in there[kind] if row["name"] == "theirs"]

@@ -1,4 +1,4 @@
-"""What the portal stands on gives way: a locked database, a full disk, Dokploy, yesterday's backup."""
+"""The portal's surroundings fail: a locked database, a full disk, no memory, Dokploy, an old backup."""
 
 import resource
 import shutil
@@ -15,7 +15,7 @@ import pytest
 
 from ..integration.test_live import held
 from ..processes import until
-from .assertions import Figures, Watched, is_as_it_should_be, is_told_alike, objects
+from .assertions import Figures, OneMachinePortal, assert_objects, assert_same_everywhere, objects
 
 LOCKED_SECONDS = 10.0
 STARVED_SECONDS = 10.0
@@ -23,59 +23,61 @@ NONE, ONE = (dict.fromkeys(("project", "application", "domain", "service"), coun
 
 
 @pytest.fixture
-def portal(tmp_path: Path) -> Iterator[Watched]:
-    portal = Watched(tmp_path / "portal", STACK_HEALTH_TIMEOUT_SECONDS=8).start()
+def portal(tmp_path: Path) -> Iterator[OneMachinePortal]:
+    portal = OneMachinePortal(tmp_path / "portal", STACK_HEALTH_TIMEOUT_SECONDS=8).start()
     yield portal
     portal.close()
 
 
-def is_over(portal: Watched, name: str, expected: int, figures: Figures) -> None:
-    is_told_alike(portal, portal.ended(name), figures)
-    is_as_it_should_be(portal, [name], expected, figures)
+def assert_over(portal: OneMachinePortal, name: str, expected: int, figures: Figures) -> None:
+    assert_same_everywhere(portal, portal.wait_until_ended(name), figures)
+    assert_objects(portal, [name], expected, figures)
     figures.ended += 1
 
 
 # -- the database ------------------------------------------------------------------------------------------------------
 
 
-def test_a_database_that_another_process_locks_for_ten_seconds_is_waited_for(portal: Watched, figures: Figures) -> None:
+def test_a_deployment_waits_for_a_database_that_is_locked_for_ten_seconds(
+    portal: OneMachinePortal, figures: Figures
+) -> None:
     with held(portal, "application.create"):
-        portal.ask("locked-out")
+        portal.request("locked-out")
         portal.wait_at("application.create")
         database = sqlite3.connect(portal.data / "portal.sqlite3", isolation_level=None)
         database.execute("BEGIN IMMEDIATE")
     since = time.monotonic()
-    version = portal.run_of("locked-out")["version"]
+    version = portal.newest_deployment("locked-out")["version"]
     try:
-        while time.monotonic() - since < LOCKED_SECONDS:  # pages are shown meanwhile, and nothing is claimed
+        while time.monotonic() - since < LOCKED_SECONDS:  # pages work meanwhile; nothing can be claimed
             began = time.monotonic()
-            assert portal.status(portal.run_of("locked-out")["id"])["version"] == version
+            assert portal.status(portal.newest_deployment("locked-out")["id"])["version"] == version
             assert time.monotonic() - began < 2
     finally:
         database.execute("ROLLBACK")
         database.close()
-    assert portal.ended("locked-out")["phase"] == "completed"
-    is_over(portal, "locked-out", 1, figures)
+    assert portal.wait_until_ended("locked-out")["phase"] == "completed"
+    assert_over(portal, "locked-out", 1, figures)
 
 
-@pytest.mark.parametrize("seconds", [4, 25])  # 25: the lease is given up meanwhile
-def test_a_full_disk_gives_no_false_success_and_the_run_goes_on_when_there_is_room(
-    portal: Watched, figures: Figures, seconds: int
+@pytest.mark.parametrize("seconds", [4, 25])  # 25: longer than the worker keeps its lease
+def test_a_full_disk_causes_no_false_success_and_the_deployment_resumes_when_there_is_room(
+    portal: OneMachinePortal, figures: Figures, seconds: int
 ) -> None:
     with held(portal, "application.create"):
-        portal.ask("no-room")
+        portal.request("no-room")
         portal.wait_at("application.create")
-        portal.has_room(0)
-    version = portal.run_of("no-room")["version"]
+        portal.limit_file_size(0)
+    version = portal.newest_deployment("no-room")["version"]
     refused = portal.http.post("/api/deploy", json={"name": "not-taken"})
     assert refused.status_code >= 500
     since = time.monotonic()
     while time.monotonic() - since < seconds:
-        run = portal.run_of("no-room")
-        assert (run["status"], run["version"]) == ("in_progress", version)
-    portal.has_room(resource.RLIM_INFINITY)
-    assert portal.ended("no-room", 60)["phase"] == "completed"
-    is_over(portal, "no-room", 1, figures)
+        deployment = portal.newest_deployment("no-room")
+        assert (deployment["status"], deployment["version"]) == ("in_progress", version)
+    portal.limit_file_size(resource.RLIM_INFINITY)
+    assert portal.wait_until_ended("no-room", 60)["phase"] == "completed"
+    assert_over(portal, "no-room", 1, figures)
     assert portal.rows("SELECT id FROM deployments_stack WHERE name = 'not-taken'") == []
 
 
@@ -83,27 +85,29 @@ def test_a_full_disk_gives_no_false_success_and_the_run_goes_on_when_there_is_ro
 
 
 @pytest.mark.parametrize("place", ["application.create", "application.delete"])
-def test_a_portal_that_gets_no_more_memory_ends_its_run_when_there_is_some_or_when_it_is_started_again(
-    portal: Watched, figures: Figures, place: str
+def test_a_portal_without_memory_completes_its_deployment_when_there_is_some_or_after_a_restart(
+    portal: OneMachinePortal, figures: Figures, place: str
 ) -> None:
-    """It may die of it, and it may refuse what it is asked; what it says is true."""
+    """The portal may die, and may refuse requests; what it says stays true."""
     broken = place == "application.delete"
     with held(portal, place):
-        portal.ask("starved", template="broken" if broken else "web-page")
+        portal.request("starved", template="broken" if broken else "web-page")
         portal.wait_at(place)
-        portal.has_memory(0)
+        portal.limit_memory(0)
     ends = time.monotonic() + STARVED_SECONDS
     while time.monotonic() < ends and portal.process.poll() is None:
         with suppress(httpx.HTTPError):
             portal.http.get("/", timeout=1)
     if portal.process.poll() is None:
-        portal.has_memory(resource.RLIM_INFINITY)
-    until(lambda: portal.process.poll() is not None or portal.run_of("starved")["completed_at"], 90, pause=0.05)
+        portal.limit_memory(resource.RLIM_INFINITY)
+    until(
+        lambda: portal.process.poll() is not None or portal.newest_deployment("starved")["completed_at"], 90, pause=0.05
+    )
     if portal.process.poll() is not None:
         until(portal.ports_are_free, 10)
         portal.start()
-    assert portal.ended("starved")["phase"] == ("rolling_back" if broken else "completed")
-    is_over(portal, "starved", int(not broken), figures)
+    assert portal.wait_until_ended("starved")["phase"] == ("rolling_back" if broken else "completed")
+    assert_over(portal, "starved", int(not broken), figures)
 
 
 # -- Dokploy -----------------------------------------------------------------------------------------------------------
@@ -118,117 +122,121 @@ def test_a_portal_that_gets_no_more_memory_ends_its_run_when_there_is_some_or_wh
         ("application.deploy", "application"),
     ],
 )
-def test_what_somebody_deletes_by_hand_under_a_run_ends_it_in_time_and_leaves_nothing(
-    portal: Watched, figures: Figures, place: str, kind: str
+def test_a_deletion_by_hand_during_a_deployment_ends_it_in_time_and_leaves_nothing(
+    portal: OneMachinePortal, figures: Figures, place: str, kind: str
 ) -> None:
     with held(portal, place):
-        portal.ask("deleted")
+        portal.request("deleted")
         portal.wait_at(place)
         row = next(row for row in portal.dokploy()[f"{kind}s"] if row["name"] == "deleted")
         procedure = {"project": "project.remove", "application": "application.delete"}[kind]
-        portal.by_hand(procedure, **{f"{kind}Id": row[f"{kind}Id"]})
-    run = portal.ended("deleted")
-    assert (run["status"], run["phase"], run["message"]) == ("failure", "rolling_back", "Rollback completed")
-    is_over(portal, "deleted", 0, figures)
-    portal.ask("deleted")
-    assert portal.ended("deleted")["phase"] == "completed"
-    is_over(portal, "deleted", 1, figures)
+        portal.change_by_hand(procedure, **{f"{kind}Id": row[f"{kind}Id"]})
+    deployment = portal.wait_until_ended("deleted")
+    assert (deployment["status"], deployment["phase"], deployment["message"]) == (
+        "failure",
+        "rolling_back",
+        "Rollback completed",
+    )
+    assert_over(portal, "deleted", 0, figures)
+    portal.request("deleted")
+    assert portal.wait_until_ended("deleted")["phase"] == "completed"
+    assert_over(portal, "deleted", 1, figures)
 
 
-def test_a_stack_whose_application_somebody_deletes_can_be_tried_again_until_it_works(
-    portal: Watched, figures: Figures
+def test_a_stack_whose_application_was_deleted_can_be_retried_until_it_works(
+    portal: OneMachinePortal, figures: Figures
 ) -> None:
-    portal.ask("again")
-    portal.ended("again")
+    portal.request("again")
+    portal.wait_until_ended("again")
     row = next(row for row in portal.dokploy()["applications"] if row["name"] == "again")
     with held(portal, "application.saveDockerProvider"):
-        portal.ask("again")
+        portal.request("again")
         portal.wait_at("application.saveDockerProvider")
-        portal.by_hand("application.delete", applicationId=row["applicationId"])
-    run = portal.ended("again")
-    assert run["status"] == "failure"
-    portal.http.post(f"/api/deployments/{run['id']}/retry").raise_for_status()
-    assert portal.ended("again")["phase"] == "completed"
-    is_over(portal, "again", 1, figures)
+        portal.change_by_hand("application.delete", applicationId=row["applicationId"])
+    deployment = portal.wait_until_ended("again")
+    assert deployment["status"] == "failure"
+    portal.http.post(f"/api/deployments/{deployment['id']}/retry").raise_for_status()
+    assert portal.wait_until_ended("again")["phase"] == "completed"
+    assert_over(portal, "again", 1, figures)
 
 
-def test_a_domain_that_somebody_deletes_by_hand_is_never_called_live(portal: Watched, figures: Figures) -> None:
+def test_a_stack_without_its_domain_is_never_called_live(portal: OneMachinePortal, figures: Figures) -> None:
     with held(portal, "job"):
-        portal.ask("nowhere")
+        portal.request("nowhere")
         portal.wait_at("job")
         domain = next(row for row in portal.dokploy()["domains"] if row["host"] == "nowhere.localhost")
-        portal.by_hand("domain.delete", domainId=domain["domainId"])
-    assert portal.ended("nowhere")["status"] == "failure"
-    is_over(portal, "nowhere", 0, figures)
+        portal.change_by_hand("domain.delete", domainId=domain["domainId"])
+    assert portal.wait_until_ended("nowhere")["status"] == "failure"
+    assert_over(portal, "nowhere", 0, figures)
 
 
-def test_a_key_that_is_refused_in_the_middle_leaves_what_it_names_and_what_can_be_removed_later(
-    portal: Watched, figures: Figures
+def test_a_key_refused_during_a_deployment_leaves_named_objects_that_can_be_removed_later(
+    portal: OneMachinePortal, figures: Figures
 ) -> None:
     with held(portal, "domain.create"):
-        portal.ask("refused-key")
+        portal.request("refused-key")
         portal.wait_at("domain.create")
         portal.fault("*", "unauthorized", times=None)
-    run = portal.ended("refused-key")
-    assert run["status"] == "failure"
-    assert run["message"].startswith("Left at Dokploy: ")
-    is_told_alike(portal, run, figures)
+    deployment = portal.wait_until_ended("refused-key")
+    assert deployment["status"] == "failure"
+    assert deployment["message"].startswith("Left at Dokploy: ")
+    assert_same_everywhere(portal, deployment, figures)
     left = portal.rows("SELECT kind FROM deployments_receipt WHERE state = 'left' ORDER BY id")
     assert {row["kind"] for row in left} >= {"project", "application"}
     assert objects(portal.dokploy(), "refused-key")["application"] == 1
     portal.switches.delete("faults")
-    portal.ask_removal("refused-key")
-    assert portal.ended("refused-key")["phase"] == "completed"
-    is_over(portal, "refused-key", 0, figures)
+    portal.request_removal("refused-key")
+    assert portal.wait_until_ended("refused-key")["phase"] == "completed"
+    assert_over(portal, "refused-key", 0, figures)
 
 
 @pytest.mark.parametrize("gate", ["job", "pull"])
-def test_a_dokploy_that_restarts_under_waiting_and_running_deploys_deploys_each_once_more(
-    portal: Watched, figures: Figures, gate: str
+def test_a_dokploy_restart_deploys_each_waiting_and_running_deploy_once_more(
+    portal: OneMachinePortal, figures: Figures, gate: str
 ) -> None:
     names = [f"restarted-{number}" for number in range(3)]
     with held(portal, gate):
-        for name in names:  # the first is running, the others wait
-            portal.ask(name)
+        for name in names:  # the first runs, the others wait
+            portal.request(name)
         portal.wait_at(gate)
         until(lambda: portal.dokploy()["calls"].get("application.deploy") == len(names), 20)
         portal.switches.post("restart", json={"seconds": 1}).raise_for_status()
     for name in names:
-        assert portal.ended(name)["phase"] == "completed"
-        is_over(portal, name, 1, figures)
+        assert portal.wait_until_ended(name)["phase"] == "completed"
+        assert_over(portal, name, 1, figures)
 
 
-# -- ourselves ---------------------------------------------------------------------------------------------------------
+# -- the portal -------------------------------------------------------------------------------------------------------
 
 
-def test_after_yesterdays_backup_is_restored_nothing_unknown_is_taken_or_deleted(
-    portal: Watched, tmp_path: Path, figures: Figures
+def test_after_an_old_backup_is_restored_unknown_objects_are_neither_used_nor_deleted(
+    portal: OneMachinePortal, tmp_path: Path, figures: Figures
 ) -> None:
-    portal.ask("yesterday")
-    portal.ended("yesterday")
+    portal.request("yesterday")
+    portal.wait_until_ended("yesterday")
     stop(portal)
     shutil.copy(portal.data / "portal.sqlite3", tmp_path / "backup")
     portal.start()
-    portal.ask("today")
-    portal.ended("today")
+    portal.request("today")
+    portal.wait_until_ended("today")
     stop(portal)
     before = (tmp_path / "backup").read_bytes()
     (portal.data / "portal.sqlite3").write_bytes(before)
     portal.start()
     unknown = objects(portal.dokploy(), "today")
-    portal.ask("today")  # its name is free here, and not at Dokploy
-    run: Any = portal.ended("today")
-    assert (run["status"], run["phase"]) == ("failure", "failed")
-    assert "LEFTOVER_AT_DOKPLOY" in run["error"]
-    is_told_alike(portal, run, figures)
+    portal.request("today")  # the name is free in the portal but not at Dokploy
+    deployment: Any = portal.wait_until_ended("today")
+    assert (deployment["status"], deployment["phase"]) == ("failure", "failed")
+    assert "LEFTOVER_AT_DOKPLOY" in deployment["error"]
+    assert_same_everywhere(portal, deployment, figures)
     assert objects(portal.dokploy(), "today") == unknown == ONE
     assert portal.router.get("/", headers={"Host": "today.localhost"}).status_code == 200
-    portal.ask_removal("yesterday")
-    assert portal.ended("yesterday")["phase"] == "completed"
+    portal.request_removal("yesterday")
+    assert portal.wait_until_ended("yesterday")["phase"] == "completed"
     assert objects(portal.dokploy(), "yesterday") == NONE
     figures.ended += 3
 
 
-def stop(portal: Watched) -> None:
+def stop(portal: OneMachinePortal) -> None:
     assert portal.stop(signal.SIGTERM) == 0
     until(portal.ports_are_free, 10)

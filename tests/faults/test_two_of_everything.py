@@ -1,4 +1,4 @@
-"""Two who want the same in one instant: one gets it, the other gets a sentence or the same."""
+"""Two clients want the same at the same moment: one gets it, the other gets a sentence or the same answer."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ import pytest
 
 from ..integration.test_live import held
 from ..processes import ROOT, Portal, client, until
-from .assertions import Apart, Figures, Watched, is_as_it_should_be, is_told_alike, objects
+from .assertions import Figures, OneMachinePortal, ScaledOutPortal, assert_objects, assert_same_everywhere, objects
 
 RACES, SWEEPERS = 12, 3
 ROUNDS = 300
@@ -29,20 +29,20 @@ Deployment.objects.bulk_create(runs)
 
 
 @pytest.fixture
-def portal(tmp_path: Path) -> Iterator[Watched]:
-    portal = Watched(tmp_path / "portal").start()
+def portal(tmp_path: Path) -> Iterator[OneMachinePortal]:
+    portal = OneMachinePortal(tmp_path / "portal").start()
     yield portal
     portal.close()
 
 
-def test_a_cancel_that_races_the_end_is_done_or_is_refused(portal: Watched, figures: Figures) -> None:
+def test_a_cancel_that_races_the_end_takes_effect_or_is_refused(portal: OneMachinePortal, figures: Figures) -> None:
     names = [f"race-{number}" for number in range(RACES)]
     with held(portal, "container"):
         for name in names:
-            portal.ask(name)
+            portal.request(name)
         for name in names:
-            until(lambda name=name: portal.run_of(name)["phase"] == "verifying_health", 30)
-    ids = {name: portal.run_of(name)["id"] for name in names}
+            until(lambda name=name: portal.newest_deployment(name)["phase"] == "verifying_health", 30)
+    ids = {name: portal.newest_deployment(name)["id"] for name in names}
 
     def cancel(name: str) -> int:
         return httpx.post(f"{portal.url}/api/deployments/{ids[name]}/cancel", headers=portal.token).status_code
@@ -50,32 +50,34 @@ def test_a_cancel_that_races_the_end_is_done_or_is_refused(portal: Watched, figu
     with ThreadPoolExecutor(RACES) as pool:
         answers = dict(zip(names, pool.map(cancel, names), strict=True))
     for name in names:
-        run = portal.ended(name)
-        cancelled = run["status"] == "failure" and "CANCELLED" in run["error"]
+        deployment = portal.wait_until_ended(name)
+        cancelled = deployment["status"] == "failure" and "CANCELLED" in deployment["error"]
         assert answers[name] == (202 if cancelled else 409)
-        assert cancelled or run["phase"] == "completed"
-        is_told_alike(portal, run, figures)
-        is_as_it_should_be(portal, [name], int(not cancelled), figures)
+        assert cancelled or deployment["phase"] == "completed"
+        assert_same_everywhere(portal, deployment, figures)
+        assert_objects(portal, [name], int(not cancelled), figures)
         figures.ended += 1
 
 
-def test_one_name_that_many_want_at_once_is_one_persons_and_makes_one_stack(portal: Watched, figures: Figures) -> None:
+def test_one_name_requested_by_many_at_once_goes_to_one_user_and_creates_one_stack(
+    portal: OneMachinePortal, figures: Figures
+) -> None:
     def ask(number: int) -> int:
-        headers = {} if number % 2 else portal.token  # somebody who did not sign in, and the visitor
+        headers = {} if number % 2 else portal.token  # an anonymous user, and the demo user
         return clients[number].post("/api/deploy", json={"name": "wanted"}, headers=headers).status_code
 
     with ExitStack() as open_ones:
         clients = [open_ones.enter_context(client(portal.url)) for _ in range(RACES)]
-        with held(portal, "project.all"), ThreadPoolExecutor(RACES) as pool:  # who comes after its end deploys it again
+        with held(portal, "project.all"), ThreadPoolExecutor(RACES) as pool:  # a request after the end would redeploy
             answers = sorted(pool.map(ask, range(RACES)))
     assert answers == [202] + [409] * (RACES - 1)
-    assert portal.ended("wanted")["phase"] == "completed"
+    assert portal.wait_until_ended("wanted")["phase"] == "completed"
     assert objects(portal.dokploy(), "wanted") == dict.fromkeys(("project", "application", "domain", "service"), 1)
     assert len(portal.rows("SELECT id FROM deployments_deployment")) == 1
     figures.ended += 1
 
 
-def test_several_sweepers_ask_for_one_removal_of_what_was_left(scaled_out: Apart, figures: Figures) -> None:
+def test_several_sweepers_request_one_removal_of_leftovers(scaled_out: ScaledOutPortal, figures: Figures) -> None:
     scaled_out.env["SWEEPER_SECONDS"] = "0.1"
     scaled_out.turn(pull_error="no space left on device")
     scaled_out.fault("application.delete", "unauthorized", times=None)
@@ -85,7 +87,9 @@ def test_several_sweepers_ask_for_one_removal_of_what_was_left(scaled_out: Apart
     assert scaled_out.finished(id, 60)["status"] == "failure"
     assert len(scaled_out.dokploy()["applications"]) == 1
     scaled_out.switches.delete("faults")
-    scaled_out.rows("UPDATE deployments_deployment SET completed_at = completed_at - interval '1 hour'")  # its pause
+    scaled_out.rows(
+        "UPDATE deployments_deployment SET completed_at = completed_at - interval '1 hour'"
+    )  # the pause before the sweeper tries again is over
     until(lambda: scaled_out.rows("SELECT 1 FROM deployments_stack WHERE state = 'gone'"), 30)
     removals = scaled_out.rows("SELECT via, status FROM deployments_deployment WHERE kind = 'remove'")
     assert removals == [{"via": "sweeper", "status": "success"}]
@@ -95,7 +99,7 @@ def test_several_sweepers_ask_for_one_removal_of_what_was_left(scaled_out: Apart
 
 
 def claims_of_three_workers(env: dict[str, str]) -> list[list[str]]:
-    """What each of three processes got, of ROUNDS runs that they all tried to get at once."""
+    """Let three processes claim ROUNDS deployments at once; return the ids that each got."""
 
     def python(*arguments: str, **more: Any) -> Any:
         return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, text=True, **more)
@@ -113,20 +117,20 @@ def claims_of_three_workers(env: dict[str, str]) -> list[list[str]]:
     return [[id, *worker.communicate("go\n", 60)[0].split()] for id, worker in zip(first, workers, strict=True)]
 
 
-def each_run_was_got_once(claims: list[list[str]]) -> None:
+def assert_claimed_once(claims: list[list[str]]) -> None:
     got = [id for worker in claims for id in worker]
     assert len(got) == ROUNDS
     assert len(set(got)) == ROUNDS
     assert all(claims), "a worker got nothing: nothing was tried"
 
 
-def test_each_run_is_claimed_once_on_sqlite(tmp_path: Path) -> None:
+def test_each_deployment_is_claimed_once_on_sqlite(tmp_path: Path) -> None:
     portal = Portal(tmp_path, PORTAL_OPEN_QUOTA=1000, PORTAL_QUOTA=1000)
-    each_run_was_got_once(claims_of_three_workers(portal.env))
+    assert_claimed_once(claims_of_three_workers(portal.env))
     portal.close()
 
 
-def test_each_run_is_claimed_once_on_postgresql(tmp_path: Path, postgres: str) -> None:
+def test_each_deployment_is_claimed_once_on_postgresql(tmp_path: Path, postgres: str) -> None:
     portal = Portal(tmp_path, DATABASE_URL=postgres, PORTAL_OPEN_QUOTA=1000, PORTAL_QUOTA=1000)
-    each_run_was_got_once(claims_of_three_workers(portal.env))
+    assert_claimed_once(claims_of_three_workers(portal.env))
     portal.close()

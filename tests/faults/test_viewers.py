@@ -1,4 +1,4 @@
-"""Many who watch, and some who were away: everybody sees the end, and every event once."""
+"""Many viewers, some of them away for a while: all see the end, and every event once."""
 
 import asyncio
 import os
@@ -17,48 +17,48 @@ from .. import users
 from ..integration.test_live import held
 from ..processes import until
 from ..services import PlainProxy
-from .assertions import Figures, Watched, is_as_it_should_be, is_told_alike, shows
+from .assertions import Figures, OneMachinePortal, assert_objects, assert_same_everywhere, wait_for_frame
 
 CROWD, CONNECTING, SECONDS, MEGABYTES = 1000, 50, 60, 300
-SILENT, FEW = 50, 5  # of each kind; what the test itself may hold open
+SILENT, FEW = 50, 5  # silent readers of each kind; sockets that the test itself may keep open
 STREAM = {"Accept": "text/event-stream"}
 
 
 @pytest.fixture
-def portal(tmp_path: Path) -> Iterator[Watched]:
+def portal(tmp_path: Path) -> Iterator[OneMachinePortal]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * CROWD), hard))  # the portal inherits it
-    portal = Watched(tmp_path / "portal").start()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * CROWD), hard))  # inherited by the portal
+    portal = OneMachinePortal(tmp_path / "portal").start()
     yield portal
     portal.close()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def held_memory(portal: Watched) -> int:
-    """In megabytes."""
+def memory(portal: OneMachinePortal) -> int:
+    """Return the portal's memory in megabytes."""
     assert portal.process is not None
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{portal.process.pid}/status").read_text())
     assert found is not None
     return int(found[1]) // 1024
 
 
-def test_a_thousand_pages_all_see_the_end(portal: Watched, figures: Figures) -> None:
-    before = held_memory(portal)
+def test_a_thousand_pages_all_see_the_end(portal: OneMachinePortal, figures: Figures) -> None:
+    before = memory(portal)
     with held(portal, "job"):
-        portal.ask("crowded")
+        portal.request("crowded")
         portal.wait_at("job")
-        last = asyncio.run(crowd(portal, portal.run_of("crowded")["id"]))
-    run = portal.ended("crowded")
+        last = asyncio.run(crowd(portal, portal.newest_deployment("crowded")["id"]))
+    deployment = portal.wait_until_ended("crowded")
     assert len(last) == CROWD
-    assert all(f'data-version="{run["version"]}" data-done' in frame for frame in last)
-    assert held_memory(portal) - before < MEGABYTES
-    is_told_alike(portal, run, figures)
-    is_as_it_should_be(portal, ["crowded"], 1, figures)
+    assert all(f'data-version="{deployment["version"]}" data-done' in frame for frame in last)
+    assert memory(portal) - before < MEGABYTES
+    assert_same_everywhere(portal, deployment, figures)
+    assert_objects(portal, ["crowded"], 1, figures)
     figures.ended += 1
 
 
-async def crowd(portal: Watched, id: str) -> list[str]:
-    """The last frame of each; the gate of the job opens when all have their first."""
+async def crowd(portal: OneMachinePortal, id: str) -> list[str]:
+    """Open many pages; return the last frame of each. The job's gate opens when all have their first frame."""
     url, headers = f"ws://localhost:{portal.port}/ws/deployments/{id}", {"Cookie": cookies(portal)}
     origin, few, there = f"http://localhost:{portal.port}", asyncio.Semaphore(CONNECTING), asyncio.Barrier(CROWD + 1)
 
@@ -81,45 +81,51 @@ async def crowd(portal: Watched, id: str) -> list[str]:
     return frames
 
 
-def test_who_was_away_gets_what_was_missed_once_and_in_order(portal: Watched, figures: Figures) -> None:
+def test_a_client_that_was_away_gets_missed_events_once_and_in_order(
+    portal: OneMachinePortal, figures: Figures
+) -> None:
     with held(portal, "application.create"):
-        portal.ask("away")
+        portal.request("away")
         portal.wait_at("application.create")
-        id = portal.run_of("away")["id"]
+        id = portal.newest_deployment("away")["id"]
         stream = portal.stream(id, **STREAM)
         last = next(stream)["id"]
         stream.close()
-    run = portal.ended("away")
+    deployment = portal.wait_until_ended("away")
     missed = [event["seq"] for event in portal.events(id, after=int(last))["events"] if event["kind"] == "phase"]
     assert [int(event["id"]) for event in portal.stream(id, **STREAM, **{"Last-Event-ID": last})] == missed
     for strange in ("bogus", "-1", "999999"):
         assert [event["event"] for event in portal.stream(id, **STREAM, **{"Last-Event-ID": strange})] == ["complete"]
-    is_told_alike(portal, run, figures)
+    assert_same_everywhere(portal, deployment, figures)
     figures.ended += 1
 
 
-def test_who_does_not_read_holds_nobody_up_and_is_let_go(portal: Watched, figures: Figures) -> None:
+def test_a_client_that_does_not_read_delays_no_other_and_is_disconnected(
+    portal: OneMachinePortal, figures: Figures
+) -> None:
     with held(portal, "job"):
-        portal.ask("unread")
+        portal.request("unread")
         portal.wait_at("job")
-        id = portal.run_of("unread")["id"]
-        before, open_before = held_memory(portal), open_sockets(portal)
+        id = portal.newest_deployment("unread")["id"]
+        before, open_before = memory(portal), open_sockets(portal)
         stream = f"GET /api/status/{id} HTTP/1.1", "Accept: text/event-stream", f"Authorization: {bearer(portal)}"
         page = f"GET /ws/deployments/{id} HTTP/1.1", *UPGRADE, f"Origin: {portal.url}", f"Cookie: {cookies(portal)}"
         silent = [unread(portal, *request) for request in (stream, page) for _ in range(SILENT)]
         try:
             until(lambda: open_sockets(portal) >= open_before + len(silent), 30)
-            with users.socket(portal, f"/ws/deployments/{id}", portal.person) as watched:
+            with users.socket(portal, f"/ws/deployments/{id}", portal.user) as watched:
                 portal.open_gate("job")
-                shows(watched, "data-done")
-            is_told_alike(portal, portal.ended("unread"), figures)
-            assert held_memory(portal) - before < MEGABYTES / 3
-            until(lambda: open_sockets(portal) <= open_before + FEW, 2 * SECONDS)  # who answers no ping is let go
+                wait_for_frame(watched, "data-done")
+            assert_same_everywhere(portal, portal.wait_until_ended("unread"), figures)
+            assert memory(portal) - before < MEGABYTES / 3
+            until(
+                lambda: open_sockets(portal) <= open_before + FEW, 2 * SECONDS
+            )  # sockets that answer no ping are closed
             assert all(began.startswith((b"HTTP/1.1 101", b"HTTP/1.1 200")) for began in map(first_bytes, silent))
         finally:
             for one in silent:
                 one.close()
-    is_as_it_should_be(portal, ["unread"], 1, figures)
+    assert_objects(portal, ["unread"], 1, figures)
     figures.ended += 1
 
 
@@ -131,8 +137,8 @@ UPGRADE = (
 )
 
 
-def unread(portal: Watched, *lines: str) -> socket.socket:
-    """A connection that asks, and does not read what comes."""
+def unread(portal: OneMachinePortal, *lines: str) -> socket.socket:
+    """Open a connection that sends a request and does not read the answer."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     connection.settimeout(SECONDS)
@@ -145,8 +151,8 @@ def first_bytes(connection: socket.socket) -> bytes:
     return connection.recv(100)
 
 
-def open_sockets(portal: Watched) -> int:
-    """How many the portal holds."""
+def open_sockets(portal: OneMachinePortal) -> int:
+    """Return how many sockets the portal has open."""
     assert portal.process is not None
     return sum(link_of(entry).startswith("socket:") for entry in Path(f"/proc/{portal.process.pid}/fd").iterdir())
 
@@ -154,21 +160,21 @@ def open_sockets(portal: Watched) -> int:
 def link_of(entry: Path) -> str:
     try:
         return os.readlink(entry)
-    except FileNotFoundError:  # closed in this moment
+    except FileNotFoundError:  # closed meanwhile
         return ""
 
 
-def bearer(portal: Watched) -> str:
+def bearer(portal: OneMachinePortal) -> str:
     return portal.token["Authorization"]
 
 
-def cookies(portal: Watched) -> str:
-    return "; ".join(f"{name}={value}" for name, value in portal.person.cookies.items())
+def cookies(portal: OneMachinePortal) -> str:
+    return "; ".join(f"{name}={value}" for name, value in portal.user.cookies.items())
 
 
 @pytest.mark.browser
 def test_behind_a_proxy_without_websocket_the_page_sees_the_end(
-    portal: Watched, tmp_path: Path, browser: Any, figures: Figures
+    portal: OneMachinePortal, tmp_path: Path, browser: Any, figures: Figures
 ) -> None:
     with closing(PlainProxy(tmp_path, portal)) as proxy, closing(browser.new_context()) as context:
         tab = context.new_page()
@@ -181,6 +187,6 @@ def test_behind_a_proxy_without_websocket_the_page_sees_the_end(
             tab.get_by_text("Refreshing every 5 s").wait_for()
             portal.wait_at("job")
         tab.get_by_role("heading", name="It is live").wait_for()
-    is_told_alike(portal, portal.ended("proxied"), figures)
-    is_as_it_should_be(portal, ["proxied"], 1, figures)
+    assert_same_everywhere(portal, portal.wait_until_ended("proxied"), figures)
+    assert_objects(portal, ["proxied"], 1, figures)
     figures.ended += 1

@@ -1,4 +1,4 @@
-"""Workers that die or are told to stop: the run goes on elsewhere, or after the restart, and in time."""
+"""Workers die or receive SIGTERM: their deployments resume elsewhere, or after the restart, in time."""
 
 import signal
 import time
@@ -12,27 +12,29 @@ from ..integration.test_live import GATES, held
 from ..processes import until
 from .assertions import (
     RESUME_SECONDS,
-    Apart,
     Figures,
-    Watched,
-    is_as_it_should_be,
-    is_one_of_each,
-    is_told_alike,
-    next_event,
-    taken_up,
+    OneMachinePortal,
+    ScaledOutPortal,
+    assert_objects,
+    assert_one_of_each,
+    assert_same_everywhere,
+    wait_for_next_event,
+    wait_until_resumed,
 )
 
 
 @pytest.fixture
-def portal(scaled_out: Apart) -> Apart:
+def portal(scaled_out: ScaledOutPortal) -> ScaledOutPortal:
     return scaled_out
 
 
-def test_the_runs_of_killed_workers_go_on_within_a_lease(portal: Apart, figures: Figures) -> None:
+def test_deployments_of_killed_workers_resume_within_a_lease(portal: ScaledOutPortal, figures: Figures) -> None:
     portal.env["RUNNER_LIMIT"] = "1"
     killed = []
     with ExitStack() as gates:
-        for number, place in enumerate(("job", "domain.create", "project.create:answer")):  # each behind the next
+        for number, place in enumerate(
+            ("job", "domain.create", "project.create:answer")
+        ):  # the last place first in the queue
             gates.enter_context(held(portal, place))
             killed.append((portal.deploy(f"killed-{number}"), portal.work()))
             portal.wait_at(place)
@@ -43,14 +45,16 @@ def test_the_runs_of_killed_workers_go_on_within_a_lease(portal: Apart, figures:
         died, seen = time.time(), {id: portal.status(id)["version"] for id, _ in killed}
         figures.killed += len(killed)
     for id, version in seen.items():
-        figures.resume.append(next_event(portal, id, version) - died)
+        figures.resume.append(wait_for_next_event(portal, id, version) - died)
         assert figures.resume[-1] < RESUME_SECONDS
         assert portal.finished(id)["phase"] == "completed"
     for id in seen:
-        is_one_of_each(portal, id, figures)
+        assert_one_of_each(portal, id, figures)
 
 
-def test_a_drained_workers_run_goes_on_elsewhere_within_two_seconds(portal: Apart, figures: Figures) -> None:
+def test_a_drained_workers_deployment_resumes_elsewhere_within_two_seconds(
+    portal: ScaledOutPortal, figures: Figures
+) -> None:
     worker = portal.work()
     with held(portal, "job"):
         id = portal.deploy("drained")
@@ -62,19 +66,19 @@ def test_a_drained_workers_run_goes_on_elsewhere_within_two_seconds(portal: Apar
         worker.terminate()
         assert worker.wait(15) == 0
         ended = time.time()
-        assert taken_up(portal, id) - ended < 2
+        assert wait_until_resumed(portal, id) - ended < 2
     assert portal.finished(id)["phase"] == "completed"
-    is_one_of_each(portal, id, figures)
+    assert_one_of_each(portal, id, figures)
 
 
 @pytest.fixture
-def one_machine(tmp_path: Path) -> Iterator[Watched]:
-    portal = Watched(tmp_path / "portal").start()
+def one_machine(tmp_path: Path) -> Iterator[OneMachinePortal]:
+    portal = OneMachinePortal(tmp_path / "portal").start()
     yield portal
     portal.close()
 
 
-# In every phase and in the undo: where it is when it is told to stop, the template, the phase that it ends in.
+# For each phase and the undo: where SIGTERM comes, the template, the phase at the end.
 STOPS = [
     *(
         (place, "web-page", "completed")
@@ -85,26 +89,26 @@ STOPS = [
 
 
 @pytest.mark.parametrize(("place", "template", "end"), STOPS)
-def test_on_one_machine_a_run_goes_on_within_two_seconds_of_an_orderly_restart(
-    one_machine: Watched, place: str, template: str, end: str, figures: Figures
+def test_on_one_machine_a_deployment_resumes_within_two_seconds_of_an_orderly_restart(
+    one_machine: OneMachinePortal, place: str, template: str, end: str, figures: Figures
 ) -> None:
     portal = one_machine
     with held(portal, place):
-        portal.ask("restarted", template=template)
+        portal.request("restarted", template=template)
         if place == "container":
-            until(lambda: portal.run_of("restarted")["phase"] == "verifying_health")
+            until(lambda: portal.newest_deployment("restarted")["phase"] == "verifying_health")
         else:
             portal.wait_at(place)
         portal.process.send_signal(signal.SIGTERM)
     assert portal.process.wait(15) == 0
     until(portal.ports_are_free, 10)
-    seen, started = portal.run_of("restarted"), time.time()
+    seen, started = portal.newest_deployment("restarted"), time.time()
     portal.start()
     answers = time.time()
-    assert portal.ended("restarted")["phase"] == end
-    later = [event["at"] for event in portal.events_of(seen["id"]) if event["seq"] > seen["version"]]
+    assert portal.wait_until_ended("restarted")["phase"] == end
+    later = [event["at"] for event in portal.stored_events(seen["id"]) if event["seq"] > seen["version"]]
     figures.resume.append(later[0] - started)
-    assert later[0] - answers < 2  # how long a process takes to load is the machine's
+    assert later[0] - answers < 2  # excludes the time that the process takes to load
     figures.ended += 1
-    is_told_alike(portal, portal.run_of("restarted"), figures)
-    is_as_it_should_be(portal, ["restarted"], int(end == "completed"), figures)
+    assert_same_everywhere(portal, portal.newest_deployment("restarted"), figures)
+    assert_objects(portal, ["restarted"], int(end == "completed"), figures)

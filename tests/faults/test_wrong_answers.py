@@ -1,5 +1,7 @@
-"""Dokploy answers wrongly, once to a question and once to a change: the run ends in bounded time, works or leaves
-nothing, and neither memory nor the key goes astray."""
+"""Dokploy answers wrongly, once to a read and once to a change.
+
+The deployment ends in bounded time, succeeds or leaves nothing, and neither memory nor the API key leaks.
+"""
 
 import re
 import socket
@@ -10,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from ..processes import until
-from .assertions import Figures, Watched, is_as_it_should_be, is_told_alike
+from .assertions import Figures, OneMachinePortal, assert_objects, assert_same_everywhere
 
 QUESTION, CHANGE = "environment.byProjectId", "application.create"
-# “_done”: the work is done all the same.
+# “_done”: Dokploy does the work and still answers this.
 WRONG = (
     "error500 error500_done error400 error400_done unauthorized unauthorized_done too_many html502 html502_done "
     "empty200 empty200_done garbage200 garbage200_done wrong_types reset_before reset_after "
@@ -24,22 +26,22 @@ MEGABYTES = 100
 
 
 @pytest.fixture(scope="module")
-def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    portal = Watched(tmp_path_factory.mktemp("wrong") / "portal").start()
+def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneMachinePortal]:
+    portal = OneMachinePortal(tmp_path_factory.mktemp("wrong") / "portal").start()
     yield portal
     portal.close()
 
 
 @pytest.fixture
 def elsewhere() -> Iterator[socket.socket]:
-    """Where a redirect leads; nobody may come."""
+    """Listen where a redirect leads; the portal must not connect."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server
 
 
-def peak(portal: Watched) -> int:
-    """The most memory that the portal has held, in megabytes."""
+def peak(portal: OneMachinePortal) -> int:
+    """Return the portal's peak memory in megabytes."""
     assert portal.process is not None
     status = Path(f"/proc/{portal.process.pid}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
@@ -48,28 +50,28 @@ def peak(portal: Watched) -> int:
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_run_that_is_answered_wrongly_works_or_leaves_nothing(
-    portal: Watched, elsewhere: socket.socket, what: str, figures: Figures
+def test_after_a_wrong_answer_a_deployment_succeeds_or_leaves_nothing(
+    portal: OneMachinePortal, elsewhere: socket.socket, what: str, figures: Figures
 ) -> None:
     name, before, began = what.replace("_", "-"), peak(portal), time.monotonic()
     address = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/"
     for procedure in (QUESTION, CHANGE):
         more = {"text": address} if what == "redirect" else {"seconds": 1} if what == "slow_bytes" else {}
         portal.fault(procedure, what, **more)
-    portal.ask(name)
-    run = portal.ended(name, SECONDS)
+    portal.request(name)
+    deployment = portal.wait_until_ended(name, SECONDS)
     portal.switches.delete("faults")
     assert time.monotonic() - began < SECONDS
-    works = run["status"] == "success"
-    assert run["phase"] == ("completed" if works else "rolling_back"), run["message"]
-    assert works or run["message"] == "Rollback completed"
-    is_told_alike(portal, run, figures)
-    is_as_it_should_be(portal, [name], int(works), figures)
+    works = deployment["status"] == "success"
+    assert deployment["phase"] == ("completed" if works else "rolling_back"), deployment["message"]
+    assert works or deployment["message"] == "Rollback completed"
+    assert_same_everywhere(portal, deployment, figures)
+    assert_objects(portal, [name], int(works), figures)
     figures.ended += 1
     assert peak(portal) - before < MEGABYTES
     with pytest.raises(BlockingIOError):
         elsewhere.accept()
     if works:
-        portal.ask_removal(name)
-        until(lambda: portal.run_of(name)["kind"] == "remove")
-        assert portal.ended(name)["phase"] == "completed"
+        portal.request_removal(name)
+        until(lambda: portal.newest_deployment(name)["kind"] == "remove")
+        assert portal.wait_until_ended(name)["phase"] == "completed"

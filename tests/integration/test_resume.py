@@ -1,4 +1,4 @@
-"""kill -9 of the whole portal, started again: every run goes on, once, and everybody can see it."""
+"""kill -9 of the whole portal, then a restart: every deployment resumes once, and every client sees it."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ from typing import Any
 from ..processes import ROOT, Portal, until
 from .test_live import held
 
-# In each phase, before Dokploy has done what was asked, and after it (the answer never arrives). Last place first, so
-# that each further run is held in front of those that are closed already.
+# Each phase, before Dokploy has done the work and after it (the answer never arrives). The last place comes first, so
+# that each further deployment is held in front of the gates that are already closed.
 PLACES = [
     "container",
     "job",
@@ -35,7 +35,7 @@ KINDS = ("projects", "applications", "domains", "services")
 
 
 def hold_one_run_at_each(portal: Portal, places: list[str], holding: ExitStack) -> dict[str, str]:
-    """A run per place, each in the middle of it; their ids by name."""
+    """Hold one deployment at each place; return their ids by name."""
     ids = {}
     for number, place in enumerate(places):
         holding.enter_context(held(portal, place))
@@ -54,7 +54,7 @@ def no_event_is_missing(portal: Portal, id: str) -> list[Any]:
     return list(events)
 
 
-def test_every_run_goes_on_after_kill_9_wherever_it_was(own_portal: Any) -> None:
+def test_every_deployment_resumes_after_kill_9_in_every_phase(own_portal: Any) -> None:
     portal = own_portal().start()
     with ExitStack() as holding:
         ids = hold_one_run_at_each(portal, PLACES, holding)
@@ -74,7 +74,7 @@ def test_every_run_goes_on_after_kill_9_wherever_it_was(own_portal: Any) -> None
     assert "It is live" in after
 
 
-def test_every_undo_goes_on_after_kill_9_wherever_it_was(own_portal: Any) -> None:
+def test_every_undo_resumes_after_kill_9_in_every_phase(own_portal: Any) -> None:
     portal = own_portal().start()
     portal.turn(pull_error="no space left on device")
     with ExitStack() as holding:
@@ -91,7 +91,7 @@ def test_every_undo_goes_on_after_kill_9_wherever_it_was(own_portal: Any) -> Non
     assert {kind: there[kind] for kind in KINDS} == {kind: [] for kind in KINDS}
 
 
-def test_sigterm_in_the_middle_lets_go_and_ends_with_0(own_portal: Any) -> None:
+def test_sigterm_during_a_deployment_releases_it_and_exits_with_0(own_portal: Any) -> None:
     portal = own_portal().start()
     with held(portal, "application.create"):
         id = portal.deploy("drained")
@@ -127,7 +127,7 @@ stopped.set()
 """
 
 
-def test_a_thread_that_has_something_to_say_when_the_loop_has_stopped_does_not_keep_the_process(tmp_path: Path) -> None:
+def test_a_thread_that_publishes_after_the_loop_has_stopped_does_not_block_the_exit(tmp_path: Path) -> None:
     env = {**os.environ, "DATA_DIR": str(tmp_path), "DJANGO_SETTINGS_MODULE": "deployportal.settings"}
     process = subprocess.run([sys.executable, "-c", OUTLIVES_THE_LOOP], cwd=ROOT, env=env, timeout=20)
     assert process.returncode == 0
@@ -142,8 +142,8 @@ execute_from_command_line(["manage.py", "serve", "--no-sample"])
 """
 
 
-def test_sigterm_finishes_a_long_call_in_hand_and_writes_down_what_it_made(own_portal: Any) -> None:
-    """Long is more than a sign of life, and well below the eight seconds after which the call is given up."""
+def test_sigterm_lets_a_long_call_finish_and_records_its_result(own_portal: Any) -> None:
+    """The call takes longer than a heartbeat and less than the eight seconds after which it is given up."""
     portal = own_portal()
     env = {**portal.env, "DJANGO_SETTINGS_MODULE": "deployportal.settings"}
     with portal.output.open("a") as output:
@@ -154,7 +154,7 @@ def test_sigterm_finishes_a_long_call_in_hand_and_writes_down_what_it_made(own_p
         id = portal.deploy("in-hand")
         portal.wait_at("application.create:answer")
         seen = portal.status(id)["version"]
-        until(lambda: portal.status(id)["version"] > seen)  # a sign of life, in the middle of the call
+        until(lambda: portal.status(id)["version"] > seen)  # a heartbeat during the call
         portal.process.send_signal(signal.SIGTERM)
         until(lambda: "Stopping." in portal.output.read_text())
         portal.open_gate("application.create:answer")
@@ -165,7 +165,7 @@ def test_sigterm_finishes_a_long_call_in_hand_and_writes_down_what_it_made(own_p
         assert database.execute("SELECT lease_until FROM deployments_deployment").fetchall() == [(None,)]
 
 
-def test_sigterm_while_another_process_locks_the_database_ends_in_time(own_portal: Any) -> None:
+def test_sigterm_ends_in_time_while_another_process_locks_the_database(own_portal: Any) -> None:
     portal = own_portal().start()
     with held(portal, "application.create"):
         id = portal.deploy("locked")
