@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# What tests cost is partly waiting: two processes to a core.
+# Tests wait a lot: two processes per core.
 SIDE_BY_SIDE := --numprocesses $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 
 # The scaled-out settings, for Django's deployment checks; the values are made up.
@@ -20,15 +20,15 @@ run: .venv/.installed
 test: .venv/.installed-dev
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile $(ARGS)
 
-# Kills real processes wherever they can be killed.
-# Those that hold processes to seconds run alone: on a busy machine they would measure the others.
+# Kills real processes at every point. Tests that measure seconds run alone: on a busy machine they would measure the
+# other tests.
 TIMED := $(addprefix tests/faults/test_,workers.py redis.py messages.py told_to_stop.py scaled_out_chaos.py)
 
 faults: .venv/.installed-dev
 	@$(BIN)/python -m pytest tests/faults -m faults $(SIDE_BY_SIDE) --dist load $(TIMED:%=--ignore=%) $(ARGS)
 	@FIGURES_SO_FAR=1 $(BIN)/python -m pytest $(TIMED) -m faults $(ARGS)
 
-# make soak SEED=7 COUNT=40 MINUTES=2: deployments under faults that are drawn from the seed.
+# make soak SEED=7 COUNT=40 MINUTES=2: deployments under random faults drawn from the seed.
 soak: export SOAK_SEED = $(SEED)
 soak: export SOAK_COUNT = $(or $(COUNT),200)
 soak: export SOAK_MINUTES = $(or $(MINUTES),10)
@@ -47,11 +47,11 @@ lint: .venv/.installed-dev
 bench: .venv/.installed-dev
 	@$(BIN)/python -m bench $(ARGS)
 
-# The pictures in docs/images, of a real demo. Needs Chromium and three free ports: PORT=9000 make screenshots.
+# Renews docs/images from a real demo. Needs Chromium and three free ports: PORT=9000 make screenshots.
 screenshots: .venv/.installed-dev
 	@$(BIN)/python docs/screenshots.py
 
-# Lock files with hashes, without index addresses.
+# Writes the lock files: with hashes, without index addresses.
 lock: .venv/.installed-dev
 	$(BIN)/pip-compile $(LOCK) --extra postgres --output-file requirements.lock pyproject.toml
 	$(BIN)/pip-compile $(LOCK) --extra postgres --extra dev --output-file requirements-dev.lock pyproject.toml
