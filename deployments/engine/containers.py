@@ -46,12 +46,12 @@ async def wait_until_ended(dokploy: Dokploy, app_name: str | None, reporter: Rep
             return
         if now - started > STOP_SECONDS:
             text = (
-                f"Dokploy has removed the application, and its container still runs. On Dokploy's host, "
-                f"“docker service rm {app_name}” ends it. Then try again."
+                f"Dokploy removed the application, but its container is still running. Run “docker service rm "
+                f"{app_name}” on Dokploy's host, then try again."
             )
             raise Failure("CONTAINER_LEFT_AT_DOKPLOY", text)
         known_names |= {container.name for container in containers}
-        await reporter.status("Waiting for its container to end")
+        await reporter.status("Waiting for the container to stop")
         await asyncio.sleep(POLL_SECONDS)
 
 

@@ -53,7 +53,7 @@ async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, resources: Resourc
             if sent >= SENDS_PER_DEPLOYMENT:
                 raise Failure("DEPLOY_LOST", failures.BY_CODE["DEPLOY_LOST"].what)
             if sent:
-                await reporter.note("Dokploy lost the deployment (it was restarted): sending it again")
+                await reporter.note("Dokploy was restarted and lost the deployment. Sending it again")
             replaces = await _running_before(dokploy, resources, prefix, reporter)
             reporter.resources = resources = replace(resources, replaces=replaces)
             await _send(dokploy, application_id, spec.deploy_title(sent + 1), reporter)
@@ -85,16 +85,16 @@ async def _require_done(dokploy: Dokploy, spec: StackSpec, resources: Resources)
 
     Otherwise raise Failure with what Dokploy says about it.
     """
-    state = "Dokploy does not say what became of it"
+    state = "Dokploy does not report its state."
     with contextlib.suppress(DokployError):  # the time is over, whether Dokploy answers or not
         existing = await _find(dokploy, require_id(resources.application_id), spec.deploy_titles)
         if isinstance(existing, QueueEntry):
-            state = "it still waits in Dokploy's queue"
+            state = "It is still waiting in Dokploy's queue."
         elif existing is not None and existing.status == "done":
             return existing
         elif existing is not None:
-            state = f"Dokploy still says “{existing.status}” of it"
-    raise Failure("TIMEOUT", f"After {spec.deploy_timeout:g} s {state}.") from None
+            state = f"Dokploy still reports it as “{existing.status}”."
+    raise Failure("TIMEOUT", f"The deployment did not end within {spec.deploy_timeout:g} s. {state}") from None
 
 
 async def _find(dokploy: Dokploy, application_id: str, prefix: str) -> DokployDeployment | QueueEntry | None:
@@ -131,27 +131,27 @@ async def _follow(
     replaced_is_known = False
     async with DeployLog(dokploy, reporter) as log:
         while True:
-            row = await log.during(_find_started(dokploy, application_id, prefix))
+            row = await log.while_following(_find_started(dokploy, application_id, prefix))
             if row is None:
                 entry = await _wait_in_queue(dokploy, prefix, reporter)
-                row = await log.during(_find_started(dokploy, application_id, prefix))
+                row = await log.while_following(_find_started(dokploy, application_id, prefix))
                 if row is None and entry is None:
                     await pause_before_recheck()
                     if await _find(dokploy, application_id, prefix) is None:
                         return None
             if row is not None and row.status == "running":
-                await reporter.status("Dokploy pulls the image and starts the container")
-                await log.look(row)
+                await reporter.status("Pulling the image and starting the container")
+                await log.poll(row)
                 if not replaced_is_known:
                     replaced_is_known = True
-                    await log.during(_update_replaced(dokploy, resources, prefix, reporter))
+                    await log.while_following(_update_replaced(dokploy, resources, prefix, reporter))
             elif row is not None:
-                text = await log.whole(row)
+                text = await log.read_complete(row)
                 if row.status == "done":
                     return row, text
                 if row.status == "error":
                     raise failures.from_log(text)
-            await log.during(asyncio.sleep(POLL_SECONDS))
+            await log.while_following(asyncio.sleep(POLL_SECONDS))
 
 
 async def _wait_in_queue(dokploy: Dokploy, prefix: str, reporter: Reporter) -> QueueEntry | None:
@@ -170,7 +170,7 @@ def _queue_status(own: QueueEntry, queue: list[QueueEntry]) -> str:
     oldest_first = queue[::-1]  # Dokploy lists the newest first; within one millisecond this order decides
     oldest_first.sort(key=lambda entry: entry.timestamp)
     ahead = oldest_first.index(own)
-    return f"Waiting in Dokploy's queue, {ahead} ahead" if ahead else "Dokploy begins with it"
+    return f"Waiting in Dokploy's queue, {ahead} ahead" if ahead else "Dokploy is starting the deployment"
 
 
 async def _update_replaced(dokploy: Dokploy, resources: Resources, prefix: str, reporter: Reporter) -> None:
@@ -209,7 +209,7 @@ async def drain_deploys(dokploy: Dokploy, spec: StackSpec, resources: Resources,
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
                 while await is_deploying(dokploy, application.id):
-                    await reporter.status("Waiting for Dokploy to end the running deployment")
+                    await reporter.status("Waiting for Dokploy to finish the running deployment")
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             raise still_deploying() from None

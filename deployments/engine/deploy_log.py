@@ -1,4 +1,4 @@
-"""The log of our deploy, reported while it is written: as the socket brings it, or by asking where it brings none."""
+"""The log of a Dokploy deployment, reported while it is written: from the WebSocket, or by polling where that fails."""
 
 import asyncio
 import contextlib
@@ -9,27 +9,27 @@ from .dokploy import Dokploy, DokployDeployment
 from .errors import NotFound, Refused, Unavailable
 from .reporter import Reporter
 
-AGAIN_SECONDS = 1.0
-PATIENCE_SECONDS = 60.0  # for the log of a deploy that has ended: an outage passes, an error may stay
+RETRY_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0  # an outage passes within it; an error that stays must not hold up a finished deployment
 
 T = TypeVar("T")
 
 
 class DeployLog:
-    """To be entered; when it is left nothing follows the log any more.
+    """Follows the log of one Dokploy deployment. A context manager: on exit, following stops.
 
-    A task of its own only reads the socket. All reports are made by who calls, one after the other: what a report
-    raises goes up there, and none is broken off by the end of the deploy.
+    A task of its own only reads the WebSocket. All reports are made by the caller's task, one after the other, so that
+    an exception of a report reaches the caller, and no report is cancelled when the deployment ends.
     """
 
     def __init__(self, dokploy: Dokploy, reporter: Reporter) -> None:
         self._dokploy = dokploy
         self._reporter = reporter
-        self._build_id = ""
+        self._deployment_id = ""
         self._reader: asyncio.Task[None] | None = None
-        self._brought: list[str] = []
-        self._grown = asyncio.Event()
-        self._refused = False
+        self._received: list[str] = []
+        self._text_arrived = asyncio.Event()
+        self._read_refused = False
 
     async def __aenter__(self) -> "DeployLog":
         return self
@@ -37,77 +37,81 @@ class DeployLog:
     async def __aexit__(self, *error: object) -> None:
         await self._stop()
 
-    async def look(self, build: DokployDeployment) -> None:
-        """Once in every round while the deploy runs. The first begins to follow, once for each deploy; a later one asks
-        for the log if the socket has brought nothing or has failed."""
-        if build.id != self._build_id:
+    async def poll(self, dokploy_deployment: DokployDeployment) -> None:
+        """Call this regularly while the Dokploy deployment runs.
+
+        The first call for a Dokploy deployment begins to follow its log. The later ones read the log with a request and
+        report it, but only if the WebSocket has failed or has sent nothing.
+        """
+        id = dokploy_deployment.id
+        if id != self._deployment_id:
             await self._stop()
-            self._build_id, self._brought, self._refused = build.id, [], False
-            self._reader = asyncio.create_task(self._read(build))
-        elif self._is_silent() and not self._refused and not self._reporter.is_full(build.id):
+            self._deployment_id, self._received, self._read_refused = id, [], False
+            self._reader = asyncio.create_task(self._read(dokploy_deployment))
+        elif self._is_silent() and not self._read_refused and not self._reporter.is_full(id):
             try:
-                log = await self._dokploy.read_deploy_log(build.id)
-            except (Refused, NotFound):  # it is said at the end
-                self._refused = True
-            except Unavailable:  # of an outage the other questions tell
+                log = await self._dokploy.read_deploy_log(id)
+            except (Refused, NotFound):  # reported once, by read_complete
+                self._read_refused = True
+            except Unavailable:  # the caller's own requests notice an outage
                 pass
             else:
-                await self._reporter.log(build.id, log, whole=False)
+                await self._reporter.log(id, log, complete=False)
 
-    async def during(self, act: Awaitable[T]) -> T:
-        """Awaits it, and reports meanwhile what the socket brings."""
-        task = asyncio.ensure_future(act)
-        grown = asyncio.ensure_future(self._grown.wait())
+    async def while_following(self, call: Awaitable[T]) -> T:
+        """Await the call, report meanwhile what the WebSocket sends, and return the call's result."""
+        task = asyncio.ensure_future(call)
+        arrival = asyncio.ensure_future(self._text_arrived.wait())
         try:
             while not task.done():
-                await asyncio.wait({task, grown}, return_when=asyncio.FIRST_COMPLETED)
-                if grown.done():
-                    self._grown.clear()
-                    grown = asyncio.ensure_future(self._grown.wait())
-                    await self._reporter.log(self._build_id, self._text(), whole=False)
+                await asyncio.wait({task, arrival}, return_when=asyncio.FIRST_COMPLETED)
+                if arrival.done():
+                    self._text_arrived.clear()
+                    arrival = asyncio.ensure_future(self._text_arrived.wait())
+                    await self._reporter.log(self._deployment_id, self._text(), complete=False)
             return task.result()
         finally:
             task.cancel()
-            grown.cancel()
-            await asyncio.gather(task, grown, return_exceptions=True)
+            arrival.cancel()
+            await asyncio.gather(task, arrival, return_exceptions=True)
 
-    async def whole(self, build: DokployDeployment) -> str:
-        """All of the log of a deploy that has ended, with what was not reported yet reported.
+    async def read_complete(self, dokploy_deployment: DokployDeployment) -> str:
+        """Return the whole log of a Dokploy deployment that has ended, and report the lines not reported yet.
 
-        Where Dokploy does not give it, that is noted, and what the socket has brought has to do.
+        When Dokploy does not return the log, add a note and return the text that the WebSocket sent.
         """
         await self._stop()
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        started = loop.time()
         while True:
             try:
-                log = await self._dokploy.read_deploy_log(build.id)
+                log = await self._dokploy.read_deploy_log(dokploy_deployment.id)
                 break
             except (Refused, NotFound, Unavailable) as error:
-                if not isinstance(error, Unavailable) or loop.time() - began > PATIENCE_SECONDS:
+                if not isinstance(error, Unavailable) or loop.time() - started > PATIENCE_SECONDS:
                     await self._reporter.note(f"The log cannot be read: {error}")
                     log = self._text()
                     break
                 await self._reporter.status(f"Waiting for Dokploy: {error}")
-            await asyncio.sleep(AGAIN_SECONDS)
-        await self._reporter.log(build.id, log, whole=True)
+            await asyncio.sleep(RETRY_SECONDS)
+        await self._reporter.log(dokploy_deployment.id, log, complete=True)
         return log
 
-    async def _read(self, build: DokployDeployment) -> None:
+    async def _read(self, dokploy_deployment: DokployDeployment) -> None:
         with contextlib.suppress(Unavailable):
-            async with contextlib.aclosing(self._dokploy.follow_log(build.log_path)) as pieces:
+            async with contextlib.aclosing(self._dokploy.follow_log(dokploy_deployment.log_path)) as pieces:
                 async for text in pieces:
-                    self._brought.append(text)
-                    self._grown.set()
-                    if self._reporter.is_full(build.id):
+                    self._received.append(text)
+                    self._text_arrived.set()
+                    if self._reporter.is_full(dokploy_deployment.id):
                         return
 
     def _is_silent(self) -> bool:
-        """The socket has failed, or nothing has come yet."""
-        return not self._brought or self._reader is None or self._reader.done()
+        """Return whether the WebSocket has failed or has sent nothing yet."""
+        return not self._received or self._reader is None or self._reader.done()
 
     def _text(self) -> str:
-        return "".join(self._brought)
+        return "".join(self._received)
 
     async def _stop(self) -> None:
         if self._reader is not None:

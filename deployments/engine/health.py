@@ -31,7 +31,7 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources,
         replaced = await _is_replaced(dokploy, resources)
         result = await probe_stack(spec)
         if result.answered and not replaced:
-            said = f"{result.said}, {'perhaps ' if replaced is None else ''}from the version before"
+            said = f"{result.said}, {'perhaps ' if replaced is None else ''}from the former version"
             result = replace(result, answered=False, said=said, code="NOT_REPLACED")
         await reporter.probe_steps(result.steps, attempt)
         await reporter.status(f"Attempt {attempt}: {result.said}", attempt=attempt)
@@ -78,5 +78,5 @@ async def _no_answer(dokploy: Dokploy, resources: Resources, result: ProbeResult
         containers = await dokploy.containers(require_id(resources.app_name))
     evidence = "; ".join(f"{container.name}: {container.status or container.state}" for container in containers)
     failure_kind = failures.get_failure(result.code)
-    text = f"{failure_kind.what} Attempt {attempt}, the last: {result.said}."
+    text = f"{failure_kind.what} The last of {attempt} attempts: {result.said}."
     return Failure(result.code, text, evidence=evidence[:300])

@@ -1,4 +1,4 @@
-"""A deployment and a removal, in order: a name, a sentence, the progress at its start, what does it, what undoes it."""
+"""The phases of a deployment and of a removal, in order."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,12 +12,17 @@ from .resources import application, domain, project
 from .spec import Resources, StackSpec
 
 Step = Callable[[Dokploy, StackSpec, Resources, Reporter], Awaitable[Resources]]
+"""Change something at Dokploy and return the resources with the new ids. A step can safely be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """timeout: seconds for one attempt, inf where the step has a limit of its own; attempts: how often an unclear
-    outcome is looked into before giving up."""
+    """One phase of a deployment or a removal.
+
+    `progress` is the percentage at the phase's start. `undo` removes what `step` creates. `timeout` limits one attempt,
+    in seconds; inf means that the step has a limit of its own. `attempts` is how often a step may fail with a temporary
+    error; an outage of Dokploy does not count.
+    """
 
     name: str
     title: str
@@ -30,12 +35,12 @@ class Phase:
 
 PHASES = (
     Phase("creating_project", "Creating the project", 10, project.create, project.remove),
-    Phase("getting_environment", "Finding its environment", 20, project.get_environment),
+    Phase("getting_environment", "Finding the environment", 20, project.get_environment),
     Phase("creating_application", "Creating the application", 35, application.create, application.remove),
     Phase("configuring_application", "Configuring the application", 50, application.configure),
     Phase("creating_domain", "Creating the domain", 65, domain.create, domain.remove),
     Phase("deploying", "Deploying", 85, deploy, drain_deploys, timeout=inf),
-    Phase("verifying_health", "Checking that it answers", 90, verify_health, timeout=900.0, attempts=1),
+    Phase("verifying_health", "Checking health", 90, verify_health, timeout=900.0, attempts=1),
 )
 
 REMOVAL = (
@@ -46,15 +51,15 @@ REMOVAL = (
 RECIPES = {"deploy": PHASES, "redeploy": PHASES, "remove": REMOVAL}
 
 RESTORING = ("configuring_application", "creating_domain", "deploying", "verifying_health")
-# What brings back the settings of a stack that ran before: the same steps, with the former spec. A redeploy that failed
-# before the first of them has changed nothing.
 RESTORE = tuple(phase for phase in PHASES if phase.name in RESTORING)
+"""The phases that restore a stack's former version: those of a deployment, with the former spec."""
 UNCHANGED = ("initializing", *(phase.name for phase in PHASES[: PHASES.index(RESTORE[0])]))
+"""A redeployment that fails in one of these phases has changed nothing."""
 
 TITLES = {
-    "initializing": "Waiting to begin",
+    "initializing": "Queued",
     **{phase.name: phase.title for phase in (*PHASES, *REMOVAL)},
     "completed": "Done",
-    "rolling_back": "Undoing",
+    "rolling_back": "Rolling back",
     "failed": "Failed",
 }

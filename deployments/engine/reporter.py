@@ -1,4 +1,4 @@
-"""What a step writes down while it works. Each line is one awaited report: committed before the step goes on."""
+"""Reports what a step does. Each report is awaited: it is committed before the step goes on."""
 
 import asyncio
 import re
@@ -6,24 +6,30 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .errors import Failure, Interrupted
-from .spec import Progress, Report, Resources, Status
+from .probe import ProbeStep
+from .spec import Kind, Progress, Report, Resources, Status
 
 LINES_PER_DEPLOYMENT = 2_000
 LINE_CHARACTERS = 500
-LOG_SECONDS = 0.25  # between two events of log lines: at most four a second
-SHORTEST_SECRET = 4  # masking “1” wherever it stands would hide the log
-# ECMA-48 control sequences, what else does not print, and halves of characters: JSON can hold them, UTF-8 cannot
+LOG_SECONDS = 0.25  # between two events with log lines: at most four events a second
+SHORTEST_SECRET = 4  # in characters; masking every “1” would make the log unreadable
+# ECMA-48 control sequences, other characters that do not print, and lone surrogates, which UTF-8 cannot encode.
 _CONTROL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
 )
 
 
 class Reporter:
-    """Turns what a step says into reports, one after the other.
+    """Turns what a step does into reports, one after the other.
 
-    `pending`: kind and mark of what was about to be made, or was, and is not gone; `recorded_ids`: the ids of it,
-    as far as they were written down, and the kind of each; `logged`: how many log lines of each
-    deploy earlier workers of this deployment have reported.
+    Attributes:
+        resources: the ids that the next report carries.
+        pending: the kind and mark of each object whose creation was intended, and which is not known to be gone.
+        recorded_ids: the id of each object that was recorded and not removed, with its kind.
+        started_at: when work with a time limit of its own was started, by the event loop's clock.
+        phase, message, attempt: the current ones.
+        last_report: when the last report was accepted, by the event loop's clock.
+        stopped: a report was refused; every further one raises Interrupted.
     """
 
     def __init__(
@@ -35,13 +41,18 @@ class Reporter:
         recorded_ids: Mapping[str, str] | None = None,
         logged: dict[str, int] | None = None,
     ) -> None:
+        """Create a reporter that continues what earlier workers recorded.
+
+        `report` is called with each Progress. `logged` is the number of log lines already reported for each Dokploy
+        deployment, by its id.
+        """
         self._report = report
-        self._one_at_a_time = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self.resources = resources or Resources()
         self._secrets: list[str] = []
         self.pending = set(pending)
         self.recorded_ids = dict(recorded_ids or {})
-        self.started_at: dict[str, float] = {}  # when, by the loop's clock, what has a limit of its own was begun
+        self.started_at: dict[str, float] = {}
         self._logged = logged or {}
         self._next_log = 0.0
         self.phase = "initializing"
@@ -52,23 +63,26 @@ class Reporter:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What is masked in everything that is reported; a value of several lines also line by line."""
+        """The values that are masked in every report, longest first, and each of their lines."""
         return tuple(self._secrets)
 
     @secrets.setter
     def secrets(self, values: Iterable[str]) -> None:
         parts = {part for value in values for part in (value, *value.splitlines()) if len(part) >= SHORTEST_SECRET}
-        self._secrets = sorted(parts, key=len, reverse=True)  # one may be the beginning of another
+        self._secrets = sorted(parts, key=len, reverse=True)  # one secret may be the beginning of another
+
+    # -- phases --------------------------------------------------------------------------------------------------------
 
     async def begin(self, phase: str, progress: int | None, message: str, *, error: Failure | None = None) -> None:
+        """Report the beginning of a phase."""
         self.phase, self.message, self.attempt = phase, message, 1
-        await self._tell("phase", message, progress=progress, error=error, data={"step": "begins"})
+        await self._send("phase", message, progress=progress, error=error, data={"step": "begins"})
 
     async def end(self, message: str, *, progress: int | None = None, resources: Resources | None = None) -> None:
-        """The last report of a phase; the phase is over only when this has returned."""
+        """Report the end of the current phase. The phase has ended only when this has returned."""
         self.resources = resources or self.resources
         self.message = message
-        await self._tell("phase", message, progress=progress, data={"step": "ends"})
+        await self._send("phase", message, progress=progress, data={"step": "ends"})
 
     async def finish(
         self,
@@ -78,123 +92,120 @@ class Reporter:
         *,
         progress: int | None = None,
         error: Failure | None = None,
-        left: Iterable[str] = (),
+        leftovers: Iterable[str] = (),
     ) -> None:
-        """The last report of a run; nothing comes after it. left: what an undo could not remove, a sentence each."""
+        """Report the end of the deployment. Nothing may be reported after it.
+
+        `leftovers` describes what an undo could not remove.
+        """
         self.phase, self.message = phase, message
-        await self._tell("phase", message, status=status, progress=progress, error=error, left=list(left))
+        await self._send("phase", message, status=status, progress=progress, error=error, leftovers=list(leftovers))
 
     async def status(self, message: str, **data: Any) -> None:
-        """What the phase is at now. The same words twice are said once."""
+        """Report what the current phase is doing. Without data, a repeated message is not reported."""
         if message != self.message or data:
             self.message = message
-            await self._tell("phase", message, data=data)
+            await self._send("phase", message, data=data)
 
     async def heartbeat(self) -> None:
-        """A sign of life."""
-        await self._tell("phase", self.message, data={"alive": True})
+        """Report that the deployment is still being worked on."""
+        await self._send("phase", self.message, data={"alive": True})
 
     async def note(self, message: str) -> None:
-        await self._tell("note", message)
+        """Report a note, which does not change the phase's message."""
+        await self._send("note", message)
 
-    async def probe_steps(self, rungs: Iterable[Any], attempt: int) -> None:
-        said = [{"name": rung.name, "ok": rung.ok, "text": rung.text} for rung in rungs]
-        await self._tell(
-            "rung", " · ".join(f"{r['name']} {r['text']}" for r in said), data={"rungs": said, "attempt": attempt}
-        )
+    async def probe_steps(self, steps: Iterable[ProbeStep], attempt: int) -> None:
+        """Report the steps of one probe of the health check."""
+        rungs = [{"name": step.name, "ok": step.ok, "text": step.text} for step in steps]
+        message = " · ".join(f"{rung['name']} {rung['text']}" for rung in rungs)
+        await self._send("rung", message, data={"rungs": rungs, "attempt": attempt})
 
-    async def log(self, source: str, text: str, *, whole: bool) -> None:
-        """Reports the lines of a deploy's log that were not reported yet, many in one event.
+    # -- the log of a Dokploy deployment -------------------------------------------------------------------------------
 
-        text: from the log's start. whole: nothing comes after it. Else a last line without its end is still being
-        written, and waits. Returns when it is reported, a moment later where the last report of lines was just now.
+    async def log(self, source: str, text: str, *, complete: bool) -> None:
+        """Report the lines of a log that were not reported yet, all in one event.
+
+        `source` is the id of the Dokploy deployment; `text` is the log from its beginning. Unless the log is complete,
+        a last line without a newline is held back, because it is still being written. If the last event with log lines
+        was reported less than LOG_SECONDS ago, wait first.
         """
         lines = text.splitlines()
-        if lines and not whole and not text.endswith("\n"):
+        if lines and not complete and not text.endswith("\n"):
             lines.pop()
-        seen = self._logged.get(source, 0)
-        new = lines[seen:LINES_PER_DEPLOYMENT]
+        reported = self._logged.get(source, 0)
+        new = lines[reported:LINES_PER_DEPLOYMENT]
         if not new:
             return
         await asyncio.sleep(self._next_log - asyncio.get_running_loop().time())
-        self._logged[source] = seen + len(new)
-        cut = [self._clean(line)[:LINE_CHARACTERS] for line in new]
-        if seen + len(new) == LINES_PER_DEPLOYMENT:
-            cut.append("… the log goes on at Dokploy")
-        await self._tell("log", cut[-1], data={"source": source, "first": seen + 1, "lines": cut})
+        self._logged[source] = reported + len(new)
+        shown = [self._clean(line)[:LINE_CHARACTERS] for line in new]
+        if reported + len(new) == LINES_PER_DEPLOYMENT:
+            shown.append("… the rest of the log is at Dokploy")
+        await self._send("log", shown[-1], data={"source": source, "first": reported + 1, "lines": shown})
         self._next_log = asyncio.get_running_loop().time() + LOG_SECONDS
 
     def is_full(self, source: str) -> bool:
-        """No more lines of this log are reported."""
+        """Return whether no more lines of this log are reported."""
         return self._logged.get(source, 0) >= LINES_PER_DEPLOYMENT
 
+    # -- the objects at Dokploy ----------------------------------------------------------------------------------------
+
     async def intend(self, kind: str, mark: str) -> None:
-        """Before a call that makes something."""
+        """Record the intent to create an object. Called before the create call."""
         self.pending.add((kind, mark))
-        await self._receipt("intended", kind, mark=mark)
+        await self._send_receipt("intended", kind, mark=mark)
 
     async def created(self, kind: str, mark: str, id: str) -> None:
-        """After it; also for what was found to be ours. Writing down the same thing twice changes nothing."""
+        """Record the id of an object that was created or found. Recording it again changes nothing."""
         self.recorded_ids[id] = kind
-        await self._receipt("made", kind, mark=mark, id=id)
+        await self._send_receipt("made", kind, mark=mark, id=id)
 
     async def removing(self, kind: str, id: str) -> None:
+        """Record that an object is about to be deleted."""
         self.recorded_ids[id] = kind
-        await self._receipt("removing", kind, id=id)
+        await self._send_receipt("removing", kind, id=id)
 
     async def removed(self, kind: str, id: str | None = None) -> None:
-        """Read again and not there any more. Without an id: nothing of this kind is left."""
-        await self._receipt("gone", kind, id=id)
+        """Record that an object is confirmed to be gone; without an id, that all objects of this kind are."""
+        await self._send_receipt("gone", kind, id=id)
         self.recorded_ids = {
-            other: its for other, its in self.recorded_ids.items() if other != id and (id or its != kind)
+            recorded_id: recorded_kind
+            for recorded_id, recorded_kind in self.recorded_ids.items()
+            if recorded_id != id and (id or recorded_kind != kind)
         }
 
     async def left_behind(self, kind: str, id: str | None, why: str) -> None:
-        await self._receipt("left", kind, id=id, why=why)
+        """Record that an object could not be removed."""
+        await self._send_receipt("left", kind, id=id, why=self._clean(why))
 
-    async def _receipt(self, state: str, kind: str, **data: Any) -> None:
-        if "why" in data:
-            data["why"] = self._clean(data["why"])
-        words = {
-            "intended": f"About to make the {kind}",
-            "made": f"The {kind} is there",
-            "removing": f"Removing the {kind}",
-            "gone": f"The {kind} is gone, verified",
-            "left": f"The {kind} could not be removed: {data.get('why')}",
+    async def _send_receipt(self, state: str, kind: str, **data: Any) -> None:
+        noun = "Dokploy deployment" if kind == "deploy" else kind
+        messages = {
+            "intended": f"About to create the {noun}",
+            "made": f"The {noun} exists",
+            "removing": f"Removing the {noun}",
+            "gone": f"The {noun} was removed" if data.get("id") else f"No {noun} is left",
+            "left": f"The {noun} could not be removed: {data.get('why')}",
         }
-        await self._tell("receipt", words[state], data={"state": state, "kind": kind, **data})
+        await self._send("receipt", messages[state], data={"state": state, "kind": kind, **data})
 
-    def _clean(self, text: str) -> str:
-        """Foreign text without control characters and without this run's secrets."""
-        text = _CONTROL.sub("", text)
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+    # -- sending -------------------------------------------------------------------------------------------------------
 
-    async def _tell(
+    async def _send(
         self,
-        kind: Any,
+        kind: Kind,
         message: str,
         *,
         status: Status = "in_progress",
         progress: int | None = None,
         error: Failure | None = None,
-        left: list[str] | None = None,
+        leftovers: list[str] | None = None,
         data: dict[str, Any] | None = None,
     ) -> None:
-        said: dict[str, Any] | None = None
-        if error is not None:
-            said = {
-                "phase": error.phase,
-                "code": error.code,
-                "message": self._clean(error.message),
-                "evidence": self._clean(error.evidence),
-                "retryable": error.retryable,
-            }
-            if left:
-                said["left"] = [self._clean(line) for line in left]
-        async with self._one_at_a_time:
-            if self.stopped:  # an earlier report was refused: nothing may be written any more
+        error_fields = None if error is None else self._error_fields(error, leftovers or [])
+        async with self._lock:
+            if self.stopped:
                 raise Interrupted
             try:
                 await self._report(
@@ -206,10 +217,27 @@ class Reporter:
                         progress=progress,
                         resources=self.resources,
                         data=data or {},
-                        error=said,
+                        error=error_fields,
                     )
                 )
             except Interrupted:
                 self.stopped = True
                 raise
             self.last_report = asyncio.get_running_loop().time()
+
+    def _error_fields(self, error: Failure, leftovers: list[str]) -> dict[str, Any]:
+        fields = {
+            "phase": error.phase,
+            "code": error.code,
+            "message": self._clean(error.message),
+            "evidence": self._clean(error.evidence),
+            "retryable": error.retryable,
+        }
+        return {**fields, "left": [self._clean(line) for line in leftovers]} if leftovers else fields
+
+    def _clean(self, text: str) -> str:
+        """Return the text without control characters, with the secrets masked."""
+        text = _CONTROL.sub("", text)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text

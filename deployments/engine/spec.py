@@ -1,4 +1,4 @@
-"""What is asked for (StackSpec), what is there so far (Resources), and one thing that happened (Progress)."""
+"""The engine's data: the requested stack (StackSpec), its objects at Dokploy (Resources) and a report (Progress)."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,13 +10,13 @@ Certificate = Literal["letsencrypt", "wildcard", "none"]
 
 
 def mark_of(installation: str) -> str:
-    """How the mark of everything begins that one portal makes."""
+    """Return the prefix of the marks of everything that this installation of the portal creates."""
     return f"deployportal/{installation}/"
 
 
 @dataclass(frozen=True, slots=True)
 class StackSpec:
-    """Everything that one run brings to Dokploy. Holds secrets in clear: never logged, never reported."""
+    """Everything that one deployment needs to know. It holds secrets in clear: never log or report it."""
 
     installation: str
     stack: str
@@ -35,51 +35,60 @@ class StackSpec:
     cpus: float | None = None
     health_path: str = "/"
     health_interval: float = 5.0
+    """The longest pause between two probes, in seconds."""
     health_timeout: float = 60.0
+    """The limit of the health check, in seconds."""
     deploy_timeout: float = 1800.0
+    """The limit for Dokploy's deployment, its time in the queue included, in seconds."""
     router_address: str = ""
+    """The address (host:port) that the health check connects to. Empty: the address that the host name resolves to."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """Values that must not appear in anything that is reported."""
+    """The values that are masked in everything that is reported."""
 
     @property
     def mark(self) -> str:
-        """What every object that we make carries; nothing without it is ours. Outlives a run."""
+        """The mark of the stack's objects at Dokploy. It stays the same for all deployments of the stack."""
         return f"{mark_of(self.installation)}{self.stack}"
 
     def pinned(self, digest: str | None) -> "StackSpec":
-        """The same with the very image of this digest, whatever its tag has come to mean. As it is without one."""
+        """Return the spec with the image pinned to the digest, so that its tag cannot mean another image.
+
+        Without a digest, or when the image has one already, return the spec unchanged.
+        """
         return replace(self, image=f"{self.image}@{digest}") if digest and "@" not in self.image else self
 
     @property
     def deploy_titles(self) -> str:
-        """How the title of each deploy of this run begins."""
+        """The prefix of the titles of this deployment's Dokploy deployments."""
         return f"{self.mark}/{self.deployment}/"
 
     def deploy_title(self, attempt: int) -> str:
+        """Return the title of the Dokploy deployment that is sent in this attempt, counted from 1."""
         return f"{self.deploy_titles}{attempt}"
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The ids at Dokploy, as far as the run has come. Replaced, never mutated. Dokploy's ids are opaque text."""
+    """The ids of a stack's objects at Dokploy, as far as they exist. Dokploy's ids are opaque strings."""
 
     project_id: str | None = None
     environment_id: str | None = None
     application_id: str | None = None
     app_name: str | None = None
+    """The name of the application's Docker service, which Dokploy chooses."""
     domain_id: str | None = None
     dokploy_deployment_id: str | None = None
     image_digest: str | None = None
-    """Of the image that was pulled, “sha256:…”, where Docker said it."""
+    """The digest of the image that was pulled, “sha256:…”. None when Docker's output did not contain it."""
     replaces: tuple[str, ...] = ()
-    """The names of the containers that ran when the deploy was sent. While one of them runs it may be what answers."""
+    """The names of the containers that the deployment replaces. While one of them runs, it may be what answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class MarkedObject:
-    """One object at Dokploy that carries this installation's mark."""
+    """An object at Dokploy that carries this installation's mark."""
 
-    kind: Literal["project", "application"]
+    resource_type: Literal["project", "application"]
     id: str
     name: str
     mark: str
@@ -87,16 +96,18 @@ class MarkedObject:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One report. `progress` in percent; None leaves it as it is. `error` as in Failure, once the run has failed."""
+    """One report. It is stored as one event of the deployment."""
 
     kind: Kind
     phase: str
     message: str
     status: Status = "in_progress"
     progress: int | None = None
+    """In percent. None leaves the deployment's progress as it is."""
     resources: Resources | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     error: Mapping[str, Any] | None = None
+    """The fields of the Failure, once the deployment has failed."""
 
 
 Report = Callable[[Progress], Awaitable[None]]

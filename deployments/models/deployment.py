@@ -372,7 +372,7 @@ class Deployment(models.Model):
             self.resources = {"app_name": last.resources["app_name"]}
 
     def _enqueue(self) -> "Deployment":
-        self.message = "Waiting to begin"
+        self.message = "Queued"
         self.version = 1
         last = self.stack.deployments.first()
         if last is not None:  # in the order of their making, also after the clock was set back

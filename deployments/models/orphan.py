@@ -62,7 +62,7 @@ class Orphan(models.Model):
             one
             for one in found
             if one.id not in ids
-            and (one.kind, one.mark) not in nameless  # made, or about to be, and its id not written down
+            and (one.resource_type, one.mark) not in nameless  # made, or about to be, and its id not written down
             and one.mark.rpartition("/")[2] not in busy
         ]
 
@@ -74,7 +74,12 @@ class Orphan(models.Model):
             orphans = {one.id: one for one in cls.unrecorded(found)}
             cls.objects.exclude(external_id__in=orphans).delete()
             for one in orphans.values():
-                values = {"kind": one.kind, "name": one.name[:255], "mark": one.mark, "seen_at": timezone.now()}
+                values = {
+                    "kind": one.resource_type,
+                    "name": one.name[:255],
+                    "mark": one.mark,
+                    "seen_at": timezone.now(),
+                }
                 cls.objects.update_or_create(external_id=one.id, defaults=values)
 
     def remove(self, user: Any) -> Deployment:

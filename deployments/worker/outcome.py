@@ -49,7 +49,7 @@ async def undo(
         await reporter.finish("failed", "failure", unchanged, error=failure)
         return
     patience = settings.DOKPLOY_PATIENCE_SECONDS
-    await reporter.begin("rolling_back", 95, "Undoing", error=failure)
+    await reporter.begin("rolling_back", 95, "Rolling back", error=failure)
     if former is not None:
         left = await orchestrator.restore(dokploy, former, reporter, patience=patience)
     elif deployment.kind == Deployment.Kind.REDEPLOY:
@@ -57,7 +57,7 @@ async def undo(
     else:
         left = await orchestrator.undo(dokploy, spec, reporter, patience=patience)
     message = f"Left at Dokploy: {'; '.join(left)}" if left else "Rollback completed"
-    await reporter.finish("rolling_back", "failure", message, error=failure, left=left)
+    await reporter.finish("rolling_back", "failure", message, error=failure, leftovers=left)
 
 
 async def fail_removal(claimed: ClaimedDeployment, reporter: Reporter, failure: Failure) -> None:
@@ -71,4 +71,4 @@ async def fail_removal(claimed: ClaimedDeployment, reporter: Reporter, failure: 
     for kind in kinds:
         await reporter.left_behind(kind, None, failure.message)
     message = f"Left at Dokploy: the {', the '.join(kinds)}"
-    await reporter.finish("failed", "failure", message, error=failure, left=[f"the {kind}" for kind in kinds])
+    await reporter.finish("failed", "failure", message, error=failure, leftovers=[f"the {kind}" for kind in kinds])

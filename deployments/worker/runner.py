@@ -182,7 +182,7 @@ class Runner:
                 failure = stored_failure(deployment.error)
                 if deployment.crashes >= 2 * CRASHES:
                     left = ["what this deployment created (the portal was stopped repeatedly while removing it)"]
-                    await reporter.finish("failed", "failure", "The undo was given up", error=failure, left=left)
+                    await reporter.finish("failed", "failure", "The undo was given up", error=failure, leftovers=left)
                     return
             elif deployment.crashes >= CRASHES:
                 failure = portal_failure("TOO_MANY_CRASHES", deployment.phase)

@@ -15,12 +15,12 @@ expect.set_options(timeout=20_000)
 
 SHOWN = {
     "creating_project": "Creating the project",
-    "getting_environment": "Finding its environment",
+    "getting_environment": "Finding the environment",
     "creating_application": "Creating the application",
     "configuring_application": "Configuring the application",
     "creating_domain": "Creating the domain",
     "deploying": "Deploying",
-    "verifying_health": "Checking that it answers",
+    "verifying_health": "Checking health",
 }
 
 pytestmark = pytest.mark.browser

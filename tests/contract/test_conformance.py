@@ -75,8 +75,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporter_module, "LOG_SECONDS", 0.01)
     monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.01)
     monkeypatch.setattr(client_module, "QUEUE_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(orchestrator, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(orchestrator, "LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(orchestrator, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(orchestrator, "MAX_BACKOFF_SECONDS", 0.02)
     monkeypatch.setattr(conformance, "AFTERWARDS_SECONDS", 0.3)
 
 
@@ -311,7 +311,7 @@ def test_a_signal_in_the_middle_of_a_deploy_leaves_nothing(simulator: Simulator,
     process = start(tmp_path, "--yes", **environment(simulator))
     until(lambda: simulator.wait_at("pull"))
     process.send_signal(signal.SIGTERM)
-    read_until(process, "Waiting for Dokploy to end the running deployment")
+    read_until(process, "Waiting for Dokploy to finish the running deployment")
     simulator.open_gate("pull")
     code, said = end(process)
     assert code == 1

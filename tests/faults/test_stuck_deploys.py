@@ -18,6 +18,7 @@ from ..users import operator
 from .assertions import Figures, OneMachinePortal, assert_objects, assert_same_everywhere, objects
 
 LIMIT = 10  # seconds for one deploy
+IN_QUEUE = f"The deployment did not end within {LIMIT} s. It is still waiting in Dokploy's queue."
 ENTRY = failures.BY_CODE["TIMEOUT"]
 
 
@@ -53,7 +54,7 @@ def assert_tells_that_it_hangs(portal: OneMachinePortal, deployment: dict[str, A
     """Assert that the page tells the user about the state “running”, and operators how to end it."""
     error = portal.status(deployment["id"])["error"]
     assert (error["phase"], error["code"]) == ("deploying", "TIMEOUT")
-    assert error["message"] == f"After {LIMIT} s Dokploy still says “running” of it."
+    assert error["message"] == f"The deployment did not end within {LIMIT} s. Dokploy still reports it as “running”."
     page = unescape(portal.user.get(f"/deployments/{deployment['id']}").text)
     assert error["message"] in page
     assert ENTRY.advice[0] in page
@@ -67,7 +68,7 @@ def assert_named_as_left(portal: OneMachinePortal, deployment: dict[str, Any]) -
         row["name"] for row in portal.rows("SELECT * FROM deployments_stack") if row["id"] == deployment["stack_id"]
     )
     assert objects(portal.dokploy(), name) == {"project": 1, "application": 1, "domain": 0, "service": 0}
-    assert "Left at Dokploy: the application (Dokploy still says “running”" in deployment["message"]
+    assert "Left at Dokploy: the application (Dokploy still reports a running deployment" in deployment["message"]
     query = "SELECT kind, external_id, why FROM deployments_receipt WHERE stack_id = ? AND state = 'left' ORDER BY id"
     left = portal.rows(query, deployment["stack_id"])
     assert [receipt["kind"] for receipt in left] == ["project", "application"]
@@ -98,7 +99,7 @@ def test_a_deploy_that_stays_running_fails_in_time_and_its_leftovers_go_once_it_
         gather(portal, "pull", 2)
         portal.request("behind")  # it waits behind the one that hangs
         deployment = failed(portal, "behind", LIMIT + 30, figures)
-        assert f"After {LIMIT} s it still waits in Dokploy's queue." in deployment["error"]
+        assert IN_QUEUE in deployment["error"]
         assert_objects(portal, ["behind"], 0, figures)
         hung = [failed(portal, name, LIMIT + SETTLE_SECONDS + 60, figures) for name in ("hangs", "hangs-too")]
         for deployment in hung:
@@ -139,7 +140,7 @@ def test_a_redeploy_that_stays_running_never_costs_the_former_application(
         gather(portal, "job", 1)
         deployment = failed(portal, "former", 2 * LIMIT + 30, figures)
         assert_tells_that_it_hangs(portal, deployment)
-        assert f"the former version (After {LIMIT} s it still waits in Dokploy's queue.)" in deployment["message"]
+        assert f"the former version ({IN_QUEUE})" in deployment["message"]
         assert_objects(portal, ["former"], 1, figures)
         over(portal)
     assert portal.router.get("/", headers={"Host": "former.localhost"}).status_code == 200

@@ -102,7 +102,7 @@ def test_a_cancelled_redeploy_gives_the_former_version_back(portal: Portal, toke
     with held(portal, "pull"):
         answer = start(portal, "cancel-again", template="web-page", parameters={"GREETING": "two"})
         id = answer.json()["deploymentId"]
-        until(lambda: portal.status(id)["message"] == "Dokploy pulls the image and starts the container")
+        until(lambda: portal.status(id)["message"] == "Pulling the image and starting the container")
         assert ask(portal, id, "cancel").status_code == 202
         until(lambda: portal.status(id)["phase"] == "rolling_back")
     state = ended(portal, token, answer)
@@ -217,7 +217,7 @@ def test_a_second_cancel_is_harmless_also_when_the_first_has_begun_to_be_done(pe
     assert working is not None
     run.cancel(people.owner)
     error = {"phase": "initializing", "code": "CANCELLED", "message": "", "evidence": "", "retryable": True}
-    working.record(Progress("phase", "rolling_back", "Undoing", error=error))
+    working.record(Progress("phase", "rolling_back", "Rolling back", error=error))
     run.cancel(people.owner)
     assert run.events.filter(kind="note").count() == 1
 
@@ -240,7 +240,7 @@ def test_a_run_that_has_not_begun_is_over_as_soon_as_it_is_cancelled(people: Peo
     run.stack.refresh_from_db()
     assert run.stack.state == {"deploy": "gone", "redeploy": "live", "retry": "broken"}[kind]
     said = [(event.seq, event.message) for event in run.events.all()]
-    assert said[:2] == [(1, "Waiting to begin"), (2, "Cancel requested")]
+    assert said[:2] == [(1, "Queued"), (2, "Cancel requested")]
     if not left:
         assert said[2:] == [(3, "It had not begun, so there is nothing to undo")]
         state = Client().get(f"/api/deployments/{run.pk}", headers=token_of(people.owner)).json()

@@ -702,7 +702,7 @@ async def test_a_log_of_which_enough_was_reported_is_followed_no_further(
     run = new_run(simulator)
     simulator.close_gate("job")
     async with deploying(run, dokploy):
-        await soon(lambda: lines(run) == [*enough, "… the log goes on at Dokploy"])
+        await soon(lambda: lines(run) == [*enough, "… the rest of the log is at Dokploy"])
         more.set()
         await soon(lambda: front.ended == 1)
 
@@ -749,7 +749,7 @@ async def test_a_log_that_dokploy_stumbles_over_for_ever_fails_no_deploy_that_we
     simulator: Simulator, front: Server, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, by_socket: bool
 ) -> None:
     monkeypatch.setattr(deploy_log, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(deploy_log, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(deploy_log, "RETRY_SECONDS", 0.01)
     if not by_socket:
         front.listens = closes()
     run = new_run(simulator)

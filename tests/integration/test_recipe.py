@@ -48,8 +48,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deploy, "SETTLE_SECONDS", 5.0)
     monkeypatch.setattr(reporter_module, "LOG_SECONDS", 0.01)
     monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.01)
-    monkeypatch.setattr(orchestrator, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(orchestrator, "LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(orchestrator, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(orchestrator, "MAX_BACKOFF_SECONDS", 0.02)
 
 
 class Run:
@@ -107,7 +107,7 @@ class Run:
     async def undo(self, dokploy: Dokploy, reporter: Reporter | None = None, **more: Any) -> list[str]:
         reporter = reporter or self.reporter()
         async with asyncio.timeout(20):
-            await reporter.begin("rolling_back", 95, "Undoing")
+            await reporter.begin("rolling_back", 95, "Rolling back")
             return await orchestrator.undo(dokploy, self.spec, reporter, **more)
 
     async def remove(self, dokploy: Dokploy, reporter: Reporter | None = None) -> Resources:
@@ -343,7 +343,7 @@ async def test_the_whole_recipe_a_second_time_changes_nothing(simulator: Simulat
     again_found = Found(simulator, run.spec)
     again_found.applications[0]["applicationStatus"] = "done"  # Dokploy's saves say idle
     assert vars(again_found) == vars(found)
-    assert "Found the project, it is there already" in again.said()
+    assert "The project already exists" in again.said()
 
 
 async def test_a_redeploy_is_a_deploy_of_its_own_on_the_same_objects(simulator: Simulator, dokploy: Dokploy) -> None:
@@ -387,7 +387,7 @@ async def test_no_secret_is_in_any_report_or_request_of_a_run(simulator: Simulat
         await run.deploy(
             dokploy.for_run(lambda procedure: None, lambda seen: exchanges.append(f"{seen} {seen!r}")), reporter
         )
-    await reporter.finish("failed", "failure", "Over", error=caught.value, left=[f"a thing ({SECRET})"])
+    await reporter.finish("failed", "failure", "Over", error=caught.value, leftovers=[f"a thing ({SECRET})"])
     told = f"{run.reports!r} {exchanges} {run.spec!r}"
     assert "denied: *** *** ***" in told
     assert "application.saveEnvironment" in told
@@ -714,12 +714,12 @@ async def test_many_short_outages_are_not_one_long_one_unless_they_never_end(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, flapping: int
 ) -> None:
     monkeypatch.setattr(orchestrator, "CALL_SECONDS", 0.01)
-    monkeypatch.setattr(orchestrator, "WELL_SECONDS", 0.02)
-    monkeypatch.setattr(orchestrator, "FLAPPING", flapping)
+    monkeypatch.setattr(orchestrator, "RECOVERED_SECONDS", 0.02)
+    monkeypatch.setattr(orchestrator, "FLAPPING_FACTOR", flapping)
     run = new_run(simulator)
     simulator.close_gate("job")
     task = asyncio.ensure_future(run.deploy(dokploy, patience=0.2))
-    await soon(lambda: "Dokploy pulls the image and starts the container" in run.said())
+    await soon(lambda: "Pulling the image and starting the container" in run.said())
     for _ in range(25):
         heard = len(run.said())
         simulator.fault("deployment.all", "error500", times=2)  # of one alone a run need not speak
@@ -1012,7 +1012,7 @@ async def test_a_removal_waits_for_a_deploy_of_somebody_elses(simulator: Simulat
     await soon(lambda: simulator.state()["deployments"][-1]["status"] == "running")
     removal = Run(run.spec)
     removing = asyncio.ensure_future(removal.remove(dokploy))
-    await soon(lambda: "Waiting for Dokploy to end the running deployment" in removal.said())
+    await soon(lambda: "Waiting for Dokploy to finish the running deployment" in removal.said())
     assert Found(simulator, run.spec).counts()["applications"] == 1
     simulator.open_gate("pull")
     await removing
@@ -1071,7 +1071,7 @@ async def test_what_cannot_be_removed_is_named_and_the_rest_goes(simulator: Simu
     simulator.fault("application.delete", "error500", times=None)
     left = await run.undo(dokploy)
     assert [line.partition(" (")[0] for line in left] == ["the application", "the project"]
-    assert "did not make" not in str(left), "the application in it is ours"
+    assert "did not create" not in str(left), "the application in it is ours"
     found = Found(simulator, run.spec)
     assert (len(found.projects), len(found.applications), found.domains, found.routes) == (1, 1, [], [])
     states = [(r.data["state"], r.data["kind"]) for r in run.reports if r.kind == "receipt"]
@@ -1127,7 +1127,7 @@ async def test_a_container_that_outlives_its_application_is_named_until_somebody
     simulator.turn(engine="down")
     simulator.open_gate("application.delete")
     for left in (await task, await take_away()):
-        assert f"“docker service rm {have.app_name}” ends it" in left
+        assert f"Run “docker service rm {have.app_name}” on Dokploy's host" in left
     found = Found(simulator, run.spec)
     assert (len(found.services), found.applications, found.domains) == (1, [], [])
     assert ("gone", "application") not in [(r.data.get("state"), r.data.get("kind")) for r in taking.reports]
@@ -1209,7 +1209,7 @@ async def test_a_container_is_looked_for_also_where_dokploy_stumbles_right_after
     await soon(lambda: simulator.state()["faults"] == [])
     assert ("gone", "application") not in [(r.data.get("state"), r.data.get("kind")) for r in orphan.reports]
     simulator.turn(engine="up")
-    await soon(lambda: "Waiting for its container to end" in orphan.said())
+    await soon(lambda: "Waiting for the container to stop" in orphan.said())
     simulator.switches.delete(f"services/{have.app_name}").raise_for_status()
     await removing
     Found(simulator, run.spec).is_nothing()
@@ -1228,14 +1228,14 @@ async def test_undo_waits_for_a_running_deploy_and_drops_a_waiting_one(simulator
     run = new_run(simulator)
     simulator.close_gate("job")
     task = asyncio.ensure_future(run.deploy(dokploy))
-    await soon(lambda: "Dokploy pulls the image and starts the container" in run.said())
+    await soon(lambda: "Pulling the image and starting the container" in run.said())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     application = Found(simulator, run.spec).applications[0]["applicationId"]
     simulator.do("application.deploy", applicationId=application, title=run.spec.deploy_title(9))
     undoing = asyncio.ensure_future(run.undo(dokploy))
-    await soon(lambda: "Waiting for Dokploy to end the running deployment" in run.said())
+    await soon(lambda: "Waiting for Dokploy to finish the running deployment" in run.said())
     found = Found(simulator, run.spec)
     assert (len(found.applications), len(found.queue)) == (1, 1), "the waiting one is gone, the running one is not"
     simulator.open_gate("job")
@@ -1255,7 +1255,7 @@ async def test_undo_does_not_delete_under_a_deploy_that_still_waits(simulator: S
     await asyncio.wait({task})
     simulator.fault("application.cleanQueues", "empty200")
     undoing = asyncio.ensure_future(run.undo(dokploy))
-    await soon(lambda: "Waiting for Dokploy to end the running deployment" in run.said())
+    await soon(lambda: "Waiting for Dokploy to finish the running deployment" in run.said())
     assert len(Found(simulator, run.spec).applications) == 1
     simulator.open_gate("job")
     assert await undoing == []
@@ -1269,11 +1269,11 @@ async def test_a_deploy_that_never_ends_keeps_the_application_and_says_so(
     run = new_run(simulator)
     simulator.close_gate("job")
     task = asyncio.ensure_future(run.deploy(dokploy))
-    await soon(lambda: "Dokploy pulls the image and starts the container" in run.said())
+    await soon(lambda: "Pulling the image and starting the container" in run.said())
     task.cancel()
     await asyncio.wait({task})
     left = await run.undo(dokploy)
-    assert left[0].startswith("the application (Dokploy still says “running”")
+    assert left[0].startswith("the application (Dokploy still reports a running deployment")
     assert len(Found(simulator, run.spec).applications) == 1
     simulator.open_gate("job")
     await soon(lambda: not Found(simulator, run.spec).queue)
@@ -1310,7 +1310,7 @@ async def test_undo_spares_what_somebody_put_into_our_project(simulator: Simulat
     have = await run.deploy(dokploy)
     theirs = simulator.application(str(have.environment_id), description="ours too")
     left = await run.undo(dokploy)
-    said = "It holds a service that this portal did not make, perhaps a copy. Remove that at Dokploy."
+    said = "It contains a service that this portal did not create, perhaps a copy. Remove it in Dokploy."
     assert left == [f"the project ({said})"]
     found = Found(simulator, run.spec)
     assert [row["applicationId"] for row in found.applications] == [theirs["applicationId"]]
@@ -1341,8 +1341,8 @@ async def test_what_has_lost_our_mark_is_neither_removed_nor_taken_to_be_gone(
         left = await removal.undo(dokploy)
         assert [line.partition(" (")[0] for line in left] == [f"the {one}" for one in LEFT[kind]]
         said = left[0]
-    assert f"The {kind} “{run.spec.name}” is at Dokploy" in said
-    assert f"Put “{run.spec.mark}” back there, or remove it at Dokploy." in said
+    assert f"The description of the {kind} “{run.spec.name}” was changed in Dokploy" in said
+    assert f"Put “{run.spec.mark}” into the description again, or remove the {kind} in Dokploy." in said
     found = Found(simulator, run.spec)
     there = {one: len(getattr(found, f"{one}s")) for one in ALL}
     assert there == {one: int(one in LEFT[kind]) for one in ALL}
@@ -1513,7 +1513,7 @@ async def test_a_deploy_that_waits_and_is_lost_by_a_restart_is_sent_again(
     simulator.switches.post("restart", json={}).raise_for_status()
     simulator.open_gate("job")
     await task
-    assert "Dokploy lost the deployment (it was restarted): sending it again" in run.said("note")
+    assert "Dokploy was restarted and lost the deployment. Sending it again" in run.said("note")
     builds = [(build["title"], build["status"]) for build in Found(simulator, run.spec).builds]
     assert builds == [(run.spec.deploy_title(2), "done")]
     Found(simulator, run.spec).is_one_of_each()
@@ -1525,7 +1525,7 @@ async def test_a_deploy_that_runs_and_is_lost_by_a_restart_is_sent_again(
     run = new_run(simulator)
     simulator.close_gate("job")
     task = asyncio.ensure_future(run.deploy(dokploy))
-    await soon(lambda: "Dokploy pulls the image and starts the container" in run.said())
+    await soon(lambda: "Pulling the image and starting the container" in run.said())
     simulator.switches.post("restart", json={}).raise_for_status()
     simulator.open_gate("job")
     await task
@@ -1647,14 +1647,16 @@ async def journal_of(*secrets: str) -> tuple[Run, Reporter]:
 async def test_a_log_is_reported_without_what_does_not_print_and_without_secrets() -> None:
     run, reporter = await journal_of("tok", "token-1", "token-1-longer", "first line\nsecond line")
     colours = "\x1b[31mred\x1b[0m\ttab\x07\n\x1b]0;title\x07plain"
-    await reporter.log("build", f"{colours}\nTOKEN=token-1-longer token-1 tok\na first line\nsecond line", whole=True)
+    await reporter.log(
+        "build", f"{colours}\nTOKEN=token-1-longer token-1 tok\na first line\nsecond line", complete=True
+    )
     assert run.reports[-1].data["lines"] == ["red\ttab", "plain", "TOKEN=*** *** tok", "a ***", "***"]
     assert "second line" not in str(run.reports)
 
 
 async def test_a_secret_that_control_characters_tear_apart_is_masked_all_the_same() -> None:
     run, reporter = await journal_of("canary-4711")
-    await reporter.log("build", "can\x1b[1mary-47\x0011", whole=True)
+    await reporter.log("build", "can\x1b[1mary-47\x0011", complete=True)
     assert run.reports[-1].data["lines"] == ["***"]
 
 
@@ -1662,7 +1664,7 @@ async def test_half_a_character_is_left_out_of_a_log_and_of_an_errors_evidence()
     """JSON's escapes can hold one, a database and a page cannot."""
     run, reporter = await journal_of()
     half = "a half\ud83d smile"
-    await reporter.log("build", half, whole=True)
+    await reporter.log("build", half, complete=True)
     await reporter.begin("rolling_back", 95, half, error=Failure("CODE", half, evidence=half))
     assert [report.message for report in run.reports[-2:]] == ["a half smile"] * 2
     error = run.reports[-1].error
@@ -1678,20 +1680,20 @@ async def test_a_line_that_is_still_being_written_waits_for_its_end() -> None:
         lines.extend(progress.data["lines"])
 
     reporter = Reporter(report)
-    await reporter.log("build", "whole\nhal", whole=False)
-    await reporter.log("build", "whole\nhalf a line\nthe en", whole=False)
-    await reporter.log("build", "whole\nhalf a line\nthe end", whole=True)
+    await reporter.log("build", "whole\nhal", complete=False)
+    await reporter.log("build", "whole\nhalf a line\nthe en", complete=False)
+    await reporter.log("build", "whole\nhalf a line\nthe end", complete=True)
     assert lines == ["whole", "half a line", "the end"]
 
 
 async def test_a_log_without_end_is_cut_once_and_its_long_lines_too() -> None:
     run, reporter = await journal_of()
     lines = [f"{number} " + "x" * 1000 for number in range(3000)]
-    await reporter.log("build", "\n".join(lines[:1500]), whole=True)
-    await reporter.log("build", "\n".join(lines[:2500]), whole=True)
-    await reporter.log("build", "\n".join(lines), whole=True)
+    await reporter.log("build", "\n".join(lines[:1500]), complete=True)
+    await reporter.log("build", "\n".join(lines[:2500]), complete=True)
+    await reporter.log("build", "\n".join(lines), complete=True)
     told = [line for report in run.reports if report.kind == "log" for line in report.data["lines"]]
-    assert told == [line[:500] for line in lines[:2000]] + ["… the log goes on at Dokploy"]
+    assert told == [line[:500] for line in lines[:2000]] + ["… the rest of the log is at Dokploy"]
 
 
 async def test_after_a_refused_report_nothing_is_reported_any_more() -> None:
@@ -1738,7 +1740,7 @@ async def test_a_stack_that_never_answers_ends_within_its_limit(simulator: Simul
     assert "Restarting (1) 2 seconds ago" in failure.evidence
     assert attempts(run) == list(range(1, len(attempts(run)) + 1))
     assert 3 <= len(attempts(run)) <= 17
-    assert f"Attempt {len(attempts(run))}, the last: the router answers 502" in failure.message
+    assert f"The last of {len(attempts(run))} attempts: the router answers 502" in failure.message
     checking = [at for at, report in zip(run.times, run.reports, strict=True) if report.phase == "verifying_health"]
     assert checking[-1] - checking[0] < 10
 
@@ -1856,9 +1858,9 @@ async def test_a_deploy_that_outlasts_its_limit_fails_with_what_dokploy_says_of_
     simulator.close_gate("pull")
     failure = await running.fails(dokploy)
     assert (failure.code, failure.phase) == ("TIMEOUT", "deploying")
-    assert failure.message == "After 0.5 s Dokploy still says “running” of it."
+    assert failure.message == "The deployment did not end within 0.5 s. Dokploy still reports it as “running”."
     failure = await waiting.fails(dokploy)
-    assert failure.message == "After 0.5 s it still waits in Dokploy's queue."
+    assert failure.message == "The deployment did not end within 0.5 s. It is still waiting in Dokploy's queue."
 
 
 async def test_a_deploy_that_is_done_at_its_limit_went_well_though_its_log_cannot_be_read(
@@ -1875,7 +1877,7 @@ async def test_answers_that_fail_do_not_prolong_the_limit_of_a_deploy(simulator:
     run = new_run(simulator, deploy_timeout=1.0)
     simulator.fault("deployment.all", "reset_before", times=None)
     failure = await run.fails(dokploy, patience=20)
-    assert failure.message == "After 1 s Dokploy does not say what became of it."
+    assert failure.message == "The deployment did not end within 1 s. Dokploy does not report its state."
 
 
 # -- bringing the former version back ----------------------------------------------------------------------------------
@@ -1903,7 +1905,7 @@ async def fail_redeploy(simulator: Simulator, dokploy: Dokploy, spec: StackSpec,
 async def restore(dokploy: Dokploy, former: StackSpec, run: Run, reporter: Reporter | None = None) -> list[str]:
     reporter = reporter or run.reporter()
     async with asyncio.timeout(20):
-        await reporter.begin("rolling_back", 95, "Undoing")
+        await reporter.begin("rolling_back", 95, "Rolling back")
         return await orchestrator.restore(
             dokploy, replace(former, deployment=f"{run.spec.deployment}.restore"), reporter
         )
@@ -1934,12 +1936,12 @@ async def test_a_redeploy_is_live_once_the_new_container_answers_and_not_before(
     simulator.close_gate("container")
 
     def open_gate(progress: Progress) -> None:
-        if progress.message == "Attempt 1: the stack answers 200, from the version before":
+        if progress.message == "Attempt 1: the stack answers 200, from the former version":
             simulator.open_gate("container")
 
     newer.watch = open_gate
     await newer.deploy(dokploy)
-    assert "Attempt 1: the stack answers 200, from the version before" in newer.said()
+    assert "Attempt 1: the stack answers 200, from the former version" in newer.said()
     assert f"{IMAGE}.2" in simulator.visit(run.spec.host).text
     Found(simulator, newer.spec).is_one_of_each()
 
@@ -2007,7 +2009,7 @@ async def test_a_redeploy_that_answers_is_not_undone_because_dokploy_cannot_say_
 
     newer.watch = spoil
     await newer.deploy(dokploy)
-    assert "Attempt 1: the stack answers 200, perhaps from the version before" in newer.said()
+    assert "Attempt 1: the stack answers 200, perhaps from the former version" in newer.said()
     Found(simulator, newer.spec).is_one_of_each()
 
 
@@ -2021,12 +2023,12 @@ async def test_a_redeploy_waits_until_dokploy_says_which_containers_it_replaces(
     simulator.close_gate("container")
 
     def open_gate(progress: Progress) -> None:
-        if progress.message == "Attempt 1: the stack answers 200, from the version before":
+        if progress.message == "Attempt 1: the stack answers 200, from the former version":
             simulator.open_gate("container")
 
     newer.watch = open_gate
     await newer.deploy(dokploy)
-    assert "Attempt 1: the stack answers 200, from the version before" in newer.said()
+    assert "Attempt 1: the stack answers 200, from the former version" in newer.said()
     Found(simulator, newer.spec).is_one_of_each()
 
 
@@ -2041,9 +2043,9 @@ async def test_an_engine_that_does_not_say_what_runs_is_not_taken_to_have_replac
     def turn(progress: Progress) -> None:
         if progress.phase == "verifying_health" and progress.data.get("step") == "begins":
             simulator.turn(engine="down")
-        elif progress.message == "Attempt 1: the stack answers 200, perhaps from the version before":
+        elif progress.message == "Attempt 1: the stack answers 200, perhaps from the former version":
             simulator.turn(engine="up")
-        elif progress.message == "Attempt 2: the stack answers 200, from the version before":
+        elif progress.message == "Attempt 2: the stack answers 200, from the former version":
             simulator.open_gate("container")
 
     newer.watch = turn
@@ -2100,11 +2102,11 @@ async def test_a_restore_that_was_interrupted_waits_for_the_container_of_its_own
     simulator.close_gate("container")
 
     def interrupt(progress: Progress) -> None:
-        if progress.message == "Bringing the former settings back: checking that it answers":
+        if progress.message == "Restoring the former version: checking health":
             newer.refuse = newer._asked + 1
 
     def open_gate(progress: Progress) -> None:
-        if progress.message == "Attempt 1: the stack answers 200, from the version before":
+        if progress.message == "Attempt 1: the stack answers 200, from the former version":
             simulator.open_gate("container")
 
     newer.watch = interrupt
@@ -2112,7 +2114,7 @@ async def test_a_restore_that_was_interrupted_waits_for_the_container_of_its_own
         await restore(dokploy, run.spec, newer)
     newer.watch = open_gate
     assert await restore(dokploy, run.spec, newer) == []
-    assert "Attempt 1: the stack answers 200, from the version before" in newer.said()
+    assert "Attempt 1: the stack answers 200, from the former version" in newer.said()
     assert f"{IMAGE}.2" not in simulator.visit(run.spec.host).text
     Found(simulator, run.spec).is_one_of_each()
 

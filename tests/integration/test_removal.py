@@ -178,7 +178,7 @@ def test_a_removal_leaves_and_names_what_lost_the_mark_at_dokploy_until_it_is_pu
         states = dict(database.execute(query, [made[f"{kind}Id"] for kind in ("project", "application", "domain")]))
     assert states == {"project": "left", "application": "gone", "domain": "gone"}
     html = person.get(answer.json()["pageUrl"]).text
-    assert f"Put “{project['description']}” back there, or remove it at Dokploy." in html
+    assert f"Put “{project['description']}” into the description again, or remove the project in Dokploy." in html
     assert portal.http.get("/api/check/mark-changed").json()["available"] is False
     change_by_hand(portal, "project.update", projectId=made["projectId"], description=project["description"])
     again = ended(portal, token, portal.http.delete("/api/stacks/mark-changed", headers=token))

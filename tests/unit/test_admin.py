@@ -96,7 +96,7 @@ def test_an_operator_sees_a_run_with_its_events_and_a_stack_with_its_receipts(
     operator: Client, run: Deployment
 ) -> None:
     shown = operator.get(f"/admin/deployments/deployment/{run.pk}/change/").content.decode()
-    for text in ("IMAGE_NOT_FOUND", "Rollback completed", "a line", "Waiting to begin"):
+    for text in ("IMAGE_NOT_FOUND", "Rollback completed", "a line", "Queued"):
         assert text in shown
     assert "spec_encrypted" not in shown
     shown = operator.get(f"/admin/deployments/stack/{run.stack_id}/change/").content.decode()

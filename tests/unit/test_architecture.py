@@ -15,7 +15,8 @@ APP = ROOT / "deployments"
 FLOORS = (
     "engine.errors engine.validation engine.versions realtime.pubsub encryption worker.watchdog",
     "engine.spec engine.failures engine.dokploy",
-    "engine.probe engine.reporter",
+    "engine.probe",
+    "engine.reporter",
     "engine.containers engine.deploy_log",
     "engine.resources",
     "engine.deploy engine.health",

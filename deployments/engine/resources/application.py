@@ -59,7 +59,7 @@ async def configure(dokploy: Dokploy, spec: StackSpec, resources: Resources, rep
     application_id = require_id(resources.application_id)
     # Read first: a retry may begin here, and an outage during a read is waited for without using up an attempt.
     if await _find(dokploy, spec, resources, reporter) is None:
-        raise NotFound("The application is not there any more.")
+        raise NotFound("The application does not exist any more.")
     await reporter.status(f"Setting the image {spec.image}")
     await dokploy.save_image(application_id, spec.image, spec.registry, spec.registry_username, spec.registry_password)
     await dokploy.save_environment(application_id, dotenv(spec.env))
@@ -110,4 +110,4 @@ async def is_deploying(dokploy: Dokploy, application_id: str) -> bool:
 
 def still_deploying() -> Failure:
     """Return the failure for an application that cannot be deleted because it is being deployed."""
-    return Failure("TIMEOUT", "Dokploy still says “running” of it; deleting it now would leave a container.")
+    return Failure("TIMEOUT", "Dokploy still reports a running deployment; deleting it now would leave its container.")

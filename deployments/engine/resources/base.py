@@ -67,7 +67,7 @@ async def confirm_unlisted_gone(kind: str, listed: list[MarkedT], dokploy: Dokpl
     recorded = {id for id, recorded_kind in reporter.recorded_ids.items() if recorded_kind == kind}
     for id in sorted(recorded.difference(item.id for item in listed)):
         if await dokploy.is_there(kind, id):
-            raise OutcomeUnknown(f"Dokploy has the {kind}, and does not list it.")
+            raise OutcomeUnknown(f"Dokploy has the {kind} but does not list it.")
 
 
 def by_ownership(listed: list[MarkedT], spec: StackSpec, reporter: Reporter) -> Ownership[MarkedT]:
@@ -85,8 +85,9 @@ def preferred(owned: list[MarkedT], reporter: Reporter) -> MarkedT | None:
 def mark_changed(kind: str, item: Project | Application, spec: StackSpec) -> Failure:
     """Return the failure for a recorded object that lost the mark."""
     text = (
-        f"The {kind} “{item.name[:60]}” is at Dokploy, and its description was changed by hand: it lacks this portal's "
-        f"mark, so it was not touched. Put “{spec.mark}” back there, or remove it at Dokploy. Then try again."
+        f"The description of the {kind} “{item.name[:60]}” was changed in Dokploy and lacks this portal's mark, so the "
+        f"{kind} was not touched. Put “{spec.mark}” into the description again, or remove the {kind} in Dokploy. Then "
+        f"try again."
     )
     return Failure("MARK_CHANGED_AT_DOKPLOY", text)
 
@@ -134,7 +135,7 @@ async def find_or_create(
         await pause_before_recheck()
         existing = await find()
     if existing is not None:
-        await reporter.status(f"Found the {kind}, it is there already")
+        await reporter.status(f"The {kind} already exists")
     else:
         await reporter.intend(kind, mark)
         try:
@@ -170,7 +171,7 @@ async def delete(call: Callable[[str], Awaitable[None]], id: str) -> None:
         await call(id)
 
 
-async def remove_duplicates(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> None:
+async def remove_duplicates(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
     """Delete surplus owned objects: those of a create call that took effect after the object was created again.
 
     Applications that were deployed and projects that hold a service are kept.
@@ -186,6 +187,7 @@ async def remove_duplicates(dokploy: Dokploy, spec: StackSpec, resources: Resour
         surplus = project.id != resources.project_id
         if surplus and not any(environment.services for environment in await dokploy.environments(project.id)):
             await delete(dokploy.remove_project, project.id)
+    return resources
 
 
 async def _remove_duplicate_domains(
@@ -205,7 +207,7 @@ async def _remove_duplicate_domains(
 def require_id(id: str | None) -> str:
     """Return the id. Raise Failure when an earlier phase did not record it."""
     if id is None:
-        raise Failure("DEPLOYMENT_FAILED", "A phase before this one did not leave what this one needs.")
+        raise Failure("DEPLOYMENT_FAILED", "An earlier phase did not record what this phase needs.")
     return id
 
 

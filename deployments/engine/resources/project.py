@@ -76,7 +76,7 @@ async def get_environment(dokploy: Dokploy, spec: StackSpec, resources: Resource
     """Choose the project's default environment, or its oldest one. Raise NotFound when it has none."""
     environments = await dokploy.environments(require_id(resources.project_id))
     if not environments:
-        raise NotFound("The project is not there any more, or has lost its environment.")
+        raise NotFound("The project does not exist any more, or has no environment.")
     default = next((environment for environment in environments if environment.is_default), environments[0])
     return replace(resources, environment_id=default.id)
 
@@ -92,10 +92,10 @@ async def remove(dokploy: Dokploy, spec: StackSpec, resources: Resources, report
         environments = await dokploy.environments(project.id)
         applications, _ = by_ownership([a for e in environments for a in e.applications], spec, reporter)
         if sum(environment.services for environment in environments) > len(applications):
-            text = "It holds a service that this portal did not make, perhaps a copy. Remove that at Dokploy."
+            text = "It contains a service that this portal did not create, perhaps a copy. Remove it in Dokploy."
             raise Failure("DOKPLOY_REFUSED", text, retryable=False)
         if applications:
-            raise Failure("DOKPLOY_REFUSED", "Its application is still there.")
+            raise Failure("DOKPLOY_REFUSED", "It still contains its application.")
         await _delete(dokploy, project, reporter)
     if changed:
         raise mark_changed("project", changed[0], spec)
