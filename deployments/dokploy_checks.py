@@ -17,7 +17,7 @@ from django.core.checks import CheckMessage, Error, Info, Warning
 
 from . import system_checks
 from .engine import versions
-from .engine.dokploy import NO_ENGINE, Dokploy
+from .engine.dokploy import Dokploy, is_engine_error
 from .engine.errors import DokployError, KeyExhausted, KeyRefused, NotDokploy, Refused
 
 CONNECT_SECONDS = 5.0
@@ -40,7 +40,7 @@ async def examine(url: str, key: str) -> list[CheckMessage]:
     dokploy = Dokploy(url, key, connections=1)
     found: list[CheckMessage] = []
     try:
-        await dokploy.verify_key()
+        await dokploy.require_dokploy()
         if not await dokploy.healthy():
             return [_no_database()]
         async for message in ask(dokploy):
@@ -93,7 +93,7 @@ async def ask(dokploy: Dokploy) -> AsyncIterator[CheckMessage]:
     roles = await dokploy.roles()
     yield _of_concurrency(await dokploy.builds_concurrency())
     try:
-        parts = await dokploy.infrastructure()
+        parts = await dokploy.infrastructure_errors()
     except NotDokploy:
         yield _of_role(roles, acts_as_admin=roles <= ADMINS)
         yield Warning(
@@ -192,7 +192,7 @@ def _of_engine(router: str) -> CheckMessage:
     """From what the engine said when Dokploy asked it for its router: "" when that runs."""
     if not router:
         return Info("The container engine answers, and Dokploy's router runs.", id="deployportal.I104")
-    if NO_ENGINE.match(router):
+    if is_engine_error(router):
         return Error(
             f"Dokploy's container engine does not do its work: {router}",
             hint="See to Docker on Dokploy's host: nothing can be deployed without it.",

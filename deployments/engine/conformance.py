@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 
 from . import containers, orchestrator
 from .deploy import drain_deploys
-from .dokploy import Dokploy, DokployDeployment, Project
-from .dokploy.client import CALL_SECONDS
+from .dokploy import CALL_SECONDS, Dokploy, DokployDeployment, Project
 from .errors import DokployError, Failure, Interrupted, Unavailable
 from .probe import probe_stack
 from .recipe import PHASES, REMOVAL, Phase
@@ -375,7 +374,7 @@ async def _is_there(stage: Stage, stack: Stack) -> None:
     stack.expect("its service's name begins with what was sent", [True], names)
 
     application_id = have.application_id or ""
-    saved = await dokploy.saved(application_id)
+    saved = await dokploy.saved_config(application_id)
     stack.expect("its source and image", ("docker", spec.image), (saved.source, saved.image))
     stack.expect("its variables are as they were sent", True, saved.env == dotenv(spec.env))
     https, letsencrypt = spec.certificate != "none", spec.certificate == "letsencrypt"
@@ -406,7 +405,7 @@ async def _is_gone(stage: Stage, stack: Stack) -> None:
     if have.application_id is not None:
         listed = [id for project in await dokploy.projects() for id in project.application_ids]
         stack.expect("its application is listed", False, have.application_id in listed)
-        by_id = await dokploy.is_there("application", have.application_id)
+        by_id = await dokploy.exists("application", have.application_id)
         stack.expect("its application is there, asked by its id", False, by_id)
         stack.expect("its domains", [], [domain.host for domain in await dokploy.domains(have.application_id)])
         stack.expect("its deploys", [], [row.title for row in await _rows(stage, stack)])

@@ -11,8 +11,7 @@ from math import inf
 from typing import TypeVar
 
 from .deploy import drain_deploys
-from .dokploy import Dokploy
-from .dokploy.client import CALL_SECONDS
+from .dokploy import CALL_SECONDS, Dokploy
 from .errors import DokployError, Failure, Unavailable
 from .recipe import PHASES, RESTORE, Phase, Step
 from .reporter import Reporter

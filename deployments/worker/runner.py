@@ -174,7 +174,7 @@ class Runner:
         deployment = claimed.deployment
         claimed.hit("claim", failpoints.AFTER_COMMIT)
         reporter = await claimed.in_db(_reporter, claimed)
-        dokploy = self._dokploy.for_run(claimed.before_change, claimed.record_exchange)
+        dokploy = self._dokploy.for_deployment(claimed.before_change, claimed.record_exchange)
         try:
             spec, former = await claimed.in_db(_specs, deployment)
             reporter.secrets = (settings.DOKPLOY_API_KEY, *spec.secrets, *(former.secrets if former else ()))

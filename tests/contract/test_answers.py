@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from deployments.engine.dokploy import Dokploy, Exchange
-from deployments.engine.dokploy import client as client_module
+from deployments.engine.dokploy import Dokploy, Exchange, transport
 from deployments.engine.errors import (
     DokployError,
     KeyRefused,
@@ -158,7 +157,7 @@ TYPED: dict[str, tuple[Call, Callable[[Any], Any]]] = {
     "POST domain.delete": (lambda client: client.delete_domain("a"), nothing),
     "POST application.delete": (lambda client: client.delete_application("a"), nothing),
     "GET application.one": (
-        lambda client: client.saved("a"),
+        lambda client: client.saved_config("a"),
         lambda body: {"source": body["sourceType"], "image": body["dockerImage"] or "", "env": body["env"] or ""},
     ),
     "GET organization.all": (
@@ -170,7 +169,7 @@ TYPED: dict[str, tuple[Call, Callable[[Any], Any]]] = {
         lambda body: body["buildsConcurrency"],
     ),
     "GET settings.checkInfrastructureHealth": (
-        lambda client: client.infrastructure(),
+        lambda client: client.infrastructure_errors(),
         lambda body: {name: " ".join(part["message"].split()) for name, part in body.items()},
     ),
 }
@@ -183,8 +182,8 @@ def call_of(entry: dict[str, Any]) -> tuple[Call, Callable[[Any], Any]]:
         return TYPED[name]
     method, procedure = entry["call"].split()
     if method == "GET":
-        return (lambda client: client._query(procedure)), as_it_is
-    return (lambda client: client._change(procedure)), as_it_is
+        return (lambda client: client._transport.query(procedure)), as_it_is
+    return (lambda client: client._transport.change(procedure)), as_it_is
 
 
 def agrees(value: Any, said: Any) -> bool:
@@ -238,7 +237,7 @@ async def shared() -> AsyncIterator[tuple[Server, Dokploy]]:
 
 @pytest.fixture
 def server(shared: tuple[Server, Dokploy], monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.001)
+    monkeypatch.setattr(transport, "SECOND_TRY_SECONDS", 0.001)
     server, _ = shared
     server.requests.clear()
     server.health = replays(UP)
@@ -360,7 +359,7 @@ async def told(server: Server, client: Dokploy, call: Call, status: int, body: b
     server.does = says(status, body, Content_Type="application/json")
     exchanges: list[Exchange] = []
     try:
-        await asyncio.wait_for(call(client.for_run(lambda procedure: None, exchanges.append)), 5)
+        await asyncio.wait_for(call(client.for_deployment(lambda procedure: None, exchanges.append)), 5)
     except DokployError as error:
         assert exchanges
         shown = "".join(traceback.format_exception(error))

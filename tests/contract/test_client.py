@@ -15,8 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from deployments.engine.dokploy import Dokploy, Exchange
-from deployments.engine.dokploy import client as client_module
+from deployments.engine.dokploy import Dokploy, Exchange, transport
 from deployments.engine.errors import (
     DokployError,
     Interrupted,
@@ -102,14 +101,14 @@ def trpc(status: int, message: str, path: str | None = "project.create", **more:
 
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.01)
+    monkeypatch.setattr(transport, "SECOND_TRY_SECONDS", 0.01)
 
 
 @pytest.fixture
 def limited(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what needs it: an answer may be late on a busy machine, and would be taken for none."""
     if request.getfixturevalue("name") in ENDLESS:
-        monkeypatch.setattr(client_module, "CALL_SECONDS", LIMIT)
+        monkeypatch.setattr(transport, "CALL_SECONDS", LIMIT)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -130,7 +129,7 @@ async def pool() -> AsyncIterator[Dokploy]:
 
 @pytest.fixture
 def client(server: Server, pool: Dokploy) -> Dokploy:
-    pool._http.base_url = httpx.URL(server.url)
+    pool._transport._http.base_url = httpx.URL(server.url)
     return pool
 
 
@@ -270,16 +269,14 @@ FLOODS = {
     "that is an error": Flood(500, f"Content-Length: {Flood.SIZE}"),
     "that is a bare 401": Flood(401, "Connection: close"),
 }
-NEAR = (
-    3 * client_module.MAX_BYTES
-)  # with what is on its way between two sockets, and a growing list of bytes in two copies
+NEAR = 3 * transport.MAX_BYTES  # with what is on its way between two sockets, and a growing list of bytes in two copies
 
 
 @pytest.mark.parametrize("name", FLOODS)
 async def test_a_body_of_50_megabytes_is_given_up_on_near_the_limit(
     server: Server, client: Dokploy, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(client_module, "CALL_SECONDS", 5.0)
+    monkeypatch.setattr(transport, "CALL_SECONDS", 5.0)
     flood = server.does = FLOODS[name]
     tracemalloc.start()
     try:
@@ -287,7 +284,7 @@ async def test_a_body_of_50_megabytes_is_given_up_on_near_the_limit(
             error = await error_of(call(client))
             assert kind_of(error) is kind
             assert "too large" in str(error)
-            assert client_module.MAX_BYTES <= flood.sent < NEAR
+            assert transport.MAX_BYTES <= flood.sent < NEAR
         assert tracemalloc.get_traced_memory()[1] < NEAR
     finally:
         tracemalloc.stop()
@@ -311,14 +308,14 @@ async def test_a_gzip_bomb_is_never_unpacked(server: Server, client: Dokploy, en
 async def test_a_reset_before_the_request_was_read_may_have_come_after_it(client: Dokploy) -> None:
     """A client cannot tell these two apart."""
     hasty = await asyncio.start_server(lambda reader, writer: reset(writer), "127.0.0.1", 0)
-    client._http.base_url = httpx.URL(f"http://127.0.0.1:{hasty.sockets[0].getsockname()[1]}")
+    client._transport._http.base_url = httpx.URL(f"http://127.0.0.1:{hasty.sockets[0].getsockname()[1]}")
     for call, kind in ((creation, OutcomeUnknown), (question, Unavailable)):
         assert kind_of(await error_of(call(client))) is kind
     hasty.close()
 
 
 async def test_a_body_just_below_the_limit_is_read(server: Server, client: Dokploy) -> None:
-    server.does = says(200, b"[" + b" " * (client_module.MAX_BYTES - 2) + b"]")
+    server.does = says(200, b"[" + b" " * (transport.MAX_BYTES - 2) + b"]")
     assert await client.projects() == []
 
 
@@ -332,7 +329,7 @@ async def test_a_refused_connection_is_unavailable_for_changes_too(server: Serve
 
 
 async def test_a_host_that_swallows_connections_is_unavailable_for_changes_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "CALL_SECONDS", LIMIT)
+    monkeypatch.setattr(transport, "CALL_SECONDS", LIMIT)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
@@ -352,11 +349,11 @@ async def test_a_host_that_swallows_connections_is_unavailable_for_changes_too(m
 async def test_a_call_that_waits_for_its_turn_is_guarded_and_timed_from_when_it_is_sent(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "CALL_SECONDS", LIMIT)
+    monkeypatch.setattr(transport, "CALL_SECONDS", LIMIT)
     server.does = in_turn(says_nothing, says(200, b"true"))
     client = Dokploy(server.url, KEY, connections=1)
     guarded: list[int] = []
-    view = client.for_run(lambda procedure: guarded.append(len(server.requests)), lambda exchange: None)
+    view = client.for_deployment(lambda procedure: guarded.append(len(server.requests)), lambda exchange: None)
     first = asyncio.ensure_future(error_of(creation(view)))
     await asyncio.wait_for(server.arrived.wait(), 5)
     await view.save_limits("app", 1, 1.0)  # after all the time that the first call had
@@ -463,9 +460,9 @@ async def test_dokploy_is_known_by_its_health_and_needs_no_database_for_it(
 ) -> None:
     server.does, server.health = does, says(500, b"")
     if kind is None:
-        await client.verify_key()
+        await client.require_dokploy()
     else:
-        assert kind_of(await error_of(client.verify_key())) is kind
+        assert kind_of(await error_of(client.require_dokploy())) is kind
     assert server.asked == ["health"]
 
 
@@ -478,7 +475,7 @@ async def test_what_a_user_is_in_several_organizations_is_told_once_each(server:
 
 async def test_of_the_servers_settings_only_one_number_is_kept(server: Server, client: Dokploy) -> None:
     exchanges: list[Exchange] = []
-    view = client.for_run(lambda procedure: None, exchanges.append)
+    view = client.for_deployment(lambda procedure: None, exchanges.append)
     server.does = says_json(200, {"sshPrivateKey": VALUE, "buildsConcurrency": 3})
     assert await view.builds_concurrency() == 3
     for unknown in ({"sshPrivateKey": VALUE}, {"buildsConcurrency": VALUE}, {"buildsConcurrency": True}):
@@ -492,9 +489,9 @@ async def test_of_the_servers_settings_only_one_number_is_kept(server: Server, c
 async def test_what_the_engine_says_of_dokploys_own_parts_is_one_line_each(server: Server, client: Dokploy) -> None:
     parts = {"postgres": {"status": "healthy"}, "traefik": {"status": "unhealthy", "message": "no\nsuch   service "}}
     server.does = says_json(200, parts)
-    assert await client.infrastructure() == {"postgres": "", "traefik": "no such service"}
+    assert await client.infrastructure_errors() == {"postgres": "", "traefik": "no such service"}
     server.does = says_json(200, {**parts, "postgres": {"status": "unhealthy"}})
-    assert (await client.infrastructure())["postgres"] == "unhealthy"
+    assert (await client.infrastructure_errors())["postgres"] == "unhealthy"
 
 
 @pytest.mark.parametrize(
@@ -505,7 +502,7 @@ async def test_an_answer_about_the_server_that_cannot_be_one_is_an_outage(
 ) -> None:
     server.does = says(200, body)
     assert kind_of(await error_of(client.roles())) is Unavailable
-    assert kind_of(await error_of(client.infrastructure())) is Unavailable
+    assert kind_of(await error_of(client.infrastructure_errors())) is Unavailable
 
 
 # -- where the key goes ------------------------------------------------------------------------------------------------
@@ -583,7 +580,7 @@ async def test_no_secret_is_in_an_error_or_in_the_record_though_the_server_repea
 ) -> None:
     server.does = echo(status, template)
     exchanges: list[Exchange] = []
-    view = client.for_run(lambda procedure: None, exchanges.append)
+    view = client.for_deployment(lambda procedure: None, exchanges.append)
     told = ""
     for call in secret_calls(view):
         try:
@@ -613,7 +610,7 @@ async def test_an_address_without_a_scheme_is_not_dokploy() -> None:
 
 async def test_every_exchange_is_recorded_with_its_outcome(server: Server, client: Dokploy) -> None:
     exchanges: list[Exchange] = []
-    view = client.for_run(lambda procedure: None, exchanges.append)
+    view = client.for_deployment(lambda procedure: None, exchanges.append)
     await view.projects()
     server.does = resets
     await error_of(creation(view))
@@ -632,7 +629,7 @@ async def test_the_guard_is_asked_before_every_change_and_never_before_a_questio
     server: Server, client: Dokploy
 ) -> None:
     guarded: list[int] = []
-    view = client.for_run(lambda procedure: guarded.append(len(server.requests)), lambda exchange: None)
+    view = client.for_deployment(lambda procedure: guarded.append(len(server.requests)), lambda exchange: None)
     questions: list[Awaitable[Any]] = [
         view.projects(),
         view.environments("p"),
@@ -641,10 +638,10 @@ async def test_the_guard_is_asked_before_every_change_and_never_before_a_questio
         view.containers("a"),
         view.domains("a"),
         view.healthy(),
-        view.verify_key(),
+        view.require_dokploy(),
         view.roles(),
         view.builds_concurrency(),
-        view.infrastructure(),
+        view.infrastructure_errors(),
     ]
     for call in questions:
         with suppress(DokployError):
@@ -677,7 +674,7 @@ async def test_what_the_guard_forbids_is_not_sent(server: Server, client: Dokplo
     def forbids(procedure: str) -> None:
         raise Interrupted
 
-    view = client.for_run(forbids, lambda exchange: None)
+    view = client.for_deployment(forbids, lambda exchange: None)
     with pytest.raises(Interrupted):
         await view.create_project("shop", "mark")
     assert server.requests == []
@@ -695,7 +692,7 @@ async def test_the_second_try_after_a_bare_401_asks_the_guard_again(server: Serv
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        await client.for_run(once, lambda exchange: None).create_project("shop", "mark")
+        await client.for_deployment(once, lambda exchange: None).create_project("shop", "mark")
     assert server.asked.count("project.create") == 1
 
 

@@ -17,7 +17,7 @@ from django.core.management import CommandError, call_command
 
 from deployments.engine import conformance, containers, deploy, orchestrator
 from deployments.engine import reporter as reporter_module
-from deployments.engine.dokploy import Dokploy
+from deployments.engine.dokploy import Dokploy, transport
 from deployments.engine.dokploy import client as client_module
 from deployments.engine.resources import base
 
@@ -73,7 +73,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deploy, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(deploy, "SETTLE_SECONDS", 3.0)
     monkeypatch.setattr(reporter_module, "LOG_SECONDS", 0.01)
-    monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.01)
+    monkeypatch.setattr(transport, "SECOND_TRY_SECONDS", 0.01)
     monkeypatch.setattr(client_module, "QUEUE_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(orchestrator, "FIRST_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(orchestrator, "MAX_BACKOFF_SECONDS", 0.02)

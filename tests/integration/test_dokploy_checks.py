@@ -243,7 +243,7 @@ def serve() -> Iterator[Callable[..., Server]]:
         ((404, "<html>404 page not found</html>"), "E104", "is not Dokploy"),
         ((200, "<html>hello</html>"), "E104", "is not Dokploy"),
         ((401, "who are you?"), "E104", "is not Dokploy"),
-        ((308, "https://dokploy.example.org/"), "E104", "leads elsewhere (a redirect)"),
+        ((308, "https://dokploy.example.org/"), "E104", "leads to a redirect"),
         ((502, "<html>502 Bad Gateway</html>"), "E105", "502"),
     ],
 )

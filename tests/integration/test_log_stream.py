@@ -17,8 +17,7 @@ from websockets.utils import accept_key
 
 from deployments.engine import containers, deploy, deploy_log
 from deployments.engine import reporter as reporter_module
-from deployments.engine.dokploy import Dokploy, log_stream
-from deployments.engine.dokploy import client as client_module
+from deployments.engine.dokploy import Dokploy, log_stream, transport
 from deployments.engine.errors import Interrupted, Unavailable
 from deployments.engine.resources import base
 from deployments.engine.spec import Progress
@@ -162,13 +161,13 @@ async def pool() -> AsyncIterator[Dokploy]:
 @pytest.fixture
 def client(server: Server, pool: Dokploy, monkeypatch: pytest.MonkeyPatch) -> Dokploy:
     monkeypatch.setattr(log_stream, "CLOSE_SECONDS", 0.3)
-    pool._http.base_url = httpx.URL(server.url)
+    pool._transport._http.base_url = httpx.URL(server.url)
     return pool
 
 
 @pytest.fixture
 def limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "CALL_SECONDS", LIMIT)
+    monkeypatch.setattr(transport, "CALL_SECONDS", LIMIT)
 
 
 async def followed(client: Dokploy) -> tuple[list[str], Unavailable]:
@@ -249,7 +248,7 @@ async def test_the_request_carries_the_key_and_asks_for_no_compression(server: S
 
 async def test_an_address_with_a_path_keeps_it(server: Server, client: Dokploy) -> None:
     server.listens = closes()
-    client._http.base_url = httpx.URL(f"{server.url}/behind/here/")
+    client._transport._http.base_url = httpx.URL(f"{server.url}/behind/here/")
     await followed(client)
     assert server.connections == 1
     assert server.heads == [], "what is asked for begins with the path"
@@ -352,7 +351,7 @@ FAILURES: dict[str, Behaviour] = {
     "a binary frame": sends(frame(CANARY, BINARY)),
     "text that is no UTF-8": sends(frame(CANARY.encode() + b"\xff\xfe")),
     "an unknown kind of frame": sends(frame(CANARY, 3)),
-    "a frame that is too large": sends(frame("x" * (log_stream.FRAME_BYTES + 1))),
+    "a frame that is too large": sends(frame("x" * (log_stream.MAX_FRAME_BYTES + 1))),
     "a frame that says it is enormous": sends(b"\x81\x7f" + struct.pack("!Q", 2**62) + CANARY.encode()),
     "a text in endless fragments": sends(frame("x" * 60_000, fin=False), *[frame("x" * 60_000, 0, fin=False)] * 10),
     "a version_error of tail": sends(frame(f"tail error: tail: cannot open '{CANARY}'\ntail: no files remaining\n")),
@@ -393,12 +392,12 @@ async def test_nobody_at_the_address_is_the_same_error(server: Server, client: D
 @pytest.mark.parametrize("url", ["dokploy.test", "http://", "http://[::1", "http://host.invalid:70000"])
 async def test_an_address_that_is_none_is_the_same_error(client: Dokploy, url: str) -> None:
     with contextlib.suppress(httpx.InvalidURL):
-        client._http.base_url = httpx.URL(url)
+        client._transport._http.base_url = httpx.URL(url)
         assert (await followed(client))[0] == []
 
 
 async def test_a_log_without_end_is_left(server: Server, client: Dokploy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(transport, "MAX_BYTES", 1_000_000)
 
     async def does(peer: Peer) -> None:
         await peer.upgrade()
@@ -459,7 +458,7 @@ async def test_the_key_is_only_sent_to_a_certificate_that_is_trusted(
     client = Dokploy(f"https://localhost:{secure.port}", KEY)
     assert (await followed(client))[0] == ["over TLS\n"] * trusted
     assert len(secure.heads) == trusted
-    client._http.base_url = httpx.URL(f"https://127.0.0.1:{secure.port}")
+    client._transport._http.base_url = httpx.URL(f"https://127.0.0.1:{secure.port}")
     assert (await followed(client))[0] == [], "it is not the name that the certificate is for"
     assert len(secure.heads) == trusted
     await client.aclose()
@@ -490,7 +489,7 @@ async def front(simulator: Simulator) -> AsyncIterator[Server]:
 
 @pytest.fixture
 def dokploy(front: Server, pool: Dokploy, monkeypatch: pytest.MonkeyPatch) -> Dokploy:
-    pool._http.base_url = httpx.URL(front.url)
+    pool._transport._http.base_url = httpx.URL(front.url)
     monkeypatch.setattr(base, "RECHECK_SECONDS", 0.01)
     monkeypatch.setattr(containers, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(deploy, "POLL_SECONDS", 0.01)
@@ -713,8 +712,8 @@ async def test_a_log_of_which_enough_was_reported_is_followed_no_further(
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
-        ("huge", "Dokploy's answer is too large to be one."),
-        ("redirect", "The address of Dokploy leads elsewhere (a redirect). Give its final address in DOKPLOY_URL."),
+        ("huge", "Dokploy's response is too large."),
+        ("redirect", "DOKPLOY_URL leads to a redirect. Set it to the final address."),
     ],
 )
 @pytest.mark.parametrize("by_socket", [True, False])

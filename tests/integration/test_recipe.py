@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from deployments.engine import containers, deploy, orchestrator
 from deployments.engine import reporter as reporter_module
-from deployments.engine.dokploy import Dokploy
+from deployments.engine.dokploy import Dokploy, transport
 from deployments.engine.dokploy import client as client_module
 from deployments.engine.errors import Failure, Interrupted
 from deployments.engine.recipe import PHASES, REMOVAL
@@ -47,7 +47,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deploy, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(deploy, "SETTLE_SECONDS", 5.0)
     monkeypatch.setattr(reporter_module, "LOG_SECONDS", 0.01)
-    monkeypatch.setattr(client_module, "SECOND_TRY_SECONDS", 0.01)
+    monkeypatch.setattr(transport, "SECOND_TRY_SECONDS", 0.01)
     monkeypatch.setattr(orchestrator, "FIRST_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(orchestrator, "MAX_BACKOFF_SECONDS", 0.02)
 
@@ -385,7 +385,7 @@ async def test_no_secret_is_in_any_report_or_request_of_a_run(simulator: Simulat
     reporter.secrets = (KEY, *run.spec.secrets)
     with pytest.raises(Failure) as caught:
         await run.deploy(
-            dokploy.for_run(lambda procedure: None, lambda seen: exchanges.append(f"{seen} {seen!r}")), reporter
+            dokploy.for_deployment(lambda procedure: None, lambda seen: exchanges.append(f"{seen} {seen!r}")), reporter
         )
     await reporter.finish("failed", "failure", "Over", error=caught.value, leftovers=[f"a thing ({SECRET})"])
     told = f"{run.reports!r} {exchanges} {run.spec!r}"
@@ -406,7 +406,7 @@ NOT_DONE = "error500 empty200 reset_before unauthorized too_many hang".split()
 async def hasty(request: pytest.FixtureRequest, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch) -> Dokploy:
     """A client that does not wait long for an answer that never comes. One may be late on a busy machine."""
     if request.node.callspec.params.get("fault", "hang").startswith("hang"):
-        monkeypatch.setattr(client_module, "CALL_SECONDS", 1.0)
+        monkeypatch.setattr(transport, "CALL_SECONDS", 1.0)
     return dokploy
 
 
@@ -609,7 +609,7 @@ async def test_a_key_that_may_not_do_a_thing_is_named_and_leaves_what_it_can_rem
             failure = await run.fails(member)
             left = await run.undo(member)
             assert [line.partition(" (")[0] for line in left] == ["the application", "the project"]
-            assert "may not do this at Dokploy (application.delete)" in left[0]
+            assert "does not have permission for application.delete" in left[0]
         elif phase:
             failure = await run.fails(member)
             assert (failure.code, failure.phase) == ("DOKPLOY_NOT_ALLOWED", phase)
@@ -652,7 +652,7 @@ async def test_what_the_key_may_not_see_any_more_is_neither_taken_to_be_gone_nor
         if way == "undo":
             left = await later.undo(member, reporter)
             assert [line.partition(" (")[0] for line in left] == ["the domain", "the application", "the project"]
-            assert "may not do this at Dokploy" in left[0]
+            assert "does not have permission for" in left[0]
         else:
             with pytest.raises(Failure) as caught:
                 await (later.remove if way == "remove" else later.deploy)(member, reporter)
@@ -790,7 +790,7 @@ async def test_an_interruption_before_every_change_and_another_worker_end_with_e
 
         before = calls(simulator)
         try:
-            await run.deploy(dokploy.for_run(guard, lambda exchange: None))
+            await run.deploy(dokploy.for_deployment(guard, lambda exchange: None))
         except Interrupted:
             sent = calls(simulator) - before
             assert sum(sent[name] for name in CHANGES) == number - 1, "what was forbidden was not sent"

@@ -42,7 +42,9 @@ async def test_two_clients_of_one_key_stay_within_its_budget_together(
     first, second = (client(calls_per_second=RATE) for _ in range(2))
     sent: list[float] = []
     began = time.time()
-    views = [one.for_run(lambda procedure: None, lambda exchange: sent.append(exchange.at)) for one in (first, second)]
+    views = [
+        one.for_deployment(lambda procedure: None, lambda exchange: sent.append(exchange.at)) for one in (first, second)
+    ]
     await asyncio.gather(*(views[number % 2].dokploy_deployments("a") for number in range(RATE + 20)))
     sent.sort()
     for number, at in enumerate(sent[RATE:], 1):
@@ -53,14 +55,14 @@ async def test_a_budget_lets_a_burst_through_at_once_and_then_goes_evenly() -> N
     budget, began = RateLimiter(RATE, 5), time.monotonic()
     at = []
     for _ in range(10):
-        await budget.spend()
+        await budget.acquire()
         at.append(time.monotonic() - began)
     assert all(seen >= (number - 4) / RATE - 0.001 for number, seen in enumerate(at))
 
 
 async def test_without_a_budget_nobody_waits(simulator: Simulator, client: Callable[..., Dokploy]) -> None:
     unlimited = client()
-    assert unlimited._budget._interval == 0
+    assert unlimited._transport._rate_limiter._interval == 0
     await asyncio.gather(*(unlimited.dokploy_deployments("a") for _ in range(30)))
 
 
@@ -70,7 +72,7 @@ async def test_many_who_ask_at_once_ask_once_and_each_run_has_it_in_its_record(
     dokploy = client()
     before = calls(simulator)
     records: list[list[Exchange]] = [[] for _ in range(20)]
-    views = [dokploy.for_run(lambda procedure: None, record.append) for record in records]
+    views = [dokploy.for_deployment(lambda procedure: None, record.append) for record in records]
     answers = await asyncio.gather(*(view.projects() for view in views))
     assert answers == [[]] * 20
     assert (calls(simulator) - before)["project.all"] == 1
@@ -118,7 +120,7 @@ async def test_rounds_lie_a_pause_apart() -> None:
         return len(asked)
 
     single_flight = SingleFlight(ask, pause=0.1)
-    assert [await single_flight.answer() for _ in range(3)] == [1, 2, 3]
+    assert [await single_flight.call() for _ in range(3)] == [1, 2, 3]
     assert all(later - earlier >= 0.05 for earlier, later in itertools.pairwise(asked))
 
 

@@ -1,21 +1,21 @@
-"""A client of Dokploy's HTTP API."""
+"""A client for Dokploy's HTTP API, made for Dokploy v0.30.2."""
 
-from .client import (
-    NO_ENGINE,
+from .client import Dokploy
+from .responses import is_engine_error
+from .transport import CALL_SECONDS, Exchange
+from .types import (
     Application,
     Container,
-    Dokploy,
     DokployDeployment,
     Domain,
     Environment,
-    Exchange,
     Project,
     QueueEntry,
     SavedConfig,
 )
 
 __all__ = [
-    "NO_ENGINE",
+    "CALL_SECONDS",
     "Application",
     "Container",
     "Dokploy",
@@ -26,4 +26,5 @@ __all__ = [
     "Project",
     "QueueEntry",
     "SavedConfig",
+    "is_engine_error",
 ]

@@ -1,6 +1,6 @@
-"""The log of a running deploy over Dokploy's WebSocket: from its start, then whatever is written.
+"""Stream the log of a running Dokploy deployment over Dokploy's WebSocket.
 
-The socket carries the key: it goes to the one origin that the client talks to, and follows nobody elsewhere.
+The handshake carries the API key, so the connection goes only to the server of the client and follows no redirect.
 """
 
 import logging
@@ -12,56 +12,58 @@ from websockets.asyncio.client import connect
 
 from ..errors import Unavailable
 
-FRAME_BYTES = 256 * 1024  # Dokploy sends on what it reads at once, 64 KiB
+MAX_FRAME_BYTES = 256 * 1024  # Dokploy forwards the log in pieces of up to 64 KiB
 CLOSE_SECONDS = 1.0
-NOT_THE_LOG = "tail error:"  # what Dokploy's tail complains about comes as text too
+TAIL_ERROR = "tail error:"  # Dokploy runs `tail` and sends its error messages as text too
 
 _logger = logging.getLogger(__name__)
-_logger.setLevel(logging.WARNING)  # below it the library writes down headers and frames: the key and the log
+_logger.setLevel(logging.WARNING)  # at lower levels, websockets logs headers and frames: the key and the log
 
 
 async def follow(
-    base: httpx.URL, key: str, log_path: str, *, tls: ssl.SSLContext, seconds: float, most: int
+    base_url: httpx.URL, key: str, log_path: str, *, tls: ssl.SSLContext, timeout: float, max_characters: int
 ) -> AsyncGenerator[str, None]:
-    """Yields text as it comes. Never ends by itself: however the socket ends, Unavailable is raised.
+    """Yield the text of a log from its beginning, as it is written.
 
-    base: where Dokploy is, http or https. seconds: for opening, and for the answer to a ping (silence is no fault, a
-    pull may take long). most: characters in all.
+    `timeout` (seconds) limits the handshake and the response to a ping; silence is not an error, because pulling an
+    image may take long. The stream never ends normally: raise Unavailable when the connection ends for any reason.
     """
-    secure = base.scheme == "https"
+    secure = base_url.scheme == "https"
     try:
-        url = base.join("listen-deployment").copy_with(scheme="wss" if secure else "ws", params={"logPath": log_path})
-        socket = await _Connect(
+        url = base_url.join("listen-deployment").copy_with(
+            scheme="wss" if secure else "ws", params={"logPath": log_path}
+        )
+        websocket = await _ConnectWithoutRedirects(
             str(url),
             additional_headers={"x-api-key": key},
             ssl=tls if secure else None,
             proxy=None,
             compression=None,
-            open_timeout=seconds,
-            ping_interval=seconds,
-            ping_timeout=seconds,
+            open_timeout=timeout,
+            ping_interval=timeout,
+            ping_timeout=timeout,
             close_timeout=CLOSE_SECONDS,
-            max_size=FRAME_BYTES,
+            max_size=MAX_FRAME_BYTES,
             logger=_logger,
         )
         try:
-            async for text in socket:
-                most -= len(text)
-                if most < 0 or not isinstance(text, str) or text.startswith(NOT_THE_LOG):
+            async for text in websocket:
+                max_characters -= len(text)
+                if max_characters < 0 or not isinstance(text, str) or text.startswith(TAIL_ERROR):
                     break
                 yield text
         finally:
             try:
-                await socket.close()
-            finally:  # also where the goodbye is broken off
-                socket.transport.abort()
-    except Exception as error:  # whatever it was, the log can be asked for instead; its text may quote key or log
-        raise Unavailable("Dokploy's log cannot be followed.", evidence=type(error).__name__) from None
-    raise Unavailable("Dokploy's socket does not send the log any more.")
+                await websocket.close()
+            finally:  # also when the closing handshake is cancelled
+                websocket.transport.abort()
+    except Exception as error:  # every error has the same consequence; its text may contain the key or the log
+        raise Unavailable("Dokploy's log stream failed.", evidence=type(error).__name__) from None
+    raise Unavailable("Dokploy's log stream ended.")
 
 
-class _Connect(connect):
-    """Without redirects: the library would follow them, and send the key along."""
+class _ConnectWithoutRedirects(connect):
+    """Refuses redirects: websockets would follow them and send the key along."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc

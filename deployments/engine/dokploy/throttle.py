@@ -1,4 +1,4 @@
-"""How often Dokploy is asked: a budget of calls for each key, and what many ask at once is asked once for all."""
+"""Limit the number of requests to Dokploy: a rate limit for each API key, and shared calls."""
 
 import asyncio
 import time
@@ -10,9 +10,12 @@ T = TypeVar("T")
 
 
 class RateLimiter:
-    """So many calls a second and `burst` at once; who comes later waits, in the order of coming. 0: no limit."""
+    """Allows `per_second` calls a second, and `burst` calls at once. Callers wait in the order of their arrival.
 
-    _of_keys: "WeakValueDictionary[tuple[str, str, float], RateLimiter]" = WeakValueDictionary()
+    A rate of 0 means no limit.
+    """
+
+    _by_key: "WeakValueDictionary[tuple[str, str, float], RateLimiter]" = WeakValueDictionary()
 
     def __init__(self, per_second: float, burst: int) -> None:
         self._interval = 1 / per_second if per_second else 0.0
@@ -20,15 +23,18 @@ class RateLimiter:
         self._next = 0.0  # when the next call would be due if calls came evenly (generic cell rate algorithm)
 
     @classmethod
-    def of_key(cls, url: str, key: str, per_second: float) -> "RateLimiter":
-        """The one that all clients of this process with this key share; a second's worth may go at once."""
-        known = cls._of_keys.get((url, key, per_second))
-        if known is None:
-            known = cls._of_keys[url, key, per_second] = cls(per_second, max(int(per_second), 1))
-        return known
+    def for_key(cls, url: str, key: str, per_second: float) -> "RateLimiter":
+        """Return the limiter that all clients of this process share for this server and API key.
 
-    async def spend(self) -> None:
-        """Returns when a call may be made."""
+        Its burst is the number of calls allowed in one second.
+        """
+        limiter = cls._by_key.get((url, key, per_second))
+        if limiter is None:
+            limiter = cls._by_key[url, key, per_second] = cls(per_second, max(int(per_second), 1))
+        return limiter
+
+    async def acquire(self) -> None:
+        """Wait until a call is allowed."""
         now = time.monotonic()
         due = max(self._next, now)
         self._next = due + self._interval
@@ -38,32 +44,35 @@ class RateLimiter:
 
 
 class SingleFlight(Generic[T]):
-    """A question that many ask. Who asks while it is under way gets the next answer: none is older than the asking.
+    """Combines concurrent calls into one.
 
-    pause: seconds that lie at least between two.
+    A caller that arrives while a call is in progress waits for the next one, so that no result is older than its
+    request. Two calls start at least `pause` seconds apart.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[T]], pause: float = 0.0) -> None:
-        self._ask, self._pause = ask, pause
-        self._began = 0.0
-        self._now: asyncio.Task[T] | None = None
+    def __init__(self, function: Callable[[], Awaitable[T]], pause: float = 0.0) -> None:
+        self._function, self._pause = function, pause
+        self._started = 0.0
+        self._current: asyncio.Task[T] | None = None
         self._next: asyncio.Task[T] | None = None
 
-    async def answer(self) -> T:
+    async def call(self) -> T:
+        """Return the result of a call that starts after this request."""
         if self._next is None:
-            self._next = asyncio.ensure_future(self._after(self._now))
-        return await asyncio.shield(self._next)  # that one who waits is cancelled is not the others' business
+            self._next = asyncio.ensure_future(self._call_after(self._current))
+        return await asyncio.shield(self._next)  # a cancelled caller must not cancel the call of the others
 
-    async def _after(self, former: "asyncio.Task[T] | None") -> T:
+    async def _call_after(self, previous: "asyncio.Task[T] | None") -> T:
         try:
-            if former is not None:
-                await asyncio.wait({former})
-            await asyncio.sleep(self._began + self._pause - time.monotonic())
+            if previous is not None:
+                await asyncio.wait({previous})
+            await asyncio.sleep(self._started + self._pause - time.monotonic())
         finally:
-            self._now, self._next, self._began = self._next, None, time.monotonic()
-        return await self._ask()
+            self._current, self._next, self._started = self._next, None, time.monotonic()
+        return await self._function()
 
     def close(self) -> None:
-        for task in (self._now, self._next):
+        """Cancel the calls that are in progress or waiting."""
+        for task in (self._current, self._next):
             if task is not None:
                 task.cancel()

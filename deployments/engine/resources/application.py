@@ -95,7 +95,7 @@ async def _delete(dokploy: Dokploy, application: Application, reporter: Reporter
     reporter.resources = replace(reporter.resources, app_name=application.app_name if was_deployed else None)
     await reporter.removing("application", application.id)
     await delete(dokploy.delete_application, application.id)
-    if await dokploy.is_there("application", application.id):
+    if await dokploy.exists("application", application.id):
         raise OutcomeUnknown("Dokploy still has the application.")
     await containers.wait_until_ended(dokploy, reporter.resources.app_name, reporter)
     await reporter.removed("application", application.id)

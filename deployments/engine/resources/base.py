@@ -66,7 +66,7 @@ async def confirm_unlisted_gone(kind: str, listed: list[MarkedT], dokploy: Dokpl
     """
     recorded = {id for id, recorded_kind in reporter.recorded_ids.items() if recorded_kind == kind}
     for id in sorted(recorded.difference(item.id for item in listed)):
-        if await dokploy.is_there(kind, id):
+        if await dokploy.exists(kind, id):
             raise OutcomeUnknown(f"Dokploy has the {kind} but does not list it.")
 
 

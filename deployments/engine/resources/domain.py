@@ -46,7 +46,7 @@ async def _refuse_taken_host(dokploy: Dokploy, spec: StackSpec) -> None:
     Dokploy accepts the same host for two applications without an error. The portal's database keeps the hosts of its
     own stacks apart.
     """
-    if spec.host in await dokploy.hosts_of_others(mark_of(spec.installation)):
+    if spec.host in await dokploy.foreign_hosts(mark_of(spec.installation)):
         raise failure_of_kind("HOST_IN_USE_AT_DOKPLOY")
 
 

@@ -106,6 +106,6 @@ async def remove(dokploy: Dokploy, spec: StackSpec, resources: Resources, report
 async def _delete(dokploy: Dokploy, project: Project, reporter: Reporter) -> None:
     await reporter.removing("project", project.id)
     await delete(dokploy.remove_project, project.id)
-    if await dokploy.is_there("project", project.id):
+    if await dokploy.exists("project", project.id):
         raise OutcomeUnknown("Dokploy still has the project.")
     await reporter.removed("project", project.id)
