@@ -18,7 +18,7 @@ from deployments.engine.errors import Unavailable
 from deployments.engine.resources import base
 
 from ..processes import KEY, ROOT, Simulator
-from .test_recipe import calls, new_run, soon
+from .engine.harness import count_calls, eventually, new_harness
 
 RATE = 50
 
@@ -70,12 +70,12 @@ async def test_many_who_ask_at_once_ask_once_and_each_run_has_it_in_its_record(
     simulator: Simulator, client: Callable[..., Dokploy]
 ) -> None:
     dokploy = client()
-    before = calls(simulator)
+    before = count_calls(simulator)
     records: list[list[Exchange]] = [[] for _ in range(20)]
     views = [dokploy.for_deployment(lambda procedure: None, record.append) for record in records]
     answers = await asyncio.gather(*(view.projects() for view in views))
     assert answers == [[]] * 20
-    assert (calls(simulator) - before)["project.all"] == 1
+    assert (count_calls(simulator) - before)["project.all"] == 1
     assert [record[0].procedure for record in records] == ["project.all"] * 20
 
 
@@ -131,18 +131,18 @@ async def test_runs_that_wait_in_the_queue_share_one_look_and_are_told_how_many_
     monkeypatch.setattr(base, "RECHECK_SECONDS", 0.01)
     dokploy = client()
     simulator.close_gate("pull")
-    runs = [new_run(simulator) for _ in range(8)]
+    runs = [new_harness(simulator) for _ in range(8)]
     tasks = [asyncio.ensure_future(run.deploy(dokploy)) for run in runs]
 
     def ahead() -> list[str]:
-        said = [next((text for text in reversed(run.said()) if "ahead" in text), "") for run in runs]
+        said = [next((text for text in reversed(run.messages()) if "ahead" in text), "") for run in runs]
         return sorted(said)
 
     waiting = [f"Waiting in Dokploy's queue, {number} ahead" for number in range(1, 8)]
-    await soon(lambda: ahead() == ["", *waiting], 15)
-    before = calls(simulator)
-    await soon(lambda: (calls(simulator) - before)["deployment.queueList"] >= 3)
-    since = calls(simulator) - before
+    await eventually(lambda: ahead() == ["", *waiting], 15)
+    before = count_calls(simulator)
+    await eventually(lambda: (count_calls(simulator) - before)["deployment.queueList"] >= 3)
+    since = count_calls(simulator) - before
     assert since["deployment.queueList"] <= 4, "not one for each run"
     assert since["deployment.all"] <= 200, "only the one that runs asks for its row"
     simulator.open_gate("pull")
