@@ -14,7 +14,7 @@ from django.utils import timezone
 from deployments import identity
 from deployments.engine.recipe import PHASES
 from deployments.engine.spec import Progress, Resources
-from deployments.models import Deployment, Template
+from deployments.models import Deployment, DeploymentRequest, Template
 from deployments.realtime import deployment_page, pubsub
 from deployments.realtime.hub import Hub
 from deployments.worker.runner import Runner
@@ -35,7 +35,7 @@ def held(name: str, *, anonymous: bool = False) -> Deployment:
     assert template is not None
     with transaction.atomic():
         values = {key: field.initial for key, field in template.form_fields().items()}
-        created = Deployment.request(user, name, template, values, via=Deployment.Via.API)
+        created = DeploymentRequest(user, template, values, Deployment.Via.API).deploy(name)
         until = timezone.now() + timedelta(days=1)
         Deployment.objects.filter(pk=created.pk).update(lease_owner=WORKER, lease_token=1, lease_until=until)
     return created

@@ -107,7 +107,7 @@ async def _reports(rounds: int, reports: int) -> dict[str, list[float]]:
         await Event.objects.acreate(
             deployment_id=other.pk,
             seq=other.version,
-            kind=said.kind,
+            type=said.kind,
             phase=said.phase,
             status=said.status,
             progress=85,

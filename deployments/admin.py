@@ -37,7 +37,7 @@ class ReadOnlyInline(admin.TabularInline):
 
 class EventInline(ReadOnlyInline):
     model = Event
-    columns: Any = ["seq", "at", "kind", "phase", "status", "progress", "message", "data"]
+    columns: Any = ["seq", "at", "type", "phase", "status", "progress", "message", "data"]
     fields = readonly_fields = columns
 
 
@@ -50,7 +50,7 @@ class ViewExternalResource:
 
 class ExternalResourceInline(ViewExternalResource, ReadOnlyInline):
     model = ExternalResource
-    columns: Any = ["kind", "state", "external_id", "mark", "why", "updated_at"]
+    columns: Any = ["resource_type", "state", "external_id", "mark", "why", "updated_at"]
     fields = readonly_fields = columns
 
 
@@ -138,8 +138,8 @@ class DeploymentAdmin(ReadOnly):
 
 @admin.register(ExternalResource)
 class ExternalResourceAdmin(ViewExternalResource, ReadOnly):
-    list_display = ["stack", "kind", "state", "external_id", "why", "updated_at"]
-    list_filter = ["state", "kind"]
+    list_display = ["stack", "resource_type", "state", "external_id", "why", "updated_at"]
+    list_filter = ["state", "resource_type"]
     search_fields = ["stack__name", "external_id", "mark"]
 
 
@@ -147,7 +147,7 @@ class ExternalResourceAdmin(ViewExternalResource, ReadOnly):
 class OrphanAdmin(ReadOnly):
     """What is at Dokploy with our mark and in no book."""
 
-    list_display = ["kind", "name", "external_id", "mark", "seen_at", "what_to_do"]
+    list_display = ["resource_type", "name", "external_id", "mark", "seen_at", "what_to_do"]
     search_fields = ["name", "external_id", "mark"]
 
     @admin.display(description="what to do")

@@ -25,7 +25,17 @@ from django.views.decorators.csrf import csrf_exempt
 from . import identity, name_availability
 from .forms import read_parameters
 from .identity import Credential
-from .models import DATABASE_AWAY, Deployment, Event, Refusal, Stack, Template
+from .models import (
+    DATABASE_AWAY,
+    Deployment,
+    DeploymentRequest,
+    Event,
+    Refusal,
+    Stack,
+    Template,
+    request_removal,
+    retry_deployment,
+)
 from .realtime.hub import DeploymentTopic, Hub, Watcher
 
 KEEP_ALIVE_SECONDS = 8.0
@@ -119,16 +129,15 @@ def _deploy(request: HttpRequest) -> dict[str, Any]:
     stack = Stack.owned_by(user, name)
     template = _template(user, slug, stack)
     values = read_parameters(template, parameters, stack)
-    deployment = Deployment.request(
+    asked = DeploymentRequest(
         _owner(request),
-        name,
         template,
         values,
-        via=Deployment.Via.API,
+        Deployment.Via.API,
         idempotency_key=_idempotency_key(request),
         address=request.address,  # type: ignore[attr-defined]
     )
-    return _started(deployment)
+    return _started(asked.deploy(name))
 
 
 def _template(user: Any, slug: str | None, stack: Stack | None) -> Template:
@@ -206,7 +215,7 @@ async def retry(request: HttpRequest, id: str) -> HttpResponse:
 
 
 def _retry(request: HttpRequest, id: str) -> dict[str, Any]:
-    return _started(_changeable(request, id).retry(request.person, via=Deployment.Via.API))  # type: ignore[attr-defined]
+    return _started(retry_deployment(_changeable(request, id), request.person, via=Deployment.Via.API))  # type: ignore[attr-defined]
 
 
 def _changeable(request: HttpRequest, id: str) -> Deployment:
@@ -231,7 +240,7 @@ def _remove(request: HttpRequest, name: str) -> dict[str, Any]:
     if stack is None:
         text = "You have no stack of that name. One that was started without a token only an operator can remove."
         raise Refusal("NOT_FOUND", text)
-    return _started(Deployment.request_removal(user, stack, via=Deployment.Via.API))
+    return _started(request_removal(user, stack, via=Deployment.Via.API))
 
 
 @api_view("GET")
@@ -373,7 +382,7 @@ async def _lines(
             deployment = topic.deployment or deployment
             for event in topic.after(seen):
                 seen = event.seq
-                if event.kind == "phase" or every:
+                if event.type == "phase" or every:
                     yield _one_line(deployment, event, audience)
             if deployment.done and seen >= deployment.version:
                 return
@@ -385,11 +394,11 @@ async def _lines(
 
 def _one_line(deployment: Deployment, event: Event, audience: str, *, at_present: bool = False) -> bytes:
     """One event of the stream: a phase's is the state at that event, the others carry their own name."""
-    if event.kind == "phase" or at_present:
+    if event.type == "phase" or at_present:
         ends = {"success": "complete", "failure": "error"}
         name = ends.get(event.status, "progress")
-        data: dict[str, Any] = deployment.to_dict(audience, event=event if event.kind == "phase" else None)
+        data: dict[str, Any] = deployment.to_dict(audience, event=event if event.type == "phase" else None)
         data.pop("logs", None)
     else:
-        name, data = event.kind, event.to_dict(audience)
+        name, data = event.type, event.to_dict(audience)
     return f"event: {name}\nid: {event.seq}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()

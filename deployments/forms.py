@@ -9,7 +9,7 @@ from django.contrib.auth.forms import AuthenticationForm
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
 
-from .models import Deployment, Refusal, Stack, Template
+from .models import Deployment, DeploymentRequest, Refusal, Stack, Template
 
 LOCK_SECONDS = 15 * 60
 TRIES = 5
@@ -102,15 +102,15 @@ class DeployForm(forms.Form):
             return None
 
     def request(self, address: str) -> Deployment:
-        return Deployment.request(
+        request = DeploymentRequest(
             self.user,
-            self.cleaned_data["name"],
             self.cleaned_data["template"],
             self.cleaned_data["parameters"],
-            via=Deployment.Via.FORM,
+            Deployment.Via.FORM,
             idempotency_key=self.cleaned_data["idempotency_key"] or None,
             address=address,
         )
+        return request.deploy(self.cleaned_data["name"])
 
 
 class RedeployForm(DeployForm):
@@ -142,7 +142,7 @@ class RedeployForm(DeployForm):
 
     def request(self, address: str) -> Deployment:
         template, parameters = self.cleaned_data["template"], self.cleaned_data["parameters"]
-        return Deployment.request_again(self.user, self.stack, template, parameters, via=Deployment.Via.FORM)
+        return DeploymentRequest(self.user, template, parameters, Deployment.Via.FORM).redeploy(self.stack)
 
 
 class RemoveForm(forms.Form):

@@ -38,7 +38,7 @@ async def follow(deployment: Deployment, console: Console) -> Deployment:
                 assert topic.deployment is not None
                 for event in topic.after(shown):
                     shown = event.seq
-                    if screen is None and event.kind in ("phase", "log", "note") and not event.data.get("alive"):
+                    if screen is None and event.type in ("phase", "log", "note") and not event.data.get("alive"):
                         console.print(_one_line(event), highlight=False, markup=False, soft_wrap=True)
                 if screen is not None:
                     screen.update(await sync_to_async(_rail)(topic.deployment, topic.events), refresh=True)
@@ -52,7 +52,7 @@ async def follow(deployment: Deployment, console: Console) -> Deployment:
 
 def _one_line(event: Event) -> str:
     at = event.at.strftime("%H:%M:%S")
-    if event.kind == "log":
+    if event.type == "log":
         return "\n".join(f"{at}  {event.phase:<24}        | {line}" for line in event.data["lines"])
     return f"{at}  {event.phase:<24} {event.progress:>3} %  {event.message}"
 

@@ -17,7 +17,7 @@ from . import name_availability
 from .engine import failures
 from .engine.recipe import PHASES
 from .forms import DeployForm, RedeployForm, RemoveForm
-from .models import ApiToken, Deployment, Orphan, Refusal, Stack
+from .models import ApiToken, Deployment, Orphan, Refusal, Stack, request_removal, retry_deployment
 from .realtime import deployment_page
 
 
@@ -75,11 +75,11 @@ def remove(request: HttpRequest, id: str) -> HttpResponse:
     form = RemoveForm(stack, request.POST if request.method == "POST" else None)
     if form.is_valid():
         try:
-            return _go_to(request, Deployment.request_removal(_person(request), stack, via=Deployment.Via.FORM))
+            return _go_to(request, request_removal(_person(request), stack, via=Deployment.Via.FORM))
         except Refusal as refusal:
             form.add_error(None, refusal.message)
-    receipts = stack.external_resources.exclude(state="gone").exclude(kind="deploy").order_by("-pk")
-    context = {"form": form, "stack": stack, "objects": [receipt.kind for receipt in receipts]}
+    receipts = stack.external_resources.existing().exclude(resource_type="deploy").order_by("-pk")
+    context = {"form": form, "stack": stack, "objects": [receipt.resource_type for receipt in receipts]}
     return render(request, "remove.html", context, status=400 if form.errors else 200)
 
 
@@ -114,7 +114,7 @@ def retry(request: HttpRequest, id: str) -> HttpResponse:
         }
         return render(request, "ask.html", context)
     try:
-        return _go_to(request, deployment.retry(_person(request), via=Deployment.Via.FORM))
+        return _go_to(request, retry_deployment(deployment, _person(request), via=Deployment.Via.FORM))
     except Refusal as refusal:
         messages.error(request, refusal.message)
         return _go_to(request, deployment)
@@ -128,15 +128,20 @@ def orphan(request: HttpRequest, id: int) -> HttpResponse:
         raise Http404
     found = Orphan.objects.filter(pk=id).first()
     if found is None:
-        messages.info(request, "That is no orphan any more: somebody has it removed already, or it is gone.")
+        messages.info(
+            request, "This is no longer an orphan: its removal was already requested, or it no longer exists."
+        )
         return redirect("admin:deployments_orphan_changelist")
     if request.method == "POST":
         try:
             return _go_to(request, found.remove(request.user))
         except Refusal as refusal:
             messages.error(request, refusal.message)
-    text = f"It carries this portal's mark ({found.mark}), and no receipt knows it. All with this mark is deleted."
-    context = {"title": f"Remove the {found.kind} {found.name}?", "text": text, "button": "Remove it"}
+    text = (
+        f"It carries this portal's mark ({found.mark}), but no record mentions it. "
+        "Everything with this mark will be deleted."
+    )
+    context = {"title": f"Remove the {found.resource_type} {found.name}?", "text": text, "button": "Remove it"}
     return render(request, "ask.html", context)
 
 
@@ -150,7 +155,7 @@ def _go_to(request: HttpRequest, deployment: Deployment) -> HttpResponse:
 
 
 def _is_gone(request: HttpRequest, stack: Stack) -> HttpResponse:
-    messages.info(request, f"“{stack.name}” is gone already.")
+    messages.info(request, f"“{stack.name}” has been removed.")
     return _go(request, reverse("home"))
 
 

@@ -11,7 +11,7 @@ from django.contrib.auth.hashers import MD5PasswordHasher
 from websockets.sync.client import ClientConnection, connect
 
 from deployments.engine.spec import Progress
-from deployments.models import ApiToken, Deployment, Template
+from deployments.models import ApiToken, Deployment, DeploymentRequest, Template
 
 from .processes import Portal
 
@@ -33,7 +33,7 @@ class People:
 
     def run(self, person: Any, name: str, **more: Any) -> Deployment:
         """Create a queued deployment of this user."""
-        return Deployment.request(person, name, self.template, more, via=Deployment.Via.API)
+        return DeploymentRequest(person, self.template, more, Deployment.Via.API).deploy(name)
 
 
 def token(person: Any) -> dict[str, str]:

@@ -14,14 +14,14 @@ class Migration(migrations.Migration):
             name='Orphan',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(max_length=20)),
+                ('resource_type', models.CharField(db_column='kind', max_length=20)),
                 ('external_id', models.CharField(max_length=64, unique=True)),
                 ('name', models.CharField(max_length=255)),
                 ('mark', models.CharField(max_length=255)),
                 ('seen_at', models.DateTimeField()),
             ],
             options={
-                'ordering': ['mark', 'kind'],
+                'ordering': ['mark', 'resource_type'],
             },
         ),
         migrations.AddField(

@@ -1,17 +1,21 @@
-"""State: the only writer of it. Every change is a verb; a message or a page only ever reads."""
+"""The portal's state. Only these models write it; state changes are methods, messages and pages only read."""
 
 from .api_token import ApiToken
-from .deployment import DATABASE_AWAY, Deployment, Event, LeaseLost
+from .deployment import DATABASE_AWAY, Deployment, LeaseLost
+from .event import Event
+from .external_resource import ExternalResource
 from .installation import Installation
 from .orphan import Orphan
 from .refusal import Refusal
-from .stack import ExternalResource, Stack
+from .requests import DeploymentRequest, request_due_removals, request_removal, retry_deployment
+from .stack import Stack
 from .template import Template
 
 __all__ = [
     "DATABASE_AWAY",
     "ApiToken",
     "Deployment",
+    "DeploymentRequest",
     "Event",
     "ExternalResource",
     "Installation",
@@ -20,4 +24,7 @@ __all__ = [
     "Refusal",
     "Stack",
     "Template",
+    "request_due_removals",
+    "request_removal",
+    "retry_deployment",
 ]

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 
 class ApiToken(models.Model):
-    """What a script signs in with. Only a hash is kept: 256 random bits need no slow one."""
+    """A script's credential. Only a hash is stored; for 256 random bits a fast one is enough."""
 
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_tokens")
     label = models.CharField(max_length=60)
@@ -25,7 +25,7 @@ class ApiToken(models.Model):
 
     @classmethod
     def issue(cls, owner: Any, label: str) -> tuple["ApiToken", str]:
-        """Makes a token; its text is returned this once and never again."""
+        """Create a token. Return it with its text, which is not stored."""
         text = f"dpt_{secrets.token_urlsafe(32)}"
         shown = "".join(filter(str.isprintable, label)).strip()[:60] or "token"
         token = cls.objects.create(owner=owner, label=shown, prefix=text[:9], digest=_digest(text))
@@ -33,7 +33,7 @@ class ApiToken(models.Model):
 
     @classmethod
     def authenticate(cls, text: str) -> "ApiToken | None":
-        """The token with this text, of an active user; remembers (to the minute) that it was used."""
+        """Return the token with this text, if its user is active. Record its use, to the minute."""
         token = cls.objects.select_related("owner").filter(digest=_digest(text), owner__is_active=True).first()
         if token and (token.last_used_at is None or (timezone.now() - token.last_used_at).total_seconds() > 60):
             cls.objects.filter(pk=token.pk).update(last_used_at=timezone.now())

@@ -4,7 +4,7 @@ from django.db import models
 
 
 class Installation(models.Model):
-    """Who this portal is at Dokploy: the middle part of every mark. One row."""
+    """The identity of this portal at Dokploy: part of the mark of everything that it creates. There is one row."""
 
     id = models.CharField(primary_key=True, max_length=32)
     only = models.BooleanField(default=True, unique=True, editable=False)
@@ -19,4 +19,5 @@ class Installation(models.Model):
 
     @classmethod
     def current(cls) -> "Installation":
+        """Return the one row, created with a random id if it does not exist."""
         return cls.objects.get_or_create(only=True, defaults={"id": secrets.token_hex(8)})[0]

@@ -1,7 +1,7 @@
 class Refusal(Exception):
-    """A request that is not carried out, with a sentence for the person and a code for scripts.
+    """A refused request, with a sentence for the user and a code for scripts.
 
-    retry_after: seconds after which the same request may be accepted.
+    retry_after: seconds until the same request may be accepted.
     """
 
     STATUS = {

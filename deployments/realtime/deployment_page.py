@@ -229,21 +229,21 @@ def _rail(deployment: Deployment, events: list[Event], audience: str) -> list[Ph
     ended: dict[str, datetime] = {}
     for event in events:
         data = event.data
-        row = rows.get(f"{verb}_{data['kind']}" if event.kind == "receipt" else event.phase)
+        row = rows.get(f"{verb}_{data['kind']}" if event.type == "receipt" else event.phase)
         if row is None:
             continue
-        if event.kind == "phase":
+        if event.type == "phase":
             row.started = row.started or event.at
             row.message = event.message
             row.attempts = max(row.attempts, int(data.get("attempt", 1)))
             if data.get("step") == "ends":
                 ended[row.name] = event.at
                 row.seconds = max((event.at - row.started).total_seconds(), 0.0)
-        elif event.kind == "log" and audience != "link":
+        elif event.type == "log" and audience != "link":
             row.lines.extend(data["lines"])
-        elif event.kind == "rung":
+        elif event.type == "rung":
             row.rungs = data["rungs"]
-        elif event.kind == "receipt" and data["kind"] not in HIDDEN_RESOURCES and audience != "link":
+        elif event.type == "receipt" and data["kind"] not in HIDDEN_RESOURCES and audience != "link":
             _note_object(row, data)
     failed = (deployment.error or {}).get("phase")
     for row in rows.values():
@@ -280,7 +280,7 @@ def _note_object(row: PhaseRow, data: dict[str, Any]) -> None:
 
 def _all_gone(row: PhaseRow, events: Iterable[Event]) -> bool:
     kinds = {entry["kind"] for entry in row.objects}
-    gone = {event.data["kind"] for event in events if event.kind == "receipt" and event.data["state"] == "gone"}
+    gone = {event.data["kind"] for event in events if event.type == "receipt" and event.data["state"] == "gone"}
     return kinds <= gone
 
 
@@ -291,7 +291,7 @@ def _undo(deployment: Deployment, events: list[Event]) -> dict[str, Any] | None:
     made: dict[str, dict[str, Any]] = {}
     for event in events:
         data = event.data
-        if event.kind != "receipt" or data["kind"] in HIDDEN_RESOURCES:
+        if event.type != "receipt" or data["kind"] in HIDDEN_RESOURCES:
             continue
         kind = data["kind"]
         if data["state"] in ("intended", "made"):

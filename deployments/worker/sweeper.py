@@ -9,7 +9,7 @@ from django.conf import settings
 from ..engine.dokploy import Dokploy
 from ..engine.errors import DokployError
 from ..engine.resources.base import list_marked_objects
-from ..models import Deployment, ExternalResource, Installation, Orphan
+from ..models import ExternalResource, Installation, Orphan, request_due_removals
 from ..models.orphan import SCAN_SECONDS
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ async def sweep_periodically(dokploy: Dokploy) -> None:
     while settings.SWEEPER_SECONDS:
         await asyncio.sleep(settings.SWEEPER_SECONDS)
         try:
-            await sync_to_async(Deployment.request_due_removals)()
+            await sync_to_async(request_due_removals)()
             await scan_for_orphans(dokploy)
         except DokployError as error:
             log.info("The scan for orphans waits for Dokploy: %s", error)
@@ -50,5 +50,5 @@ async def scan_for_orphans(dokploy: Dokploy) -> None:
 
 def _recorded_ids() -> tuple[str, set[str]]:
     """Return this installation's id, and the ids at Dokploy of everything recorded and not gone."""
-    resources = ExternalResource.objects.exclude(state=ExternalResource.State.GONE)
+    resources = ExternalResource.objects.existing()
     return Installation.current().id, set(resources.values_list("external_id", flat=True))

@@ -172,7 +172,7 @@ def test_a_stale_pages_button_leads_to_the_sentence_that_says_why(portal: Portal
     elsewhere.locator("#stack-stale-page").get_by_role("link", name="Try again to remove what is left").click()
     expect(elsewhere.get_by_role("heading", name="It is gone")).to_be_visible()
     again.click()
-    expect(tab.get_by_text("“stale-page” is gone already.")).to_be_visible()
+    expect(tab.get_by_text("“stale-page” has been removed.")).to_be_visible()
 
 
 def test_without_a_socket_the_page_polls_and_says_so(portal: Portal, tab: Any) -> None:

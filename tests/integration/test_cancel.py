@@ -11,7 +11,7 @@ from django.test import Client
 
 from deployments.engine.errors import Cancelled
 from deployments.engine.spec import Progress
-from deployments.models import Deployment, Refusal, Stack
+from deployments.models import Deployment, Refusal, Stack, retry_deployment
 
 from ..processes import Portal, until
 from ..users import People, browser, end, new_token, submit
@@ -94,7 +94,7 @@ def test_a_page_says_that_a_cancel_is_requested_and_that_it_is_done(
     assert "Undone, nothing left behind" in html
     stale = submit(person, "/tokens", {}, action=f"{page}/cancel")
     assert stale.headers["Location"] == page
-    assert "It is over already, so there is nothing to cancel." in person.get(page).text
+    assert "This deployment has ended; there is nothing to cancel." in person.get(page).text
 
 
 def test_a_cancelled_redeploy_gives_the_former_version_back(portal: Portal, token: dict[str, str]) -> None:
@@ -118,13 +118,13 @@ def test_what_cannot_be_cancelled_is_a_sentence(portal: Portal, token: dict[str,
         removal = portal.http.delete("/api/stacks/not-cancelled")
         refused = ask(portal, removal.json()["deploymentId"], "cancel")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "CONFLICT")
-        assert "A removal cannot be cancelled" in refused.json()["error"]["message"]
+        assert "A removal can't be cancelled" in refused.json()["error"]["message"]
     assert ended(portal, token, removal)["status"] == "success"
     with held(portal, "project.remove"):
         failing = start(portal, "not-cancelled", template="broken")
         portal.wait_at("project.remove")
         refused = ask(portal, failing.json()["deploymentId"], "cancel")
-        assert "is being undone already" in refused.json()["error"]["message"]
+        assert "already being undone" in refused.json()["error"]["message"]
     assert ended(portal, token, failing)["error"]["code"] == "REGISTRY_UNREACHABLE"
 
 
@@ -153,7 +153,7 @@ def test_a_retry_has_the_same_answers_and_makes_nothing_twice(portal: Portal, to
     assert there(portal, "tried-again") == ONE
     application = next(row for row in portal.dokploy()["applications"] if row["name"] == "tried-again")
     assert "GREETING='kept'" in application["env"]
-    for run, says in ((id, "gone on since"), (first.json()["deploymentId"], "went well")):
+    for run, says in ((id, "newer deployment of this stack exists"), (first.json()["deploymentId"], "succeeded")):
         refused = ask(portal, run, "retry")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "CONFLICT")
         assert says in refused.json()["error"]["message"]
@@ -219,14 +219,14 @@ def test_a_second_cancel_is_harmless_also_when_the_first_has_begun_to_be_done(pe
     error = {"phase": "initializing", "code": "CANCELLED", "message": "", "evidence": "", "retryable": True}
     working.record(Progress("phase", "rolling_back", "Rolling back", error=error))
     run.cancel(people.owner)
-    assert run.events.filter(kind="note").count() == 1
+    assert run.events.filter(type="note").count() == 1
 
 
 @pytest.mark.parametrize("kind", ["deploy", "redeploy", "retry"])
 def test_a_run_that_has_not_begun_is_over_as_soon_as_it_is_cancelled(people: People, kind: str) -> None:
     """It does not wait for a worker with a free hand. A retry does, where something was left."""
     if kind == "retry":
-        left_behind(people).retry(people.owner, via="api")
+        retry_deployment(left_behind(people), people.owner, via="api")
     else:
         run = people.run(people.owner, "shop")
         if kind == "redeploy":
@@ -247,7 +247,7 @@ def test_a_run_that_has_not_begun_is_over_as_soon_as_it_is_cancelled(people: Peo
         assert (state["phase"], state["status"], state["error"]["code"]) == ("failed", "failure", "CANCELLED")
         with pytest.raises(Refusal):
             run.cancel(people.owner)
-        assert run.retry(people.owner, via="api").status == "in_progress"
+        assert retry_deployment(run, people.owner, via="api").status == "in_progress"
 
 
 def test_an_end_that_came_before_the_cancel_wins_over_it(people: People) -> None:
@@ -279,7 +279,7 @@ def test_a_retry_of_a_name_that_somebody_else_has_by_now_is_refused(people: Peop
     assert failed.stack.state == "gone"
     people.run(people.other, "shop")
     with pytest.raises(Refusal) as refused:
-        failed.retry(people.owner, via="form")
+        retry_deployment(failed, people.owner, via="form")
     assert (refused.value.code, refused.value.field) == ("NAME_TAKEN", "name")
 
 
@@ -291,7 +291,7 @@ def test_a_retry_whose_secret_cannot_be_read_any_more_is_refused_and_not_made_wi
     failed = end(people.run(people.owner, "shop", TOKEN="given"), "failure")
     settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     with pytest.raises(Refusal) as refused:
-        failed.retry(people.owner, via="form")
+        retry_deployment(failed, people.owner, via="form")
     assert (refused.value.code, "TOKEN" in refused.value.message) == ("CONFLICT", True)
 
 
@@ -316,8 +316,8 @@ def test_a_retry_whose_answers_do_not_fit_the_changed_template_is_refused_at_eve
     answer = Client().post(f"/api/deployments/{failed.pk}/retry", headers=token_of(people.owner))
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["field"]) == (409, "CONFLICT", key)
-    assert error["message"].startswith(f"Its answers do not fit any more. The {key.lower()}: {why}")
-    assert error["message"].endswith("Deploy it anew with the form.")
+    assert error["message"].startswith(f"The stored values no longer fit the template. The {key.lower()}: {why}")
+    assert error["message"].endswith("Deploy again with the form.")
     for person in (people.owner, people.operator):
         http = Client()
         http.force_login(person)
@@ -326,7 +326,7 @@ def test_a_retry_whose_answers_do_not_fit_the_changed_template_is_refused_at_eve
                 f'href="/deployments/{failed.pk}/retry"' in http.get("/admin/deployments/deployment/").content.decode()
             )
         shown = http.post(f"/deployments/{failed.pk}/retry", follow=True).content.decode()
-        assert f"Its answers do not fit any more. The {key.lower()}: " in shown
+        assert f"The stored values no longer fit the template. The {key.lower()}: " in shown
     assert Deployment.objects.get() == failed
 
 
@@ -337,7 +337,8 @@ def test_a_retry_takes_the_defaults_of_what_was_added_to_the_template_meanwhile(
         {"key": "TOKEN", "type": "secret"},
     ]
     people.template.save()
-    again = Deployment.objects.select_related("template").get(pk=failed.pk).retry(people.owner, via="form")
+    failed = Deployment.objects.select_related("template").get(pk=failed.pk)
+    again = retry_deployment(failed, people.owner, via="form")
     assert again.environment() == {"COLOR": "red", "TOKEN": ""}
 
 
@@ -364,16 +365,16 @@ def test_an_operator_cancels_anybodys_run_from_the_admin_and_retries_it_there(pe
 
 def test_a_stale_pages_retry_is_a_sentence_and_changes_nothing(people: People) -> None:
     run = end(people.run(people.owner, "shop"), "failure")
-    end(run.retry(people.owner, via="form"))
+    end(retry_deployment(run, people.owner, via="form"))
     before = list(Deployment.objects.order_by("pk").values())
     http = Client()
     http.force_login(people.owner)
     said = http.post(f"/deployments/{run.pk}/retry", follow=True).content.decode()
-    assert "The stack has gone on since then" in said
+    assert "A newer deployment of this stack exists" in said
     assert list(Deployment.objects.order_by("pk").values()) == before
 
 
 def test_an_operators_retry_stays_its_owners(people: People) -> None:
     failed = end(people.run(people.owner, "shop"), "failure")
-    again = failed.retry(people.operator, via="form")
+    again = retry_deployment(failed, people.operator, via="form")
     assert (again.stack.owner, again.requested_by, again.retry_of) == (people.owner, people.operator, failed)

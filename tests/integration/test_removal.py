@@ -101,7 +101,7 @@ def test_a_person_removes_a_stack_by_typing_its_name(
     assert there(portal, "typed-name") == NONE
     stale = submit(person, "/tokens", {"name": "typed-name"}, action=page)
     assert stale.status_code == 302
-    assert "“typed-name” is gone already." in person.get("/").text
+    assert "“typed-name” has been removed." in person.get("/").text
 
 
 def link(person: httpx.Client, page: str, name: str, what: str) -> str:
@@ -120,7 +120,7 @@ def test_two_removals_at_once_are_one_run_and_a_busy_stack_is_left_alone(portal:
         assert first.json() == second.json()
         again = portal.http.post("/api/deploy", json={"name": "twice-removed"}, headers=token)
         assert (again.status_code, again.json()["error"]["code"]) == (409, "BUSY")
-        assert "being removed right now" in again.json()["error"]["message"]
+        assert "is being removed" in again.json()["error"]["message"]
     assert ended(portal, token, first)["status"] == "success"
     with held(portal, "job"):
         run = portal.http.post("/api/deploy", json={"name": "twice-removed"}, headers=token)
@@ -156,7 +156,7 @@ def test_a_removal_that_could_not_begin_changes_nothing(portal: Portal, token: d
     portal.fault("project.all", "redirect", times=1)
     state = ended(portal, token, portal.http.delete("/api/stacks/not-begun", headers=token))
     assert (state["phase"], state["error"]["code"]) == ("failed", "DOKPLOY_ADDRESS_WRONG")
-    assert state["message"] == "Nothing was removed, so nothing has changed"
+    assert state["message"] == "Nothing was removed and nothing has changed"
     assert there(portal, "not-begun") == ONE
     assert portal.router.get("/", headers={"Host": "not-begun.localhost"}).status_code == 200
     assert deployed(portal, token, "not-begun")["kind"] == "redeploy"
@@ -238,7 +238,7 @@ def test_a_redeploy_of_a_busy_stack_is_a_sentence(portal: Portal, person: httpx.
         run = portal.http.post("/api/deploy", json={"name": "busy-again"}, headers=token)
         refused = submit(person, page, {"template": "web-page"})
         assert refused.status_code == 400
-        assert "“busy-again” is being deployed right now." in refused.text
+        assert "“busy-again” is being deployed." in refused.text
     assert ended(portal, token, run)["status"] == "success"
 
 

@@ -20,7 +20,17 @@ from django.utils import timezone
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import DokployError
 from deployments.engine.spec import MarkedObject, Progress, mark_of
-from deployments.models import Deployment, ExternalResource, Installation, Orphan, Refusal, Stack, Template
+from deployments.models import (
+    Deployment,
+    ExternalResource,
+    Installation,
+    Orphan,
+    Refusal,
+    Stack,
+    Template,
+    request_due_removals,
+    retry_deployment,
+)
 from deployments.models.orphan import SCAN_SECONDS
 from deployments.models.stack import StackQuerySet
 from deployments.worker.sweeper import scan_for_orphans
@@ -68,23 +78,23 @@ def test_a_sweeper_that_slept_after_its_look_removes_nothing_that_is_wanted_agai
     age(run, 65)
     seen = Stack.objects.to_be_removed()
     assert seen == [run.stack]
-    end(run.retry(people.owner, via="api"))
+    end(retry_deployment(run, people.owner, via="api"))
     monkeypatch.setattr(StackQuerySet, "to_be_removed", lambda stacks: seen)
-    assert Deployment.request_due_removals() == []
+    assert request_due_removals() == []
     run.stack.refresh_from_db()
     assert run.stack.state == Stack.State.LIVE
 
 
 def test_what_a_failed_run_left_is_due_after_a_minute_and_each_failed_try_waits_longer(people: People) -> None:
     run = left_behind(people)
-    assert Deployment.request_due_removals() == []
+    assert request_due_removals() == []
     for pause in (60, 240, 960):
         age(run, pause - 5)
-        assert Deployment.request_due_removals() == []
+        assert request_due_removals() == []
         age(run, pause + 5)
-        (run,) = Deployment.request_due_removals()
+        (run,) = request_due_removals()
         assert (run.kind, run.via, run.requested_by) == ("remove", "sweeper", people.owner)
-        assert Deployment.request_due_removals() == [], "two sweepers are harmless"
+        assert request_due_removals() == [], "two sweepers are harmless"
         working = Deployment.claim("worker", excluding=[])
         assert working is not None
         working.record(Progress("receipt", "removing_project", "", data={"state": "removing", "kind": "project"}))
@@ -98,23 +108,23 @@ def test_what_ran_before_is_never_swept_away(people: People) -> None:
     broken = end(people.run(people.owner, "shop"), "failure", left=["the former version"])
     Stack.objects.update(state=Stack.State.BROKEN)
     age(broken, 10**6)
-    assert Deployment.request_due_removals() == []
+    assert request_due_removals() == []
 
 
 def test_an_expired_stack_is_removed(people: People) -> None:
     run = end(people.run(people.owner, "shop"))
     Stack.objects.filter(pk=run.stack_id).update(expires_at=timezone.now() + timedelta(hours=1))
-    assert Deployment.request_due_removals() == []
+    assert request_due_removals() == []
     Stack.objects.filter(pk=run.stack_id).update(expires_at=timezone.now() - timedelta(seconds=1))
-    (removal,) = Deployment.request_due_removals()
+    (removal,) = request_due_removals()
     assert (removal.stack_id, removal.kind) == (run.stack_id, "remove")
     for pause in (240, 960):  # Dokploy refuses it: nothing is removed, the stack is live as before
         failed = end(removal, "failure", phase="removing_domain", code="DOKPLOY_KEY_REFUSED")
         assert failed.stack.state == Stack.State.LIVE
         age(failed, pause - 5)
-        assert Deployment.request_due_removals() == []
+        assert request_due_removals() == []
         age(failed, pause + 5)
-        (removal,) = Deployment.request_due_removals()
+        (removal,) = request_due_removals()
 
 
 def test_what_a_receipt_knows_or_a_run_is_making_is_no_orphan(people: People) -> None:
@@ -181,7 +191,7 @@ def test_a_stack_that_is_removed_while_orphans_are_looked_for_is_none(people: Pe
     mark = f"{mark_of(Installation.current().id)}{run.stack_id}"
     id = simulator.do("project.create", name="shop", description=mark)["project"]["projectId"]
     receipt = ExternalResource.objects.create(
-        stack=run.stack, deployment=run, kind="project", mark=mark, external_id=id
+        stack=run.stack, deployment=run, resource_type="project", mark=mark, external_id=id
     )
 
     def remove() -> None:
@@ -229,13 +239,13 @@ def test_an_orphan_that_is_removed_twice_is_one_run(people: People) -> None:
     end(run)
     with pytest.raises(Refusal) as refused:
         second.remove(people.other)
-    assert "It is no orphan any more" in refused.value.message
+    assert "no longer an orphan" in refused.value.message
     assert Deployment.objects.count() == 1
     http = Client()
     http.force_login(people.operator)
     stale = http.post(f"/orphans/{second.pk}/remove", follow=True)
     assert stale.redirect_chain == [("/admin/deployments/orphan/", 302)]
-    assert "That is no orphan any more" in stale.content.decode()
+    assert "no longer an orphan" in stale.content.decode()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -287,7 +297,7 @@ def test_an_orphan_without_any_template_is_a_sentence(people: People) -> None:
     http.force_login(people.operator)
     answer = http.post(f"/orphans/{Orphan.objects.get().pk}/remove")
     assert answer.status_code == 200
-    assert "A run needs a template, and there is none." in answer.content.decode()
+    assert "A removal needs a template, and there is none." in answer.content.decode()
     assert Orphan.objects.exists()
 
 

@@ -50,7 +50,7 @@ def people(db: None, settings: Any) -> People:
 def run(people: People) -> Deployment:
     """A run that is over, with a receipt."""
     over = end(people.run(people.owner, "admin-shop"), "failure")
-    given = {"stack": over.stack, "deployment": over, "kind": "project", "phase": "creating_project"}
+    given = {"stack": over.stack, "deployment": over, "resource_type": "project", "phase": "creating_project"}
     ExternalResource.objects.create(
         **given, mark="deployportal/x/y", external_id="project-77", state="left", why="It hung."
     )

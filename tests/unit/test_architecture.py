@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -47,13 +48,21 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
+def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes except those under `if TYPE_CHECKING:`."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield child
+            yield from _runtime_nodes(child)
+
+
 def imports(name: str) -> set[str]:
     """What a module imports, also inside its functions: ours as `.name`, the rest by full name."""
     is_package = (APP / name.replace(".", "/")).is_dir() if name else True
     package = ["deployments", *name.split(".")] if name else ["deployments"]
     package = package if is_package else package[:-1]
     found = set()
-    for node in ast.walk(modules()[name]):
+    for node in _runtime_nodes(modules()[name]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

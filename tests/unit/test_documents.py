@@ -99,7 +99,7 @@ def test_api_document_has_every_endpoint() -> None:
 
 def test_api_document_has_every_field() -> None:
     deployment = Deployment(stack=Stack(name="shop", url="https://shop.example.org"))
-    event = Event(deployment=deployment, seq=1, kind="phase", phase="initializing", status="in_progress", progress=0)
+    event = Event(deployment=deployment, seq=1, type="phase", phase="initializing", status="in_progress", progress=0)
     document = text("docs/api.md")
     fields = [*deployment.to_dict("operator"), *event.to_dict("operator")]
     assert [field for field in fields if f"`{field}`" not in document] == []

@@ -14,7 +14,7 @@ from django.db import connections
 from deployments import identity
 from deployments.engine.spec import Progress
 from deployments.identity import Credential
-from deployments.models import Deployment, Template
+from deployments.models import Deployment, DeploymentRequest, Template
 from deployments.realtime import hub, pubsub
 from deployments.realtime.hub import Hub
 
@@ -28,7 +28,7 @@ async def run() -> AsyncIterator[Deployment]:
 
     def make() -> Any:
         Template.follow_settings()
-        Deployment.request(identity.demo_user(), "watched", Template.objects.first(), {}, via="form")
+        DeploymentRequest(identity.demo_user(), Template.objects.first(), {}, "form").deploy("watched")
         return Deployment.claim("worker", excluding=[])
 
     pubsub.bind_loop()

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,18 @@ from django.utils import timezone
 
 from deployments import identity
 from deployments.engine.spec import Progress, Resources
-from deployments.models import Deployment, Event, ExternalResource, LeaseLost, Refusal, Stack, Template
+from deployments.models import (
+    Deployment,
+    DeploymentRequest,
+    Event,
+    ExternalResource,
+    LeaseLost,
+    Refusal,
+    Stack,
+    Template,
+    request_removal,
+    retry_deployment,
+)
 from deployments.realtime import deployment_page
 
 pytestmark = pytest.mark.django_db
@@ -38,7 +50,7 @@ def ben() -> Any:
 
 
 def request(person: Any, name: str = "shop", **more: Any) -> Deployment:
-    return Deployment.request(person, name, Template.objects.get(from_settings=True), {}, via="form", **more)
+    return DeploymentRequest(person, Template.objects.get(from_settings=True), {}, "form", **more).deploy(name)
 
 
 def claimed(person: Any, name: str = "shop", **more: Any) -> Deployment:
@@ -111,8 +123,8 @@ def test_a_redeploy_of_a_stack_that_has_gone_meanwhile_is_refused(anna: Any, ben
     end(run, succeeded=False)
     request(ben)
     with pytest.raises(Refusal) as refused:
-        Deployment.request_again(anna, stale, stale.template, {}, via="form")
-    assert (refused.value.code, refused.value.message) == ("NOT_FOUND", "“shop” is gone already.")
+        DeploymentRequest(anna, stale.template, {}, "form").redeploy(stale)
+    assert (refused.value.code, refused.value.message) == ("NOT_FOUND", "“shop” has been removed.")
     assert Deployment.objects.in_progress().get().stack.owner == ben
 
 
@@ -156,7 +168,7 @@ def test_a_report_is_a_row_and_an_event_with_the_next_number(anna: Any) -> None:
     run.record(phase("creating_domain", "Domain", progress=65, resources=Resources(domain_id="d1")))
     run.refresh_from_db()
     assert (run.phase, run.progress, run.message, run.version) == ("creating_domain", 65, "Domain", 4)
-    assert list(run.events.values_list("seq", "kind")) == [(1, "phase"), (2, "phase"), (3, "log"), (4, "phase")]
+    assert list(run.events.values_list("seq", "type")) == [(1, "phase"), (2, "phase"), (3, "log"), (4, "phase")]
     assert run.to_dict("owner")["resources"] == {"domainId": "d1"}
     assert run.to_dict("owner")["url"] == run.stack.url
 
@@ -252,7 +264,7 @@ def test_every_later_run_looks_for_the_container_that_ran_before(anna: Any) -> N
     run.record(phase("creating_application", resources=Resources(application_id="a", app_name="shop-x1")))
     run.record(made("p"))
     end(run, succeeded=False)
-    assert run.retry(anna, via="form").resources["app_name"] == "shop-x1"
+    assert retry_deployment(run, anna, via="form").resources["app_name"] == "shop-x1"
     retry = Deployment.claim("worker", excluding=[])
     assert retry is not None
     end(retry, succeeded=True)
@@ -260,7 +272,7 @@ def test_every_later_run_looks_for_the_container_that_ran_before(anna: Any) -> N
     redeploy = Deployment.claim("worker", excluding=[])
     assert redeploy is not None
     end(redeploy, succeeded=True)
-    assert Deployment.request_removal(anna, run.stack, via="form").resources == {"app_name": "shop-x1"}
+    assert request_removal(anna, run.stack, via="form").resources == {"app_name": "shop-x1"}
 
 
 def test_the_runs_of_a_stack_are_in_the_order_of_their_making_also_after_the_clock_was_set_back(anna: Any) -> None:
@@ -307,7 +319,7 @@ def test_what_a_removal_has_broken_is_not_told_as_live_nor_as_untouched(anna: An
     live = claimed(anna, "half-gone")
     live.record(made("p"))
     end(live, succeeded=True)
-    removal = Deployment.request_removal(anna, live.stack, via="form")
+    removal = request_removal(anna, live.stack, via="form")
     assert Deployment.claim("worker", excluding=[]) == removal
     removal.refresh_from_db()
     removal.record(phase("removing_domain", data={"step": "begins"}))
@@ -364,7 +376,7 @@ def test_the_database_refuses_what_must_not_be(anna: Any) -> None:
         lambda: Deployment.objects.filter(pk=run.pk).update(status="odd"),
         lambda: Deployment.objects.filter(pk=run.pk).update(progress=101),
         lambda: Deployment.objects.filter(pk=run.pk).update(status="success"),
-        lambda: Event.objects.create(deployment=run, seq=1, kind="phase", phase="x", status="x", progress=0),
+        lambda: Event.objects.create(deployment=run, seq=1, type="phase", phase="x", status="x", progress=0),
         lambda: Stack.objects.filter(pk=run.stack_id).update(state="odd"),
     ]
     for write in wrong:
@@ -397,19 +409,20 @@ def test_a_redeploy_and_a_removal_in_one_instant_are_one_run_and_a_sentence(anna
         Stack.objects.update(state="live")
         start = threading.Barrier(4)
 
-        def ask(verb: Callable[..., Deployment], *given: Any, start: threading.Barrier = start) -> str:
+        def ask(verb: Callable[[Stack], Deployment], start: threading.Barrier = start) -> str:
             connection.ensure_connection()
             start.wait(10)
             try:
-                return verb(anna, Stack.objects.get(), *given, via="api").kind
+                return verb(Stack.objects.get()).kind
             except Refusal as refusal:
                 return refusal.code
             finally:
                 connection.close()
 
-        again, remove = Deployment.request_again, Deployment.request_removal
+        redeploy = DeploymentRequest(anna, stack.template, {}, "api").redeploy
+        remove = partial(request_removal, anna, via="api")
         with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(ask, again, stack.template, {}) for _ in range(2)]
+            asked = [pool.submit(ask, redeploy) for _ in range(2)]
             asked += [pool.submit(ask, remove) for _ in range(2)]
             answers = sorted(future.result() for future in asked)
         assert answers in (["BUSY", "BUSY", "BUSY", "deploy"], ["BUSY", "BUSY", "remove", "remove"])

@@ -11,7 +11,7 @@ from django.template.loader import get_template
 from django.test import Client
 
 from deployments.engine.spec import Progress
-from deployments.models import ApiToken, Deployment, Template
+from deployments.models import ApiToken, Deployment, DeploymentRequest, Template
 
 ROOT = Path(__file__).resolve().parent.parent.parent / "templates"
 TEMPLATES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.html"))
@@ -107,7 +107,7 @@ def test_every_page_is_well_formed(client: Client, state: str) -> None:
     Template.follow_settings()
     person: Any = get_user_model().objects.create_user("anna")
     template = Template.objects.get(slug="web-page")
-    run = Deployment.request(person, "shop", template, {"GREETING": "<hi>"}, via="form")
+    run = DeploymentRequest(person, template, {"GREETING": "<hi>"}, "form").deploy("shop")
     if REPORTS[state]:
         claimed = Deployment.claim("worker", excluding=[])
         assert claimed is not None

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from deployments import identity, terminal
 from deployments.forms import read_parameters
-from deployments.models import Deployment, Refusal, Stack, Template
+from deployments.models import Deployment, DeploymentRequest, Refusal, Stack, Template
 
 
 class Command(BaseCommand):
@@ -42,7 +42,7 @@ class Command(BaseCommand):
             raise Refusal("INVALID_PARAMETER", f"There is no template “{options['template'] or ''}”.")
         pairs = [pair.partition("=") for pair in options["set"]]
         values = read_parameters(template, {key: value for key, _, value in pairs}, stack)
-        return Deployment.request(person, options["name"], template, values, via=Deployment.Via.COMMAND)
+        return DeploymentRequest(person, template, values, Deployment.Via.COMMAND).deploy(options["name"])
 
     def look_for_the_portal(self) -> None:
         """On one machine `serve` runs what is deployed, and its port is part of a demo stack's address."""

@@ -21,7 +21,7 @@ from rich.console import Console
 from twisted.internet import defer, reactor
 
 from deployments import consumers, identity, terminal
-from deployments.models import Deployment, Template
+from deployments.models import Deployment, DeploymentRequest, Template
 from deployments.realtime import pubsub
 from deployments.worker import watchdog
 from deployments.worker.runner import Runner
@@ -210,4 +210,4 @@ class Command(BaseCommand):
         if Deployment.objects.exists() or template is None:
             return None
         values = {key: field.initial for key, field in template.form_fields().items()}
-        return Deployment.request(identity.demo_user(), SAMPLE, template, values, via=Deployment.Via.COMMAND)
+        return DeploymentRequest(identity.demo_user(), template, values, Deployment.Via.COMMAND).deploy(SAMPLE)

@@ -1,0 +1,39 @@
+from typing import Any
+
+from django.db import models
+from django.utils import timezone
+
+from . import wire
+from .deployment import Deployment
+
+
+class Event(models.Model):
+    """One line of a deployment's timeline, numbered from 1 without gaps. It holds the state at its time."""
+
+    class Type(models.TextChoices):
+        PHASE = "phase"
+        PROBE = "rung"
+        LOG = "log"
+        RESOURCE = "receipt"
+        NOTE = "note"
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="events")
+    seq = models.PositiveIntegerField()
+    at = models.DateTimeField(default=timezone.now)
+    type = models.CharField(max_length=10, choices=Type.choices, db_column="kind")
+    phase = models.CharField(max_length=30)
+    status = models.CharField(max_length=12)
+    progress = models.PositiveSmallIntegerField()
+    message = models.CharField(max_length=500)
+    data = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ["seq"]
+        constraints = [models.UniqueConstraint(fields=["deployment", "seq"], name="one_event_of_a_number")]
+
+    def __str__(self) -> str:
+        return f"{self.seq} {self.type} {self.message}"
+
+    def to_dict(self, audience: str) -> dict[str, Any]:
+        """Return the event as scripts see it."""
+        return wire.event_dict(self, audience)
