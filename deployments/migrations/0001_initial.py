@@ -2,6 +2,7 @@
 
 import deployments.models.deployment
 import deployments.models.stack
+import deployments.models.parameters
 import deployments.models.template
 import django.core.validators
 import django.db.models.deletion
@@ -29,8 +30,8 @@ class Migration(migrations.Migration):
                 ('description', models.CharField(blank=True, max_length=200)),
                 ('image', models.CharField(max_length=255, validators=[deployments.models.template._validate_image])),
                 ('port', models.PositiveIntegerField(default=8080, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(65535)])),
-                ('parameters', models.JSONField(blank=True, default=list, help_text='What a person fills in; each becomes an environment variable. A list such as [{"key": "GREETING", "label": "Greeting", "type": "text", "default": "Hello", "required": true}]. Types: text, integer (min, max), boolean, choice (choices), secret.', validators=[deployments.models.template.validate_parameters])),
-                ('registry', models.CharField(blank=True, help_text='Address of a private registry, for its login.', max_length=255)),
+                ('parameters', models.JSONField(blank=True, default=list, help_text='The values that a user enters; each becomes an environment variable. A list such as [{"key": "GREETING", "label": "Greeting", "type": "text", "default": "Hello", "required": true}]. Types: text, integer (min, max), boolean, choice (choices), secret.', validators=[deployments.models.parameters.validate_parameters])),
+                ('registry', models.CharField(blank=True, help_text='Host of a private registry, for its login.', max_length=255)),
                 ('registry_username', models.CharField(blank=True, max_length=255)),
                 ('registry_password_encrypted', models.TextField(blank=True, db_column='registry_password_locked', editable=False)),
                 ('memory_bytes', models.PositiveBigIntegerField(blank=True, null=True)),
@@ -38,7 +39,7 @@ class Migration(migrations.Migration):
                 ('health_path', models.CharField(default='/', max_length=200, validators=[deployments.models.template._validate_path])),
                 ('health_interval', models.FloatField(default=5.0, validators=[django.core.validators.MinValueValidator(0.1), django.core.validators.MaxValueValidator(60)])),
                 ('health_timeout', models.FloatField(default=60.0, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(600)])),
-                ('public', models.BooleanField(default=True, help_text='Also for people who did not sign in, where that is allowed.')),
+                ('public', models.BooleanField(default=True, help_text='Also for anonymous users, where they are allowed.')),
                 ('active', models.BooleanField(default=True)),
                 ('from_settings', models.BooleanField(default=False, editable=False)),
                 ('position', models.PositiveIntegerField(default=0)),

@@ -12,7 +12,7 @@ from django.core.exceptions import ValidationError
 from django.test import Client
 
 from deployments.models import ApiToken, Deployment, ExternalResource, Stack, Template
-from deployments.models.template import validate_parameters
+from deployments.models.parameters import validate_parameters
 
 from ..users import PASSWORD, QUICK, People, end
 
@@ -207,12 +207,12 @@ def test_an_operator_makes_a_template_that_people_can_deploy(operator: Client, p
         ("memory_bytes", "-1", "greater than or equal to"),
         ("parameters", "{", "valid JSON"),
         ("parameters", '{"key": "X"}', "as a list"),
-        ("parameters", '[{"key": "X", "type": "file"}]', "the type is one of"),
-        ("parameters", '[{"key": "X", "type": ["text"]}]', "the type is one of"),
+        ("parameters", '[{"key": "X", "type": "file"}]', "the type must be one of"),
+        ("parameters", '[{"key": "X", "type": ["text"]}]', "the type must be one of"),
         (
             "parameters",
             '[{"key": "X", "type": "choice", "choices": ["a"], "default": "b"}]',
-            "the default does not fit",
+            "the default is invalid",
         ),
         ("parameters", '[{"key": "X", "type": "secret", "default": "in clear"}]', "a secret has no default"),
     ],
@@ -233,18 +233,18 @@ def test_a_template_that_could_not_work_is_refused_with_a_sentence(
     [
         ('["X"]', "an object with a key"),
         ('[{"key": 7}]', "an object with a key"),
-        ('[{"key": "NO SPACE"}]', "no name of a variable"),
-        ('[{"key": "X=1\\nY"}]', "no name of a variable"),
-        ('[{"key": "X"}, {"key": "X"}]', "there twice"),
+        ('[{"key": "NO SPACE"}]', "not a valid environment variable name"),
+        ('[{"key": "X=1\\nY"}]', "not a valid environment variable name"),
+        ('[{"key": "X"}, {"key": "X"}]', "defined twice"),
         ('[{"key": "X", "type": "choice"}]', "a choice needs"),
         ('[{"key": "X", "type": "choice", "choices": "ab"}]', "a choice needs"),
         ('[{"key": "X", "type": "choice", "choices": [1, 2]}]', "a choice needs"),
         ('[{"key": "X", "type": "integer", "min": "one"}]', "whole numbers"),
-        ('[{"key": "X", "type": "integer", "default": "many"}]', "the default does not fit"),
-        ('[{"key": "X", "type": "integer", "max": 3, "default": 4}]', "the default does not fit"),
-        ('[{"key": "X", "default": "${{project.KEY}}"}]', "the default does not fit"),
+        ('[{"key": "X", "type": "integer", "default": "many"}]', "the default is invalid"),
+        ('[{"key": "X", "type": "integer", "max": 3, "default": 4}]', "the default is invalid"),
+        ('[{"key": "X", "default": "${{project.KEY}}"}]', "the default is invalid"),
         ('[{"key": "X", "default": {}}]', "a single value"),
-        ('[{"key": "X", "label": ["a"]}]', "are text"),
+        ('[{"key": "X", "label": ["a"]}]', "must be text"),
         ('[{"key": "X", "requird": true}]', "requird"),
     ],
 )
