@@ -30,7 +30,7 @@ async def deploy(dokploy: Dokploy, spec: StackSpec, resources: Resources, report
 
     `spec.deploy_timeout` (seconds) limits all attempts of this worker together.
     """
-    started = reporter.started_at.setdefault(spec.deploy_titles, asyncio.get_running_loop().time())
+    started = reporter.started_at.setdefault(spec.deploy_title_prefix, asyncio.get_running_loop().time())
     try:
         async with asyncio.timeout_at(started + spec.deploy_timeout):
             return await _send_and_follow(dokploy, spec, resources, reporter)
@@ -41,7 +41,7 @@ async def deploy(dokploy: Dokploy, spec: StackSpec, resources: Resources, report
 
 
 async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
-    application_id, prefix = require_id(resources.application_id), spec.deploy_titles
+    application_id, prefix = require_id(resources.application_id), spec.deploy_title_prefix
     resources = replace(resources, replaces=reporter.resources.replaces)  # recorded with an earlier attempt's intent
     while True:
         sent = sum(kind == "deploy" and title.startswith(prefix) for kind, title in reporter.pending)
@@ -83,11 +83,11 @@ async def _send(dokploy: Dokploy, application_id: str, title: str, reporter: Rep
 async def _require_done(dokploy: Dokploy, spec: StackSpec, resources: Resources) -> DokployDeployment:
     """Return the Dokploy deployment if it is done, and only its log was not read in time.
 
-    Otherwise raise Failure with what Dokploy says about it.
+    Otherwise raise Failure with the state that Dokploy reports.
     """
     state = "Dokploy does not report its state."
     with contextlib.suppress(DokployError):  # the time is over, whether Dokploy answers or not
-        existing = await _find(dokploy, require_id(resources.application_id), spec.deploy_titles)
+        existing = await _find(dokploy, require_id(resources.application_id), spec.deploy_title_prefix)
         if isinstance(existing, QueueEntry):
             state = "It is still waiting in Dokploy's queue."
         elif existing is not None and existing.status == "done":
@@ -109,7 +109,7 @@ async def _find(dokploy: Dokploy, application_id: str, prefix: str) -> DokployDe
 async def _find_started(dokploy: Dokploy, application_id: str, prefix: str) -> DokployDeployment | None:
     """Return the stack's own newest Dokploy deployment. None when it has not started.
 
-    A cancelled one does not count: Dokploy cancels what was running when it is restarted.
+    A cancelled one does not count: Dokploy cancels its running deployments when it is restarted.
     """
     rows = await dokploy.dokploy_deployments(application_id)
     return next((row for row in rows if row.title.startswith(prefix) and row.status != "cancelled"), None)
@@ -180,7 +180,7 @@ async def _update_replaced(dokploy: Dokploy, resources: Resources, prefix: str, 
     of the former version only if the deployment is still running after they were read: Docker starts the new container
     at its end.
     """
-    with contextlib.suppress(DokployError):  # what was recorded when it was sent stays
+    with contextlib.suppress(DokployError):  # the containers recorded when it was sent are kept
         replaces = await _running_before(dokploy, resources, prefix, reporter)
         row = await _find_started(dokploy, require_id(resources.application_id), prefix)
         if row is not None and row.status == "running":

@@ -42,7 +42,7 @@ async def run(
     Args:
         dokploy: the client.
         spec: the stack.
-        reporter: receives the progress, and holds what earlier workers recorded.
+        reporter: receives the progress, and holds the records of earlier workers.
         phases: the phases to run.
         first_phase: the name of the phase to resume with. An unknown name means the first one, which is safe.
         patience: how long an outage of Dokploy is waited for within one phase, in seconds.
@@ -92,7 +92,7 @@ async def restore(
     """Restore the former version of a stack after a failed redeployment. Delete only duplicates.
 
     `former.deployment` must name this restore, not the former deployment: otherwise the former Dokploy deployment would
-    be found by its title, and none would be sent. Return a description of what could not be restored. Never raise
+    be found by its title, and none would be sent. Return a description of the failure, or an empty list. Never raise
     Failure.
     """
     resources = reporter.resources

@@ -20,8 +20,8 @@ class Phase:
     """One phase of a deployment or a removal.
 
     `progress` is the percentage at the phase's start. `undo` removes what `step` creates. `timeout` limits one attempt,
-    in seconds; inf means that the step has a limit of its own. `attempts` is how often a step may fail with a temporary
-    error; an outage of Dokploy does not count.
+    in seconds; inf means that the step has a limit of its own. `attempts` is how often the step is tried in all when it
+    fails with a temporary error. Waiting for an outage of Dokploy to end does not count as an attempt.
     """
 
     name: str

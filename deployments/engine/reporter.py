@@ -1,4 +1,4 @@
-"""Reports what a step does. Each report is awaited: it is committed before the step goes on."""
+"""Reports of the steps. Each report is awaited: it is committed before the step goes on."""
 
 import asyncio
 import re
@@ -20,7 +20,7 @@ _CONTROL = re.compile(
 
 
 class Reporter:
-    """Turns what a step does into reports, one after the other.
+    """Sends the reports of the steps, one after the other.
 
     Attributes:
         resources: the ids that the next report carries.
@@ -41,7 +41,7 @@ class Reporter:
         recorded_ids: Mapping[str, str] | None = None,
         logged: dict[str, int] | None = None,
     ) -> None:
-        """Create a reporter that continues what earlier workers recorded.
+        """Create a reporter that continues from the records of earlier workers.
 
         `report` is called with each Progress. `logged` is the number of log lines already reported for each Dokploy
         deployment, by its id.

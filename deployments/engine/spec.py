@@ -58,13 +58,13 @@ class StackSpec:
         return replace(self, image=f"{self.image}@{digest}") if digest and "@" not in self.image else self
 
     @property
-    def deploy_titles(self) -> str:
+    def deploy_title_prefix(self) -> str:
         """The prefix of the titles of this deployment's Dokploy deployments."""
         return f"{self.mark}/{self.deployment}/"
 
     def deploy_title(self, attempt: int) -> str:
         """Return the title of the Dokploy deployment that is sent in this attempt, counted from 1."""
-        return f"{self.deploy_titles}{attempt}"
+        return f"{self.deploy_title_prefix}{attempt}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Resources:
     image_digest: str | None = None
     """The digest of the image that was pulled, “sha256:…”. None when Docker's output did not contain it."""
     replaces: tuple[str, ...] = ()
-    """The names of the containers that the deployment replaces. While one of them runs, it may be what answers."""
+    """The names of the containers that the deployment replaces. While one of them runs, an answer may come from it."""
 
 
 @dataclass(frozen=True, slots=True)

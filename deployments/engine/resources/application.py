@@ -26,7 +26,7 @@ async def create(dokploy: Dokploy, spec: StackSpec, resources: Resources, report
 
     async def find() -> Application | None:
         existing = await _find(dokploy, spec, resources, reporter)
-        if existing is None:  # the container of a deleted application may still run: no second one is put beside it
+        if existing is None:  # the container of a deleted application must not run beside the new one
             await containers.wait_until_ended(dokploy, resources.app_name, reporter)
         return existing
 
