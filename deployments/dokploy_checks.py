@@ -1,6 +1,6 @@
-"""What is to be known of the Dokploy server at DOKPLOY_URL before people rely on it, as system checks that ask it.
+"""System checks that ask the Dokploy server at DOKPLOY_URL whether it is fit for the portal.
 
-They touch the network, so that nothing but `manage.py check --tag dokploy` runs them.
+They use the network, so only `manage.py check --tag dokploy` runs them (and `manage.py conformance` before it begins).
 """
 
 import asyncio
@@ -21,185 +21,190 @@ from .engine.dokploy import Dokploy, is_engine_error
 from .engine.errors import DokployError, KeyExhausted, KeyRefused, NotDokploy, Refused
 
 CONNECT_SECONDS = 5.0
-CALLS = 6  # a key with Dokploy's default limit is good for five in 24 hours
-ADMINS = {"owner", "admin"}
+CALLS = 6  # calls that need the key: more than the five in 24 hours of a key with Dokploy's default rate limit
+ADMIN_ROLES = {"owner", "admin"}
 UNLIMITED = "rateLimitEnabled:false"
 
 
 def check_server(**kwargs: Any) -> list[CheckMessage]:
+    """Check the server, unless the settings for it are wrong: their own check reports that."""
     if any(message.is_serious() for message in system_checks.check_dokploy()):
-        return []  # that message says what to do first
+        return []
     return asyncio.run(examine(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY))
 
 
 async def examine(url: str, key: str) -> list[CheckMessage]:
-    """What is found, good and bad, up to the first thing without which the rest cannot be asked."""
-    unreachable = await connect(url)
-    if unreachable:
-        return [unreachable]
+    """Return what is right and wrong with the server, up to the first error that prevents further questions."""
+    if connection_error := await check_connection(url):
+        return [connection_error]
     dokploy = Dokploy(url, key, connections=1)
-    found: list[CheckMessage] = []
+    messages: list[CheckMessage] = []
     try:
         await dokploy.require_dokploy()
         if not await dokploy.healthy():
-            return [_no_database()]
-        async for message in ask(dokploy):
-            found.append(message)
+            return [_database_message()]
+        async for message in check_with_key(dokploy):
+            messages.append(message)
     except DokployError as error:
-        found.append(explain(error, worked=bool(found)))
+        messages.append(error_message(error, key_worked=bool(messages)))
     finally:
         await dokploy.aclose()
-    return found
+    return messages
 
 
-async def connect(url: str) -> Error | None:
-    """Why no connection can be made: the name, the port, or the certificate. Nothing is sent."""
+async def check_connection(url: str) -> Error | None:
+    """Open a connection and close it without sending anything. Return the error, or None if it succeeded."""
     parts = urlsplit(url)
     host, tls = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if tls else 80)
-    # The same roots as the client's, which knows nothing of the system's.
+    # The client trusts the same authorities: those of certifi, not those of the system.
     context = httpx.create_ssl_context(trust_env=False) if tls else None
-    hint = "Check DOKPLOY_URL, and that Dokploy runs. In the demo that is the simulator: make run."
+    hint = "Check DOKPLOY_URL, and that Dokploy is running. In the demo, Dokploy is the simulator: make run."
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             _, writer = await asyncio.open_connection(host, port, ssl=context)
         writer.transport.abort()
     except socket.gaierror:
         return Error(
-            f"The host of DOKPLOY_URL, {host}, is not known in the DNS.",
+            f"The host of DOKPLOY_URL, {host}, is not in the DNS.",
             hint="Check its spelling, and that this machine can resolve it.",
             id="deployportal.E101",
         )
     except ssl.SSLError as error:
-        reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else "no TLS is spoken there"
+        reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else "the server has no TLS"
         return Error(
-            f"No safe connection to DOKPLOY_URL can be made: {reason}.",
-            hint="Give Dokploy a certificate that browsers trust, and name it in DOKPLOY_URL as the certificate does.",
+            f"A secure connection to DOKPLOY_URL failed: {reason}.",
+            hint="Give Dokploy a publicly trusted certificate, and use the certificate's host name in DOKPLOY_URL.",
             id="deployportal.E103",
         )
     except TimeoutError:
-        text = f"{host} does not accept a connection on port {port} within {CONNECT_SECONDS:.0f} s."
-        return Error(text, hint=f"{hint} A firewall may be in between.", id="deployportal.E102")
+        text = f"{host} did not accept a connection on port {port} within {CONNECT_SECONDS:.0f} s."
+        return Error(text, hint=f"{hint} A firewall may block the port.", id="deployportal.E102")
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "refused"
-        text = f"No connection to {host}, port {port}, can be made ({reason})."
+        text = f"The connection to {host}, port {port}, failed ({reason})."
         return Error(text, hint=hint, id="deployportal.E102")
     return None
 
 
-async def ask(dokploy: Dokploy) -> AsyncIterator[CheckMessage]:
-    """The questions that need the key. There are so many that a limited key runs out of calls here, and not later."""
-    yield _of_version(await dokploy.version())
+async def check_with_key(dokploy: Dokploy) -> AsyncIterator[CheckMessage]:
+    """Yield the results of all checks that need the key.
+
+    CALLS calls are made with the key, so that a rate limit is reached here and not during a deployment.
+    """
+    yield _version_message(await dokploy.version())
     roles = await dokploy.roles()
-    yield _of_concurrency(await dokploy.builds_concurrency())
+    yield _concurrency_message(await dokploy.builds_concurrency())
     try:
-        parts = await dokploy.infrastructure_errors()
+        errors = await dokploy.infrastructure_errors()
     except NotDokploy:
-        yield _of_role(roles, acts_as_admin=roles <= ADMINS)
+        yield _role_message(roles, acts_as_admin=roles <= ADMIN_ROLES)
         yield Warning(
-            "This Dokploy cannot say whether its container engine answers.",
-            hint="Dokploy can from version 0.29 on.",
+            "This version of Dokploy does not report whether its container engine answers.",
+            hint="Dokploy reports it from version 0.29 on.",
             id="deployportal.W103",
         )
     except (KeyExhausted, Refused):
-        await dokploy.version()  # raises where the key is spent; else the question was one for admins only
-        yield _of_role(roles, acts_as_admin=False)
+        await dokploy.version()  # raises if the rate limit was the reason; otherwise the key is not an admin's
+        yield _role_message(roles, acts_as_admin=False)
     else:
-        yield _of_role(roles, acts_as_admin=True)
-        yield _of_engine(parts["traefik"])
+        yield _role_message(roles, acts_as_admin=True)
+        yield _engine_message(errors["traefik"])
     for _ in range(CALLS - 4):
         await dokploy.version()
 
 
-def explain(error: DokployError, *, worked: bool) -> Error:
-    """What an error means here. worked: the key was good for a question before."""
+def error_message(error: DokployError, *, key_worked: bool) -> Error:
+    """Return what an error of the client means here. `key_worked`: an earlier call with the key succeeded."""
     if isinstance(error, NotDokploy):
         hint = "Set DOKPLOY_URL to the address at which Dokploy's own pages open, with the right scheme and port."
         return Error(str(error), hint=hint, id="deployportal.E104")
-    if isinstance(error, KeyExhausted) or (isinstance(error, KeyRefused) and worked):
+    if isinstance(error, KeyExhausted) or (isinstance(error, KeyRefused) and key_worked):
         return Error(
-            "The key in DOKPLOY_API_KEY is rate-limited, and used up now. Deployments would stop halfway.",
-            hint=f"Make a new key with {UNLIMITED}.",
+            "The key in DOKPLOY_API_KEY has a rate limit, which is now reached. Deployments would stop halfway.",
+            hint=f"Create a key with {UNLIMITED}.",
             id="deployportal.E108",
         )
     if isinstance(error, KeyRefused):
         return Error(
-            "Dokploy refuses the key in DOKPLOY_API_KEY: it is wrong or revoked, or its rate limit is used up.",
-            hint=f"Make a new key at Dokploy, as an owner or admin, with {UNLIMITED}.",
+            "Dokploy refuses the key in DOKPLOY_API_KEY: it is wrong or revoked, or its rate limit is reached.",
+            hint=f"Create a key in Dokploy, as an owner or admin, with {UNLIMITED}.",
             id="deployportal.E107",
         )
     if isinstance(error, Refused):
-        hint = f"Make a key as an owner or admin, with {UNLIMITED}."
+        hint = f"Create a key as an owner or admin, with {UNLIMITED}."
         return Error(str(error), hint=hint, id="deployportal.E109")
     return Error(
         f"Dokploy does not answer as it should: {error}",
-        hint="Something answers at DOKPLOY_URL. See whether Dokploy behind it runs, or is just being started.",
+        hint="A server answers at DOKPLOY_URL. Check whether Dokploy behind it is running or still starting.",
         id="deployportal.E105",
     )
 
 
-def _no_database() -> Error:
+def _database_message() -> Error:
     return Error(
-        "Dokploy runs, but its database does not answer.",
-        hint="Look at the service dokploy-postgres on Dokploy's host.",
+        "Dokploy is running, but its database does not answer.",
+        hint="Check the service dokploy-postgres on Dokploy's host.",
         id="deployportal.E106",
     )
 
 
-def _of_version(text: str) -> CheckMessage:
+def _version_message(text: str) -> CheckMessage:
     version, version_error = versions.parse(text), versions.version_error(text)
     if version is None:
+        oldest = versions.format_version(versions.OLDEST)
         return Warning(
-            f"Dokploy says that its version is {text[:40]!r}, which tells nothing about its age.",
-            hint=f"The portal wants {versions.shown(versions.OLDEST)} or later: older ones have known advisories.",
+            f"Dokploy reports the version {text[:40]!r}, which cannot be compared.",
+            hint=f"The portal requires {oldest} or later: older versions have known vulnerabilities.",
             id="deployportal.W101",
         )
     if version_error:
-        lets = "; ".join(hole.what for hole in versions.advisories(text))
-        return Error(version_error, hint=f"They let {lets}.", id="deployportal.E110")
-    tried = versions.shown(versions.TESTED)
+        impacts = "; ".join(advisory.impact for advisory in versions.advisories_for(text))
+        return Error(version_error, hint=f"In this version, {impacts}.", id="deployportal.E110")
+    tested = versions.format_version(versions.TESTED)
     if version == versions.TESTED:
-        text = f"Dokploy is {tried}, the version that the portal was made for."
+        text = f"Dokploy is {tested}, the version that the portal was made for."
     elif versions.is_untested(text):
-        text = f"Dokploy is {versions.shown(version)}; the portal was made for {tried} and may not know what is new."
+        text = f"Dokploy is {versions.format_version(version)}, newer than {tested}, for which the portal was made."
     else:
-        text = f"Dokploy is {versions.shown(version)}; the portal was made for {tried}."
+        text = f"Dokploy is {versions.format_version(version)}; the portal was made for {tested}."
     return Info(text, id="deployportal.I101")
 
 
-def _of_role(roles: frozenset[str], *, acts_as_admin: bool) -> CheckMessage:
-    names = ", ".join(sorted(roles))[:100] or "nothing"
+def _role_message(roles: frozenset[str], *, acts_as_admin: bool) -> CheckMessage:
+    names = ", ".join(sorted(roles))[:100] or "none"
     if acts_as_admin:
-        return Info(f"The key acts as an owner or admin (its user is: {names}).", id="deployportal.I102")
+        return Info(f"The key acts as an owner or admin (roles of its user: {names}).", id="deployportal.I102")
     return Error(
-        f"The key does not act as an owner or admin (its user is: {names}). A member loses access to what it makes.",
-        hint=f"Make a key as an owner or admin of the organization, with {UNLIMITED}.",
+        f"The key does not act as an owner or admin (roles of its user: {names}). "
+        "A member's key loses access to the objects that it creates.",
+        hint=f"Create a key as an owner or admin of the organization, with {UNLIMITED}.",
         id="deployportal.E109",
     )
 
 
-def _of_concurrency(count: int | None) -> CheckMessage:
+def _concurrency_message(count: int | None) -> CheckMessage:
     if count is None:
-        text = "Dokploy does not say how many deployments it runs at a time; it is probably one."
+        text = "Dokploy does not report how many deployments it runs at a time. The default is one."
     elif count == 1:
-        text = "Dokploy runs one deployment at a time: they wait for each other, and for everybody else's."
+        text = "Dokploy runs one deployment at a time. All others wait, including those of other users of Dokploy."
     else:
-        text = f"Dokploy runs {count} deployments at a time; more than that wait."
-    return Info(text, hint="It is the builds concurrency in Dokploy's settings.", id="deployportal.I103")
+        text = f"Dokploy runs {count} deployments at a time. All others wait."
+    return Info(text, hint="This is “builds concurrency” in Dokploy's settings.", id="deployportal.I103")
 
 
-def _of_engine(router: str) -> CheckMessage:
-    """From what the engine said when Dokploy asked it for its router: "" when that runs."""
-    if not router:
-        return Info("The container engine answers, and Dokploy's router runs.", id="deployportal.I104")
-    if is_engine_error(router):
+def _engine_message(router_error: str) -> CheckMessage:
+    """Return the state of the container engine, from the error that it gave when Dokploy asked it for its router."""
+    if not router_error:
+        return Info("The container engine answers, and Dokploy's router is running.", id="deployportal.I104")
+    if is_engine_error(router_error):
         return Error(
-            f"Dokploy's container engine does not do its work: {router}",
-            hint="See to Docker on Dokploy's host: nothing can be deployed without it.",
+            f"Dokploy's container engine does not work: {router_error}",
+            hint="Check Docker on Dokploy's host. Nothing can be deployed without it.",
             id="deployportal.E111",
         )
     return Warning(
-        f"The container engine answers, but Dokploy's router does not run: {router}",
-        hint="Stacks are not reachable without it. See to dokploy-traefik on Dokploy's host.",
+        f"The container engine answers, but Dokploy's router is not running: {router_error}",
+        hint="Check dokploy-traefik on Dokploy's host. Stacks cannot be reached without it.",
         id="deployportal.W102",
     )

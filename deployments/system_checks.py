@@ -1,4 +1,4 @@
-"""What is wrong with the settings, as sentences, before anything starts."""
+"""Django system checks of the portal's settings. They run before the portal starts and connect to no server."""
 
 import ipaddress
 import os
@@ -14,51 +14,50 @@ from .engine import validation
 from .worker import failpoints
 
 DOKPLOY = "dokploy"
-"""The tag of what is checked about Dokploy. The server itself is asked only by `manage.py check --tag dokploy`."""
+"""The tag of the checks about Dokploy. Only `manage.py check --tag dokploy` also connects to the server."""
 CERTIFICATES = ("letsencrypt", "wildcard", "none")
-SHORTEST_SECRET_KEY = 40
+SHORTEST_SECRET_KEY = 40  # in characters
 PORTS = range(1, 65536)
-STACK_URL_EXAMPLE = "Write an address such as https://{name}.apps.example.org."
 
 
 @register(DOKPLOY)
 def check_dokploy(**kwargs: Any) -> Iterator[CheckMessage]:
-    """Where Dokploy is. In the demo that is our own simulator, and nothing can be wrong with it."""
+    """Check the address of Dokploy and the API key. The demo has the simulator, whose settings need no check."""
     if settings.DEMO:
         return
     if not settings.DOKPLOY_API_KEY:
         yield Error(
             "DOKPLOY_URL is set, but DOKPLOY_API_KEY is not.",
-            hint="Make a key at Dokploy and set DOKPLOY_API_KEY, or DOKPLOY_API_KEY_FILE to the file that holds it.",
+            hint="Create a key in Dokploy and set DOKPLOY_API_KEY, or set DOKPLOY_API_KEY_FILE to a file with the key.",
             id="deployportal.E001",
         )
     elif not (settings.DOKPLOY_API_KEY.isascii() and settings.DOKPLOY_API_KEY.isprintable()):
         yield Error(
-            "DOKPLOY_API_KEY holds characters that no key has.",
-            hint="Copy the key again: it is one line of plain letters, digits, hyphens and underscores.",
+            "DOKPLOY_API_KEY contains characters that a key cannot have.",
+            hint="Copy the key again. It is one line of plain letters, digits, hyphens and underscores.",
             id="deployportal.E015",
         )
-    url = _address(settings.DOKPLOY_URL)
+    url = _parse_address(settings.DOKPLOY_URL)
     if url is None:
         yield Error(
-            "DOKPLOY_URL is no plain address of a server.",
-            hint="Write scheme, host and port, such as https://dokploy.example.org: no path, no user, no password.",
+            "DOKPLOY_URL must be scheme://host[:port].",
+            hint="Write an address such as https://dokploy.example.org, with no path, no user and no password.",
             id="deployportal.E002",
         )
     elif url.scheme == "http" and not _is_loopback(url.hostname or ""):
         yield Warning(
-            "DOKPLOY_URL is plain http to another machine: the key, which is root there, can be read on the way.",
-            hint="Use https, or reach Dokploy through this machine.",
+            "DOKPLOY_URL uses http to another machine: the key, which gives root access there, is sent unencrypted.",
+            hint="Use https, or connect to Dokploy through a tunnel on this machine.",
             id="deployportal.W001",
         )
 
 
 @register()
 def check_stacks(**kwargs: Any) -> Iterator[CheckMessage]:
-    """What stacks are made of, and where."""
+    """Check the settings of the first template and of the stacks' addresses."""
     if not _is_host(settings.STACK_DOMAIN_SUFFIX):
         yield Error(
-            f"STACK_DOMAIN_SUFFIX is {settings.STACK_DOMAIN_SUFFIX!r}, which is no host name.",
+            f"STACK_DOMAIN_SUFFIX is {settings.STACK_DOMAIN_SUFFIX!r}, which is not a host name.",
             hint="Write it without a dot in front, such as apps.example.org.",
             id="deployportal.E003",
         )
@@ -67,20 +66,20 @@ def check_stacks(**kwargs: Any) -> Iterator[CheckMessage]:
         validation.validate_image(settings.STACK_IMAGE, settings.STACK_REGISTRIES)
     except ValueError as error:
         yield Error(
-            f"STACK_IMAGE is {settings.STACK_IMAGE!r}, which stacks cannot be made of.",
+            f"STACK_IMAGE is {settings.STACK_IMAGE!r}, which stacks cannot use.",
             hint=str(error),
             id="deployportal.E006",
         )
     if settings.STACK_PORT not in PORTS:
         yield Error(
-            f"STACK_PORT is {settings.STACK_PORT}, which is no port.",
-            hint="Write the port that the image listens on, 1 to 65535.",
+            f"STACK_PORT is {settings.STACK_PORT}, which is not a port.",
+            hint="Set it to the port that the image listens on, 1 to 65535.",
             id="deployportal.E007",
         )
     if settings.STACK_ROUTER_ADDRESS and not _is_host_and_port(settings.STACK_ROUTER_ADDRESS):
         yield Error(
-            f"STACK_ROUTER_ADDRESS is {settings.STACK_ROUTER_ADDRESS!r}, which is no host and port.",
-            hint="Write host:port, such as 192.0.2.7:443, or leave it out to connect to where each name leads.",
+            f"STACK_ROUTER_ADDRESS is {settings.STACK_ROUTER_ADDRESS!r}, which is not a host and a port.",
+            hint="Write host:port, such as 192.0.2.7:443, or remove it to use the address in the DNS.",
             id="deployportal.E008",
         )
     if settings.DEMO:
@@ -91,13 +90,14 @@ def check_stacks(**kwargs: Any) -> Iterator[CheckMessage]:
     ):
         if name not in os.environ and f"{name}_FILE" not in os.environ:
             yield Warning(
-                f"{name} is NOT SET: stacks are made with {value}, the default of the service that was here before.",
-                hint=f"Set {name} to your own.",
+                f"{name} is NOT SET. Stacks use {value}, the default of the service that this portal replaced.",
+                hint=f"Set {name} to your own value.",
                 id=f"deployportal.W00{number}",
             )
 
 
 def _check_stack_url() -> Iterator[CheckMessage]:
+    """Check that STACK_URL gives each stack its own address and fits the other settings."""
     certificate = settings.STACK_CERTIFICATE
     if certificate not in CERTIFICATES:
         yield Error(
@@ -105,50 +105,50 @@ def _check_stack_url() -> Iterator[CheckMessage]:
             hint=f"Use one of {', '.join(CERTIFICATES)}.",
             id="deployportal.E005",
         )
-    url = _address(settings.STACK_URL.replace("{name}", "name"))
+    url = _parse_address(settings.STACK_URL.replace("{name}", "name"))
     label = urlsplit(settings.STACK_URL).netloc.split(".")[0] if url else ""
     if url is None or label.count("{name}") != 1 or settings.STACK_URL.count("{name}") != 1:
         yield Error(
-            f"STACK_URL is {settings.STACK_URL!r}, which gives stacks no address of their own.",
-            hint=f"{STACK_URL_EXAMPLE} The name stands in the first label, and nowhere else.",
+            f"STACK_URL is {settings.STACK_URL!r}, which does not give each stack its own address.",
+            hint="Write an address such as https://{name}.apps.example.org, with {name} only in the first label.",
             id="deployportal.E004",
         )
         return
     if url.scheme == "https" and certificate == "none":
         yield Warning(
-            "STACK_URL is https, but STACK_CERTIFICATE is none: no stack gets a certificate, and none will answer.",
-            hint="Set STACK_CERTIFICATE to letsencrypt or wildcard, or make STACK_URL http.",
+            "STACK_URL is https, but STACK_CERTIFICATE is none: stacks get no certificate and will not answer.",
+            hint="Set STACK_CERTIFICATE to letsencrypt or wildcard, or use http in STACK_URL.",
             id="deployportal.W002",
         )
     elif url.scheme == "http" and certificate in CERTIFICATES and certificate != "none":
         yield Warning(
-            f"STACK_URL is http, but STACK_CERTIFICATE is {certificate}: the certificate is of no use.",
-            hint="Make STACK_URL https, or set STACK_CERTIFICATE to none.",
+            f"STACK_URL is http, but STACK_CERTIFICATE is {certificate}: the certificate is not used.",
+            hint="Use https in STACK_URL, or set STACK_CERTIFICATE to none.",
             id="deployportal.W002",
         )
     if not f".{url.hostname}".endswith(f".{settings.STACK_DOMAIN_SUFFIX.lower()}"):
         yield Warning(
-            f"STACK_URL leads to {url.hostname}, which is not under STACK_DOMAIN_SUFFIX.",
-            hint="Set STACK_DOMAIN_SUFFIX to the domain of STACK_URL: it is what the portal knows stacks by.",
+            f"STACK_URL has the host {url.hostname}, which is not under STACK_DOMAIN_SUFFIX.",
+            hint="Set STACK_DOMAIN_SUFFIX to the domain of STACK_URL: the portal recognizes stacks by it.",
             id="deployportal.W009",
         )
 
 
 @register()
-def check_doors(**kwargs: Any) -> Iterator[CheckMessage]:
-    """Who gets in, and how."""
+def check_portal(**kwargs: Any) -> Iterator[CheckMessage]:
+    """Check the settings of the portal itself: keys, port, proxies and databases."""
     if not settings.DEMO:
-        yield from _check_strictness()
+        yield from _check_production()
     if settings.FAULT and not failpoints.is_fault_test():
         yield Error(
-            "FAULT is set, but somebody's work may depend on this portal: dying on purpose is for rehearsals.",
-            hint="Remove FAULT from the environment. Rehearse on one machine, with STACK_DOMAIN_SUFFIX under .test.",
+            "FAULT is set, but users may depend on this portal: a fault test kills its processes.",
+            hint="Remove FAULT. Fault tests need Dokploy on this machine, and STACK_DOMAIN_SUFFIX under .test.",
             id="deployportal.E016",
         )
     if len(settings.SECRET_KEY) < SHORTEST_SECRET_KEY:
         yield Error(
-            f"SECRET_KEY has fewer than {SHORTEST_SECRET_KEY} characters: sign-ins could be forged.",
-            hint="Set a long random one, or none: then the portal makes its own in the data directory.",
+            f"SECRET_KEY has fewer than {SHORTEST_SECRET_KEY} characters: sessions could be forged.",
+            hint="Set a long random value, or remove it: the portal then creates its own in the data directory.",
             id="deployportal.E010",
         )
     try:
@@ -157,39 +157,40 @@ def check_doors(**kwargs: Any) -> Iterator[CheckMessage]:
         keys = []
     if not keys:
         yield Error(
-            "ENCRYPTION_KEYS holds something that is no key: secrets could neither be kept nor read.",
-            hint="Each key is 32 bytes in URL-safe base64, with commas between: Fernet.generate_key() makes one.",
+            "ENCRYPTION_KEYS contains an invalid key; secrets cannot be encrypted or decrypted.",
+            hint="Each key is 32 bytes in URL-safe base64, separated by commas. Fernet.generate_key() creates one.",
             id="deployportal.E013",
         )
-    last = 2 if settings.DEMO else 0  # the simulator and its router have the next two
-    if not PORTS[0] <= settings.PORT <= PORTS[-1] - last:
+    further_ports = 2 if settings.DEMO else 0  # the simulator and its router use the next two
+    highest = PORTS[-1] - further_ports
+    if not PORTS[0] <= settings.PORT <= highest:
         yield Error(
-            f"PORT is {settings.PORT}, which is no port to listen on.",
-            hint=f"Use 1 to {PORTS[-1] - last}.",
+            f"PORT is {settings.PORT}, and the portal cannot listen on it.",
+            hint=f"Use 1 to {highest}.",
             id="deployportal.E012",
         )
     if settings.TRUSTED_PROXIES < 0:
         yield Error(
-            f"TRUSTED_PROXIES is {settings.TRUSTED_PROXIES}: addresses that anybody can write would be believed.",
-            hint="Set it to how many proxies stand in front of the portal; 0 where there is none.",
+            f"TRUSTED_PROXIES is {settings.TRUSTED_PROXIES}: clients could forge their address.",
+            hint="Set it to the number of proxies in front of the portal, 0 if there are none.",
             id="deployportal.E014",
         )
     if settings.DATABASE_URL and not settings.REDIS_URL:
         yield Warning(
-            "DATABASE_URL is set, but REDIS_URL is not: processes cannot wake each other, and pages lag by seconds.",
+            "DATABASE_URL is set, but REDIS_URL is not: processes cannot notify each other, and pages lag by seconds.",
             hint="Set REDIS_URL, or run a single process.",
             id="deployportal.W007",
         )
     if settings.DATABASE_URL and urlsplit(settings.DATABASE_URL).scheme not in ("postgres", "postgresql"):
         yield Warning(
-            "DATABASE_URL names a database that the portal was never tried on.",
-            hint="Use postgres://…, or leave it out for SQLite in the data directory.",
+            "DATABASE_URL is for a database that the portal was not tested with.",
+            hint="Use postgres://…, or remove it to use SQLite in the data directory.",
             id="deployportal.W008",
         )
 
 
-def _check_strictness() -> Iterator[CheckMessage]:
-    """What is only for the demo."""
+def _check_production() -> Iterator[CheckMessage]:
+    """Check for settings that are safe only in the demo."""
     if settings.SIMULATOR_SWITCH_KEY:
         yield Error(
             "SIMULATOR_SWITCH_KEY is set, but a real Dokploy is in use: fault switches are for the demo only.",
@@ -198,14 +199,14 @@ def _check_strictness() -> Iterator[CheckMessage]:
         )
     if any(host == "*" or host.startswith(".") for host in settings.ALLOWED_HOSTS):
         yield Error(
-            "ALLOWED_HOSTS lets in any host, or any below a domain: a stack could pass for the portal.",
-            hint="Name each host by which people reach the portal, without wildcards.",
+            "ALLOWED_HOSTS contains a wildcard: a stack could impersonate the portal.",
+            hint="List each host name of the portal, without wildcards.",
             id="deployportal.E009",
         )
     if settings.PORTAL_OPEN:
         yield Warning(
-            "PORTAL_OPEN is on: whoever reaches the portal may deploy to a real server without signing in.",
-            hint="Remove PORTAL_OPEN, unless only people whom you trust can reach the portal.",
+            "PORTAL_OPEN is on: anyone who can connect to the portal can deploy to a real server without signing in.",
+            hint="Remove PORTAL_OPEN unless only people that you trust can connect to the portal.",
             id="deployportal.W005",
         )
     suffix = settings.STACK_DOMAIN_SUFFIX.lower()
@@ -213,26 +214,26 @@ def _check_strictness() -> Iterator[CheckMessage]:
     if shared:
         yield Warning(
             f"The portal ({', '.join(shared)}) and the stacks (*.{suffix}) share a site: "
-            "code of strangers runs on a sibling domain of the portal.",
+            "other people's code runs on a sibling domain of the portal.",
             hint="Give the stacks a domain of their own.",
             id="deployportal.W006",
         )
 
 
-def _address(text: str) -> SplitResult | None:
-    """The parts of http(s)://host[:port][/], or None for anything else."""
+def _parse_address(text: str) -> SplitResult | None:
+    """Return the parts of http(s)://host[:port][/]. None for any other text."""
     try:
         url = urlsplit(text)
         port = url.port
     except ValueError:
         return None
-    plain = url.scheme in ("http", "https") and url.path in ("", "/") and not (url.query or url.fragment)
-    named = "@" not in url.netloc and _is_host(url.hostname or "")
-    return url if plain and named and (port is None or port in PORTS) else None
+    no_path = url.scheme in ("http", "https") and url.path in ("", "/") and not (url.query or url.fragment)
+    only_host = "@" not in url.netloc and _is_host(url.hostname or "")
+    return url if no_path and only_host and (port is None or port in PORTS) else None
 
 
 def _is_host(text: str) -> bool:
-    """A host name or an IP address."""
+    """Return whether the text is a host name or an IP address."""
     try:
         return bool(ipaddress.ip_address(text))
     except ValueError:
@@ -244,6 +245,7 @@ def _is_host(text: str) -> bool:
 
 
 def _is_host_and_port(text: str) -> bool:
+    """Return whether the text is host:port, with an IPv6 address in brackets."""
     host, _, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     return (

@@ -51,7 +51,7 @@ async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, resources: Resourc
             existing = await _find(dokploy, application_id, prefix)
         if existing is None:
             if sent >= SENDS_PER_DEPLOYMENT:
-                raise Failure("DEPLOY_LOST", failures.BY_CODE["DEPLOY_LOST"].what)
+                raise Failure("DEPLOY_LOST", failures.BY_CODE["DEPLOY_LOST"].text)
             if sent:
                 await reporter.note("Dokploy was restarted and lost the deployment. Sending it again")
             replaces = await _running_before(dokploy, resources, prefix, reporter)

@@ -1,8 +1,12 @@
-"""What can go wrong, named for what the caller can do about it. Texts are sentences for the person who reads them."""
+"""The engine's exceptions, named for what the caller can do. Their messages are sentences that users see."""
 
 
 class DokployError(Exception):
-    """An answer of Dokploy's, or none. `permanent`: trying again is of no use."""
+    """A call to Dokploy failed.
+
+    `code` identifies the failure kind, `permanent` means that repeating the call cannot help, and `evidence` is one
+    line from Dokploy or the network library.
+    """
 
     permanent = False
     code = "DOKPLOY_ERROR"
@@ -13,73 +17,81 @@ class DokployError(Exception):
 
 
 class Unavailable(DokployError):
-    """Nothing was done, because Dokploy cannot be asked just now. Wait, then try again."""
+    """Nothing was done, because Dokploy cannot be reached or cannot answer now. Wait, then try again."""
 
     code = "DOKPLOY_UNAVAILABLE"
 
 
 class KeyExhausted(Unavailable):
-    """The key was good, and then it was not: its rate limit ran out in the middle of a call, or what was asked is for
-    owners and admins only. Dokploy says the same to both."""
+    """The key is valid but was refused.
+
+    Either its rate limit was reached during the call, or the procedure is for owners and admins only. Dokploy sends the
+    same response for both.
+    """
 
 
 class OutcomeUnknown(DokployError):
-    """It may have been done, or not. Look before anything else."""
+    """The change may or may not have been made. Read Dokploy's state before anything else."""
 
     code = "DOKPLOY_UNCLEAR"
 
 
 class NotAllowedOrUnknown(OutcomeUnknown):
-    """Dokploy says that the key may not make this, in an error that it also gives for what it has made."""
+    """Dokploy says that the key lacks a permission, in an error that it may also send after it made the change."""
 
     code = "DOKPLOY_NOT_ALLOWED"
 
 
 class Refused(DokployError):
-    """Dokploy said no, for good; nothing was done."""
+    """Dokploy refused the request, and nothing was done. The same request will always be refused."""
 
     permanent = True
     code = "DOKPLOY_REFUSED"
 
 
 class KeyRefused(Refused):
+    """Dokploy refuses the key: it is invalid, or its rate limit is reached."""
+
     code = "DOKPLOY_KEY_REFUSED"
 
 
 class NotAllowed(Refused):
-    """The key is good, and may not do this."""
+    """The key is valid but lacks the permission."""
 
     code = "DOKPLOY_NOT_ALLOWED"
 
 
 class NotDokploy(Refused):
+    """The server at DOKPLOY_URL is not Dokploy."""
+
     code = "DOKPLOY_ADDRESS_WRONG"
 
 
 class UnknownProcedure(NotDokploy):
-    """Dokploy answers, and does not know the procedure: it is another version than the portal was made for."""
+    """Dokploy does not have the procedure: its version differs from the one that the portal was made for."""
 
     code = "DOKPLOY_TOO_OLD"
 
 
 class TooLarge(Refused):
-    """The answer to a question is larger than is read. It will not be smaller the next time."""
+    """The response to a read exceeds the size limit, and would do so again."""
 
 
 class NotFound(DokployError):
-    """The object is not there (or not yet, right after it was made)."""
+    """The object does not exist, or does not exist yet right after it was created."""
 
     code = "DOKPLOY_NOT_FOUND"
 
 
 class Failure(Exception):
-    """Why a phase failed, for the person and for scripts.
+    """The reason why a phase failed.
 
-    code: stable, upper-case; evidence: one line of foreign text, masked; retryable: the same request may succeed later.
+    `code` is stable and upper-case, for scripts. `message` is for the user. `evidence` is one line from another
+    program. `retryable` means that the same request may succeed later.
     """
 
     phase = ""
-    """Which phase it was; the orchestrator fills it in."""
+    """The phase that failed, set by the orchestrator."""
 
     def __init__(self, code: str, message: str, *, evidence: str = "", retryable: bool = True) -> None:
         super().__init__(message)
@@ -87,12 +99,13 @@ class Failure(Exception):
 
     @classmethod
     def of(cls, error: DokployError) -> "Failure":
+        """Return the failure for an error of the Dokploy client."""
         return cls(error.code, str(error), evidence=error.evidence, retryable=not error.permanent)
 
 
 class Interrupted(Exception):
-    """Raised out of a report or right before a call: somebody wants this run to stop here, at once, writing nothing."""
+    """The deployment must stop here, without another report or change. Raised by a report or before a change."""
 
 
 class Cancelled(Interrupted):
-    """The same because the person asked for it: what was made is to be undone."""
+    """The same, because a user cancelled the deployment: everything that it created is to be removed."""

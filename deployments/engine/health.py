@@ -31,10 +31,10 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources,
         replaced = await _is_replaced(dokploy, resources)
         result = await probe_stack(spec)
         if result.answered and not replaced:
-            said = f"{result.said}, {'perhaps ' if replaced is None else ''}from the former version"
-            result = replace(result, answered=False, said=said, code="NOT_REPLACED")
+            summary = f"{result.summary}, {'perhaps ' if replaced is None else ''}from the former version"
+            result = replace(result, answered=False, summary=summary, code="NOT_REPLACED")
         await reporter.probe_steps(result.steps, attempt)
-        await reporter.status(f"Attempt {attempt}: {result.said}", attempt=attempt)
+        await reporter.status(f"Attempt {attempt}: {result.summary}", attempt=attempt)
         if result.answered:
             return resources
         await _raise_if_dokploy_failed(dokploy, resources)
@@ -77,6 +77,6 @@ async def _no_answer(dokploy: Dokploy, resources: Resources, result: ProbeResult
     with contextlib.suppress(DokployError):  # the evidence is optional
         containers = await dokploy.containers(require_id(resources.app_name))
     evidence = "; ".join(f"{container.name}: {container.status or container.state}" for container in containers)
-    failure_kind = failures.get_failure(result.code)
-    text = f"{failure_kind.what} The last of {attempt} attempts: {result.said}."
+    failure_kind = failures.get(result.code)
+    text = f"{failure_kind.text} The last of {attempt} attempts: {result.summary}."
     return Failure(result.code, text, evidence=evidence[:300])

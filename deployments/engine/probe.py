@@ -1,7 +1,8 @@
-"""Does the stack itself answer? Climbs DNS, TCP, TLS, HTTP and names the first step that is broken.
+"""Probe a stack's address: DNS, TCP, TLS and HTTP, to tell which step fails first.
 
-The check leaves the portal's network for an address that a name decides, so it resolves once, connects to just that
-address, refuses what is not public, follows no redirect, knows no proxy, and reads no body.
+A stack's name decides where the portal connects, so a probe could be aimed at a private network. Therefore the name is
+resolved only once, the connection goes to exactly that address, and an address that is not public is refused. Redirects
+and proxies are ignored, and the body is not read.
 """
 
 import asyncio
@@ -19,13 +20,16 @@ from .errors import Failure
 from .spec import StackSpec
 
 CONNECT_SECONDS = 5.0
-# Not public by IANA's registries of special addresses, though Python 3.11 says so.
+# Not public according to IANA's special-purpose address registries, but public according to Python 3.11.
 NOT_PUBLIC = tuple(ipaddress.ip_network(net) for net in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "fec0::/10"))
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 Address = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeStep:
+    """One step of a probe, with its result as a short text."""
+
     name: Literal["DNS", "TCP", "TLS", "HTTP"]
     ok: bool
     text: str
@@ -33,67 +37,78 @@ class ProbeStep:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One check. `said` completes “Attempt 3: …”; `code` names the failure that it would be."""
+    """The result of one probe.
+
+    `summary` completes “Attempt 3: …”. `code` is the failure code if this is the last attempt, empty when the stack
+    answered.
+    """
 
     steps: tuple[ProbeStep, ...]
     answered: bool
-    said: str
+    summary: str
     code: str = ""
     status: int | None = None
 
     @property
     def waits_for_certificate(self) -> bool:
+        """Whether only the certificate is missing."""
         return self.code == "HEALTH_NO_CERTIFICATE"
 
 
 async def probe_stack(spec: StackSpec) -> ProbeResult:
-    """One check of the stack's address, bounded in time and size. Raises Failure only for a refused address."""
+    """Probe the stack's address once, bounded in time and size. Raise Failure only for an address that is refused."""
     url = urlsplit(spec.url)
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
         address, dns = await _resolve(spec.host, port, spec.router_address)
     except OSError:
-        said = f"the name {spec.host} is not known in the DNS yet"
-        return ProbeResult((ProbeStep("DNS", False, "not found"),), False, said, "HEALTH_NO_DNS")
-    return await _ask(spec, url.scheme, port, address, dns)
+        summary = f"the name {spec.host} is not in the DNS yet"
+        return ProbeResult((ProbeStep("DNS", False, "not found"),), False, summary, "HEALTH_NO_DNS")
+    return await _request(spec, url.scheme, port, address, dns)
 
 
 async def _resolve(host: str, port: int, router_address: str) -> tuple[Address, ProbeStep]:
-    if router_address:  # the operator's own exception: one exact address and port
-        name, _, number = router_address.rpartition(":")
-        return (name.strip("[]"), int(number)), ProbeStep("DNS", True, f"pinned to {router_address}")
+    """Return the address to connect to. Raise OSError if there is none, Failure if it is not public.
+
+    The operator's `router_address` is used without resolving anything, and may be private.
+    """
+    if router_address:
+        router_host, _, router_port = router_address.rpartition(":")
+        return (router_host.strip("[]"), int(router_port)), ProbeStep("DNS", True, f"pinned to {router_address}")
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(CONNECT_SECONDS):
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [str(entry[4][0]) for entry in found]
-    for address in addresses:  # one private address among public ones is a trap, not an alternative
+        entries = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(entry[4][0]) for entry in entries]
+    for address in addresses:  # one private address among public ones is an attack, not an alternative
         if not is_public(address):
             raise Failure(
                 "ADDRESS_REFUSED",
-                f"{host} resolves to {address}, which is no public address. The portal does not connect there.",
+                f"{host} resolves to {address}, which is not a public address. The portal does not connect to it.",
                 retryable=False,
             )
     return (addresses[0], port), ProbeStep("DNS", True, addresses[0])
 
 
-async def _ask(spec: StackSpec, scheme: str, port: int, address: Address, dns: ProbeStep) -> ProbeResult:
+async def _request(spec: StackSpec, scheme: str, port: int, address: Address, dns: ProbeStep) -> ProbeResult:
+    """Send a GET request for the health path to the address, and return the result with all steps."""
     loop = asyncio.get_running_loop()
     steps = [dns]
-    began = loop.time()
+    step_started = loop.time()
     tls = scheme == "https"
 
     async def trace(event: str, info: Any) -> None:
-        nonlocal began
-        took = f"{(loop.time() - began) * 1000:.0f} ms"
+        """Record the end of a step. Called by httpcore."""
+        nonlocal step_started
+        took = f"{(loop.time() - step_started) * 1000:.0f} ms"
         if event.endswith("connect_tcp.complete"):
             steps.append(ProbeStep("TCP", True, took))
-            began = loop.time()
+            step_started = loop.time()
         elif event.endswith("start_tls.complete"):
             steps.append(ProbeStep("TLS", True, took))
-            began = loop.time()
+            step_started = loop.time()
 
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    default = 443 if tls else 80
+    default_port = 443 if tls else 80
     try:
         async with (
             asyncio.timeout(2 * CONNECT_SECONDS),
@@ -102,63 +117,67 @@ async def _ask(spec: StackSpec, scheme: str, port: int, address: Address, dns: P
                 "GET",
                 f"{scheme}://{host}:{address[1]}{spec.health_path}",
                 headers={
-                    "host": spec.host if port == default else f"{spec.host}:{port}",
+                    "host": spec.host if port == default_port else f"{spec.host}:{port}",
                     "user-agent": "deploy-portal health check",
                     "accept-encoding": "identity",
                 },
                 extensions={"sni_hostname": spec.host, "trace": trace},
             ) as response,
         ):
-            status = response.status_code  # the body is not waited for: it may be a stream without an end
+            status = response.status_code  # without the body, which may be an endless stream
     except (httpx.HTTPError, TimeoutError, ssl.SSLError) as error:
-        return _broken(steps, tls, error)
-    return _verdict(steps, status)
+        return _failed_request(steps, tls, error)
+    return _response_result(steps, status)
 
 
-def _broken(steps: list[ProbeStep], tls: bool, error: Exception) -> ProbeResult:
-    """Which step the error broke: the one after the last that held."""
-    held = steps[-1].name
-    slow = isinstance(error, (TimeoutError, httpx.TimeoutException))
-    if held == "DNS":
-        text = "no answer" if slow else "refused"
-        said = "the router cannot be reached"
-        return ProbeResult((*steps, ProbeStep("TCP", False, text)), False, said, "HEALTH_NO_CONNECTION")
-    if held == "TCP" and tls:
-        said = "the router has no valid certificate for this address yet"
-        return ProbeResult(
-            (*steps, ProbeStep("TLS", False, "no valid certificate")), False, said, "HEALTH_NO_CERTIFICATE"
-        )
-    text = "no answer in time" if slow else "broken off"
+def _failed_request(steps: list[ProbeStep], tls: bool, error: Exception) -> ProbeResult:
+    """Return the result for an error: the step after the last completed one has failed."""
+    last = steps[-1].name
+    timed_out = isinstance(error, (TimeoutError, httpx.TimeoutException))
+    if last == "DNS":
+        step = ProbeStep("TCP", False, "no answer" if timed_out else "refused")
+        return ProbeResult((*steps, step), False, "the router cannot be reached", "HEALTH_NO_CONNECTION")
+    if last == "TCP" and tls:
+        step = ProbeStep("TLS", False, "no valid certificate")
+        summary = "the router has no valid certificate for this address yet"
+        return ProbeResult((*steps, step), False, summary, "HEALTH_NO_CERTIFICATE")
+    text = "no answer in time" if timed_out else "connection lost"
     return ProbeResult((*steps, ProbeStep("HTTP", False, text)), False, f"HTTP: {text}", "HEALTH_NO_ANSWER")
 
 
-def _verdict(steps: list[ProbeStep], status: int) -> ProbeResult:
-    """Traefik itself answers 404 without a route and 502 to 504 without a container; the rest is the stack's own."""
+def _response_result(steps: list[ProbeStep], status: int) -> ProbeResult:
+    """Return the result for an HTTP status.
+
+    Traefik itself answers 404 without a route and 502 to 504 without a container. Other statuses come from the stack.
+    """
     if status == 404:
-        said = "404, the router does not know the address yet, or the stack has no such page"
+        summary = "404, the router does not know the address yet, or the stack does not have this page"
     elif status == 421:
-        said = "421, the router does not serve this address yet"
+        summary = "421, the router does not serve this address yet"
     elif status in (502, 503, 504):
-        said = f"the router answers {status}, the container is starting"
+        summary = f"the router answers {status}, the container is starting"
     elif status >= 500:
-        said = f"the stack answers {status}, it is not ready"
+        summary = f"the stack answers {status}, it is not ready"
     else:
-        return ProbeResult(
-            (*steps, ProbeStep("HTTP", True, str(status))), True, f"the stack answers {status}", status=status
-        )
-    return ProbeResult((*steps, ProbeStep("HTTP", False, str(status))), False, said, "HEALTH_NO_ANSWER", status)
+        step = ProbeStep("HTTP", True, str(status))
+        return ProbeResult((*steps, step), True, f"the stack answers {status}", status=status)
+    step = ProbeStep("HTTP", False, str(status))
+    return ProbeResult((*steps, step), False, summary, "HEALTH_NO_ANSWER", status)
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is a public unicast one, also behind IPv4-mapped, 6to4, Teredo and NAT64 notation."""
+    """Return whether an IP address is a public unicast address.
+
+    An IPv6 address that contains IPv4 addresses (IPv4-mapped, 6to4, Teredo, NAT64) is public only if all of them are.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in ipaddress.ip_network("64:ff9b::/96"):
-            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        embedded = [v4 for v4 in inner if v4 is not None]
+        candidates = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        if ip in NAT64:
+            candidates.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        embedded = [candidate for candidate in candidates if candidate is not None]
         if embedded:
-            return all(is_public(str(v4)) for v4 in embedded)
+            return all(is_public(str(ipv4)) for ipv4 in embedded)
     special = ip.is_multicast or ip.is_reserved or ip.is_unspecified or any(ip in network for network in NOT_PUBLIC)
     return ip.is_global and not special
 

@@ -1,4 +1,7 @@
-"""What a name, an image and an environment may look like. Strict here, whatever Dokploy checks."""
+"""Validate names, images, hosts and environment variables. The rules are stricter than Dokploy's.
+
+Each function raises ValueError with a sentence for the user who entered the value.
+"""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +12,7 @@ RESERVED = frozenset(
     "pop portal root smtp sso static status support system test traefik webmail www".split()
 )
 
-# docker/distribution, reference grammar: [domain[:port]/]path[:tag][@digest]
+# The reference grammar of docker/distribution: [domain[:port]/]path[:tag][@digest].
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _HOST_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 IMAGE = re.compile(
@@ -18,91 +21,93 @@ IMAGE = re.compile(
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
-ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-PLAIN = re.compile(r"[!$-&(-_a-~][ !\"$-~]*")  # a value that needs no quotes: no quote at its start, no # in it
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold half a character, UTF-8 cannot
 HOST = re.compile(rf"{_HOST_LABEL}(?:\.{_HOST_LABEL})*")
+ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NEEDS_NO_QUOTES = re.compile(r"[!$-&(-_a-~][ !\"$-~]*")  # no quote at the beginning, and no #
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can contain a lone surrogate, UTF-8 cannot
 
 
 def validate_name(name: str, reserved: Iterable[str] = ()) -> str:
-    """Returns the name if it may be a stack's; raises ValueError with a sentence for the person who typed it."""
+    """Return the name if a stack may have it: a DNS label of 3 to 30 characters that is not reserved."""
     if not name:
-        raise ValueError("Type a name.")
+        raise ValueError("Enter a name.")
     if not name.isascii():
-        raise ValueError("Use plain letters a to z, digits and hyphens.")
+        raise ValueError("Use only letters a to z, digits and hyphens.")
     if name != name.lower():
-        raise ValueError("Use lower-case letters only.")
+        raise ValueError(f"Use lower-case letters.{_suggestion(name, reserved)}")
     if not name[0].isalpha():
-        raise ValueError("Begin with a letter.")
+        raise ValueError("Start with a letter.")
     if not 3 <= len(name) <= 30:
         raise ValueError("Use 3 to 30 characters.")
     if name.endswith("-"):
-        raise ValueError("A hyphen cannot be the last character.")
+        raise ValueError("The last character can't be a hyphen.")
     if not NAME.fullmatch(name):
-        raise ValueError("Use letters a to z, digits and hyphens.")
-    if name[2:4] == "--":
-        raise ValueError("Two hyphens cannot stand in the third and fourth place.")  # RFC 5891, 4.2.3.1: xn-- and kin
+        raise ValueError(f"Use only letters a to z, digits and hyphens.{_suggestion(name, reserved)}")
+    if name[2:4] == "--":  # RFC 5891, section 4.2.3.1: such labels are reserved, for example xn--
+        raise ValueError("The 3rd and 4th characters can't both be hyphens.")
     if name in RESERVED or name in set(reserved):
         raise ValueError("This name is reserved. Choose another.")
     return name
 
 
+def _suggestion(name: str, reserved: Iterable[str]) -> str:
+    """Return a sentence with a valid name that is like this one. Empty when there is none."""
+    similar = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    try:
+        return f" Try {validate_name(similar, reserved)}."
+    except ValueError:
+        return ""
+
+
 def validate_image(image: str, registries: Iterable[str] = ()) -> str:
-    """Returns the image reference if it is well-formed and its registry allowed (no list: any); else ValueError."""
+    """Return the image reference if it is well-formed and its registry is allowed. An empty list allows all."""
     match = IMAGE.fullmatch(image)
     if match is None or len(image) > 255:
         raise ValueError("Write the image as [registry/]name[:tag][@sha256:digest].")
     registry = match["registry"] or "docker.io"
     allowed = set(registries)
     if allowed and registry not in allowed:
-        raise ValueError(f"Images may only come from {', '.join(sorted(allowed))}.")
+        raise ValueError(f"Use an image from {' or '.join(sorted(allowed))}.")
     return image
 
 
 def validate_host(host: str) -> str:
-    """Returns the lower-case host name if it is one (RFC 1123); else ValueError."""
+    """Return the host name (RFC 1123) in lower case."""
     labels = host.split(".")
     if not HOST.fullmatch(host) or len(host) > 253 or any(len(label) > 63 for label in labels):
         raise ValueError("Write a host name such as apps.example.org.")
     return host.lower()
 
 
-def validate_env(pairs: Iterable[tuple[str, str]]) -> None:
-    """Raises ValueError with a sentence when a variable cannot reach the container unchanged."""
-    for key, value in pairs:
-        if not ENV_KEY.fullmatch(key):
-            raise ValueError(f"“{key[:40]}” is no name of an environment variable.")
-        try:
-            quote(value)
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from None
-
-
 def quote(value: str) -> str:
-    """Quotes one value so that Dokploy hands it on unchanged; ValueError with a sentence if none of the quotes can.
+    r"""Return the value in quotes with which Dokploy passes it on unchanged. The error never contains the value.
 
-    Dokploy knows no escape for a quote, takes \\n and \\r in double quotes for line breaks, drops a CR at a line's
-    end, and replaces ${{...}} even inside quotes (seen on v0.30.2). A backslash before the closing quote hides it.
+    Dokploy v0.30.2 parses the text with the dotenv package, whose quotes are ', ` and ". It behaves as follows:
+
+    - Quotes cannot be escaped, and a backslash before the closing quote hides that quote.
+    - In double quotes, \n and \r become line breaks.
+    - A carriage return at the end of a line is dropped.
+    - ${{...}} is replaced by another variable, in quotes too.
     """
     if "\0" in value or "\r" in value:
-        raise ValueError("The value cannot hold a NUL or a carriage return.")
-    if SURROGATE.search(value):
-        raise ValueError("The value holds half a character.")
+        raise ValueError("The value can't contain a NUL character or a carriage return.")
+    if _SURROGATE.search(value):
+        raise ValueError("The value contains half of a character. Enter it again.")
     if "${{" in value:
-        raise ValueError("The value cannot hold “${{”: Dokploy would replace it.")
+        raise ValueError("The value can't contain “${{”, because Dokploy would replace it.")
     if value.endswith("\\"):
-        if PLAIN.fullmatch(value):
+        if _NEEDS_NO_QUOTES.fullmatch(value):
             return value
-        raise ValueError("The value ends in a backslash, which Dokploy would take together with the quote after it.")
+        raise ValueError("This value can't end with a backslash, because Dokploy would misread it.")
     if "'" not in value:
         return f"'{value}'"
     if "`" not in value:
         return f"`{value}`"
     if '"' not in value and "\\n" not in value and "\\r" not in value:
         return f'"{value}"'
-    raise ValueError("The value mixes quotes in a way that Dokploy cannot keep. Leave out one kind of quote.")
+    raise ValueError("Dokploy can't store this combination of quotes. Leave out one kind of quote.")
 
 
 def dotenv(pairs: Iterable[tuple[str, str]]) -> str:
-    """The pairs as the text of a dotenv file, every value quoted."""
+    """Return the environment variables as the text of a dotenv file, which Dokploy parses (see `quote`)."""
     return "".join(f"{key}={quote(value)}\n" for key, value in pairs)

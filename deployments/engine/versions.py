@@ -1,6 +1,7 @@
-"""Which versions of Dokploy are fit to be given a key that is root on their host.
+"""The versions of Dokploy that the portal accepts. Its API key gives root access to Dokploy's host.
 
-The advisories are published ones (NVD), as known on 2026-11-25. 0.29.13 closed some forty; four stand here.
+The advisories are from the National Vulnerability Database (NVD), as of 2026-11-25. Of the about forty that Dokploy
+0.29.13 fixes, the list contains four.
 """
 
 import re
@@ -9,61 +10,68 @@ from dataclasses import dataclass
 Version = tuple[int, int, int]
 
 TESTED: Version = (0, 30, 2)
-"""The version whose answers were recorded, and which the portal's client follows."""
+"""The version that the client was made for and whose responses were recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advisory:
-    """`what` completes “They let …”; `below` is the first version without it, `since` the first with it."""
+    """A published vulnerability. `impact` completes “In this version, …”."""
 
-    name: str
-    what: str
-    below: Version
-    since: Version = (0, 0, 0)
+    cve: str
+    impact: str
+    fixed_in: Version
+    introduced_in: Version = (0, 0, 0)
 
 
 ADVISORIES = (
-    Advisory("CVE-2026-43917", "a user reach what belongs to other organizations", (0, 19, 1)),
-    Advisory("CVE-2026-27130", "an application's name run commands on the host", (0, 26, 7)),
-    Advisory("CVE-2026-45632", "a user run scripts on the host by schedules of others", (0, 26, 8)),
-    Advisory("CVE-2026-45662", "a registry's address run commands on the host", (0, 29, 1)),
-    Advisory("CVE-2026-45628", "an image's credentials run commands on the host", (0, 29, 3)),
-    Advisory("CVE-2026-45631", "anybody become its administrator", (0, 29, 3), since=(0, 27, 0)),
-    Advisory("CVE-2026-72735", "a domain's settings run commands on remote servers", (0, 29, 13)),
-    Advisory("CVE-2026-72862", "a database's image run commands on remote servers", (0, 29, 13)),
-    Advisory("CVE-2026-72863", "a member open a shell in any container", (0, 29, 13)),
-    Advisory("CVE-2026-86059", "a member read the credentials of Git providers", (0, 29, 13)),
+    Advisory("CVE-2026-43917", "a user can access other organizations", (0, 19, 1)),
+    Advisory("CVE-2026-27130", "an application's name can run commands on the host", (0, 26, 7)),
+    Advisory("CVE-2026-45632", "a user can run scripts on the host through other users' schedules", (0, 26, 8)),
+    Advisory("CVE-2026-45662", "a registry's address can run commands on the host", (0, 29, 1)),
+    Advisory("CVE-2026-45628", "an image's credentials can run commands on the host", (0, 29, 3)),
+    Advisory("CVE-2026-45631", "anyone can become an administrator", (0, 29, 3), introduced_in=(0, 27, 0)),
+    Advisory("CVE-2026-72735", "a domain's settings can run commands on remote servers", (0, 29, 13)),
+    Advisory("CVE-2026-72862", "a database's image can run commands on remote servers", (0, 29, 13)),
+    Advisory("CVE-2026-72863", "a member can open a shell in any container", (0, 29, 13)),
+    Advisory("CVE-2026-86059", "a member can read the credentials of Git providers", (0, 29, 13)),
 )
-OLDEST: Version = max(hole.below for hole in ADVISORIES)
+OLDEST: Version = max(advisory.fixed_in for advisory in ADVISORIES)
+"""The oldest version that the portal accepts."""
 
 
 def parse(text: str) -> Version | None:
-    """“v0.30.2” is (0, 30, 2); what follows a hyphen is not looked at. None for what is no version."""
-    found = re.fullmatch(r"v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})([-+][\w.+-]*)?", text, re.ASCII)
-    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+    """Return the version: (0, 30, 2) for “v0.30.2”. A suffix after a hyphen is ignored. None for any other text."""
+    match = re.fullmatch(r"v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})([-+][\w.+-]*)?", text, re.ASCII)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
-def advisories(text: str) -> tuple[Advisory, ...]:
-    """The known advisories of a version; none of what cannot be read."""
+def advisories_for(text: str) -> tuple[Advisory, ...]:
+    """Return the advisories that apply to a version. None apply to a version that cannot be parsed."""
     version = parse(text)
-    return tuple(hole for hole in ADVISORIES if version and hole.since <= version < hole.below)
+    return tuple(a for a in ADVISORIES if version and a.introduced_in <= version < a.fixed_in)
 
 
 def version_error(text: str) -> str | None:
-    """Why nothing should be made on a server of this version, in a sentence. None where nothing is known against it,
-    and where it cannot be read."""
-    version, known = parse(text), advisories(text)
-    if version is None or not known:
+    """Return why the portal does not use a server of this version, as a sentence.
+
+    None for a version without an advisory, and for one that cannot be parsed.
+    """
+    version, advisories = parse(text), advisories_for(text)
+    if version is None or not advisories:
         return None
-    names = ", ".join(hole.name for hole in known)
-    return f"Dokploy {shown(version)} has known vulnerabilities ({names}). Update it to {shown(OLDEST)} or later."
+    names = ", ".join(advisory.cve for advisory in advisories)
+    return (
+        f"Dokploy {format_version(version)} has known vulnerabilities ({names}). "
+        f"Update it to {format_version(OLDEST)} or later."
+    )
 
 
 def is_untested(text: str) -> bool:
-    """Newer than the version that the portal was made for."""
+    """Return whether the version is newer than the one that the client was made for."""
     version = parse(text)
     return version is not None and version > TESTED
 
 
-def shown(version: Version) -> str:
+def format_version(version: Version) -> str:
+    """Return the version as Dokploy writes it, such as “v0.30.2”."""
     return "v" + ".".join(map(str, version))

@@ -198,7 +198,7 @@ class Deployment(models.Model):
         if self.lease_token or (self.kind == self.Kind.DEPLOY and self.pending_resources()):
             return
         kind = failures.BY_CODE["CANCELLED"]
-        error = {"phase": self.phase, "code": kind.code, "message": kind.what, "retryable": kind.retryable}
+        error = {"phase": self.phase, "code": kind.code, "message": kind.text, "retryable": kind.retryable}
         message = "It had not begun, so there is nothing to undo"
         with suppress(LeaseLost):  # a worker has claimed it just now, and will see the request
             self.record(Progress("phase", "failed", message, "failure", error=error))

@@ -77,7 +77,7 @@ def error_dict(error: dict[str, Any] | None, audience: str) -> dict[str, Any] | 
     shown["help"] = f"/help/{error['code']}"
     if audience != "link" and error.get("evidence"):
         shown["evidence"] = error["evidence"]
-    if audience == "operator" and (advice := failures.get_failure(error["code"]).operator):
+    if audience == "operator" and (advice := failures.get(error["code"]).operator):
         shown["operator"] = advice
     return shown
 

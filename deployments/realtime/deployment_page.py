@@ -314,7 +314,7 @@ def _undo(deployment: Deployment, events: list[Event]) -> dict[str, Any] | None:
 
 def _failure(deployment: Deployment, audience: str, undo: dict[str, Any] | None) -> dict[str, Any]:
     error = deployment.error or {}
-    entry = failures.get_failure(error["code"])
+    entry = failures.get(error["code"])
     where = _title_of(error).lower()
     evidence = error.get("evidence", "") if audience != "link" else ""
     report = [

@@ -24,7 +24,7 @@ def stored_failure(error: dict[str, Any]) -> Failure:
 def portal_failure(code: str, phase: str) -> Failure:
     """Return a Failure whose cause is known to the portal itself, with the text of the failures table."""
     kind = failures.BY_CODE[code]
-    failure = Failure(code, kind.what, retryable=kind.retryable)
+    failure = Failure(code, kind.text, retryable=kind.retryable)
     failure.phase = phase
     return failure
 

@@ -737,7 +737,7 @@ def test_whether_a_name_can_be_had(portal: Portal, visitor: dict[str, str]) -> N
         until(lambda header=header: check("api-never-had", header)["available"] is not None)  # Dokploy may be late once
         assert check("api-never-had", header) == {"available": True, "reason": None}
         assert check("api-had", header) == {"available": False, "reason": "Somebody has it already."}
-        assert check("Shop", header) == {"available": False, "reason": "Use lower-case letters only."}
+        assert check("Shop", header) == {"available": False, "reason": "Use lower-case letters. Try shop."}
 
 
 def test_a_name_is_unknown_while_dokploy_cannot_be_asked(client: Client, people: People, settings: Any) -> None:

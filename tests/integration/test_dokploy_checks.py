@@ -79,7 +79,7 @@ def test_what_is_good_is_said_too(simulator: Simulator, check: Any) -> None:
     code, ids, said = check(simulator)
     assert (code, ids) == (0, GOOD)
     assert "Dokploy is v0.30.2, the version that the portal was made for." in said
-    assert "its user is: owner" in said
+    assert "roles of its user: owner" in said
     assert "one deployment at a time" in said
 
 
@@ -111,13 +111,13 @@ def other(simulator: Simulator) -> Callable[..., str]:
 def test_a_members_key_is_an_error(simulator: Simulator, check: Any, other: Any) -> None:
     code, ids, said = check(simulator, key=other(member=["project", "service"]))
     assert (code, ids) == (1, {"E109", "I101", "I103"})
-    assert "its user is: member" in said
+    assert "roles of its user: member" in said
 
 
 def test_a_wrong_key_is_an_error_and_nothing_else_is_asked(simulator: Simulator, check: Any) -> None:
     code, ids, said = check(simulator, key="key-canary-that-is-wrong")
     assert (code, ids) == (1, {"E107"})
-    assert "wrong or revoked, or its rate limit is used up" in said
+    assert "wrong or revoked, or its rate limit is reached" in said
 
 
 @pytest.mark.parametrize("limit", [10, 9, 5])
@@ -163,10 +163,10 @@ def test_a_router_that_is_missing_is_a_warning_which_fails_where_warnings_do(sim
 @pytest.mark.parametrize(
     ("version", "id", "says"),
     [
-        ("v0.28.8", "E110", "anybody become its administrator"),
+        ("v0.28.8", "E110", "anyone can become an administrator"),
         ("v0.29.12", "E110", "Update it to v0.29.13 or later."),
         ("v0.29.13", "I101", "Dokploy is v0.29.13; the portal was made for v0.30.2."),
-        ("v0.31.0", "I101", "may not know what is new"),
+        ("v0.31.0", "I101", "newer than v0.30.2"),
         ("canary", "W101", "'canary'"),
     ],
 )
@@ -357,7 +357,7 @@ def test_a_connection_that_is_not_safe_is_said(serve: Any, check: Any, tmp_path:
     plain = serve(HEALTHY, (404, ""))
     code, ids, said = check(f"https://127.0.0.1:{plain.port}")
     assert (code, ids) == (1, {"E103"})
-    assert "no TLS is spoken there" in said
+    assert "the server has no TLS" in said
 
 
 # -- only when it is asked for -----------------------------------------------------------------------------------------

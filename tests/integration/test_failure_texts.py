@@ -20,8 +20,8 @@ OPERATORS_MATTER = [
 def test_what_concerns_the_server_tells_the_person_and_the_operator_different_things(
     entry: failures.FailureKind,
 ) -> None:
-    told = (entry.what, *entry.causes, *entry.advice)
-    assert entry.what.endswith(".")
+    told = (entry.text, *entry.causes, *entry.advice)
+    assert entry.text.endswith(".")
     assert entry.advice
     assert entry.operator.endswith(".")
     assert entry.operator not in told

@@ -357,14 +357,14 @@ async def test_a_head_of_one_byte_at_a_time_is_given_up_on_in_time(
 async def test_the_stacks_own_statuses_are_answers(serve: Serve, status: int) -> None:
     seen = await probe_stack(spec((await serve(says(status, body=b""))).port))
     assert (seen.answered, seen.status, seen.code) == (True, status, "")
-    assert seen.said == f"the stack answers {status}"
+    assert seen.summary == f"the stack answers {status}"
     assert rungs(seen) == [("DNS", True), ("TCP", True), ("HTTP", True)]
 
 
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (404, "404, the router does not know the address yet, or the stack has no such page"),
+        (404, "404, the router does not know the address yet, or the stack does not have this page"),
         (421, "421, the router does not serve this address yet"),
         (500, "the stack answers 500, it is not ready"),
         (502, "the router answers 502, the container is starting"),
@@ -375,7 +375,7 @@ async def test_the_stacks_own_statuses_are_answers(serve: Serve, status: int) ->
 )
 async def test_the_routers_statuses_and_broken_stacks_are_none(serve: Serve, status: int, said: str) -> None:
     seen = await probe_stack(spec((await serve(says(status))).port))
-    assert (seen.answered, seen.status, seen.said, seen.code) == (False, status, said, "HEALTH_NO_ANSWER")
+    assert (seen.answered, seen.status, seen.summary, seen.code) == (False, status, said, "HEALTH_NO_ANSWER")
     assert rungs(seen) == [("DNS", True), ("TCP", True), ("HTTP", False)]
 
 
@@ -386,7 +386,7 @@ async def test_a_name_that_is_not_known_breaks_the_first_rung(monkeypatch: pytes
     resolves_to(monkeypatch)
     seen = await probe_stack(spec(pinned=False))
     assert (rungs(seen), seen.code) == ([("DNS", False)], "HEALTH_NO_DNS")
-    assert HOST in seen.said
+    assert HOST in seen.summary
 
 
 async def test_a_resolver_that_hangs_breaks_the_first_rung_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +422,7 @@ async def test_a_host_that_swallows_connections_breaks_the_second_rung_in_time(
     assert seen.steps[-1].text == "no answer"
 
 
-@pytest.mark.parametrize(("does", "text"), [(closes, "broken off"), (says_nothing, "no answer in time")])
+@pytest.mark.parametrize(("does", "text"), [(closes, "connection lost"), (says_nothing, "no answer in time")])
 async def test_a_router_that_does_not_answer_breaks_the_last_rung(
     monkeypatch: pytest.MonkeyPatch, serve: Serve, does: Behaviour, text: str
 ) -> None:

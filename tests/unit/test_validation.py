@@ -1,4 +1,4 @@
-"""The grammars of names, images, hosts and environments: strict here, whatever Dokploy checks."""
+"""The validation of names, images, hosts and environment variables."""
 
 import re
 import time
@@ -15,22 +15,30 @@ settings.register_profile("quick", max_examples=200, deadline=None)
 settings.load_profile("quick")
 
 LABEL = re.compile(r"[a-z]([a-z0-9-]{1,28}[a-z0-9])", re.ASCII)
-NAMEISH = st.text("abcxn019-AZ_.é \n/", max_size=34)
+LIKE_A_NAME = st.text("abcxn019-AZ_.é \n/", max_size=34)
 
 
-def accepts(check: Callable[..., object], *given: object) -> bool:
+def accepts(validate: Callable[..., object], *arguments: object) -> bool:
     try:
-        check(*given)
+        validate(*arguments)
     except ValueError:
         return False
     return True
 
 
+def validate_env(pairs: dict[str, str]) -> None:
+    """Validate as the product does: the keys of a template, and the values that a user enters."""
+    for key, value in pairs.items():
+        if not validation.ENV_KEY.fullmatch(key):
+            raise ValueError(f"“{key}” is not a valid name.")
+        validation.quote(value)
+
+
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
-@given(st.one_of(NAMEISH, st.text(max_size=40), st.from_regex(LABEL, fullmatch=True)))
-def test_a_name_that_is_accepted_is_a_dns_label_and_not_reserved(name: str) -> None:
+@given(st.one_of(LIKE_A_NAME, st.text(max_size=40), st.from_regex(LABEL, fullmatch=True)))
+def test_an_accepted_name_is_a_dns_label_and_not_reserved(name: str) -> None:
     if accepts(validation.validate_name, name):
         assert validation.validate_name(name) == name
         assert LABEL.fullmatch(name)
@@ -41,7 +49,7 @@ def test_a_name_that_is_accepted_is_a_dns_label_and_not_reserved(name: str) -> N
 
 
 @given(st.from_regex(LABEL, fullmatch=True))
-def test_a_plain_dns_label_is_accepted_unless_it_is_reserved_or_punycode(name: str) -> None:
+def test_a_dns_label_is_accepted_unless_it_is_reserved_or_punycode(name: str) -> None:
     assert accepts(validation.validate_name, name) is (name not in validation.RESERVED and name[2:4] != "--")
 
 
@@ -81,32 +89,47 @@ def test_a_plain_dns_label_is_accepted_unless_it_is_reserved_or_punycode(name: s
         *("shop１", "٣ab", "ª-bc", "shop\u0307", "ﬁsh"),
     ],
 )
-def test_a_name_that_is_no_label_or_reserved_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_dns_label_or_is_reserved_is_rejected(name: str) -> None:
     assert not accepts(validation.validate_name, name)
 
 
 @pytest.mark.parametrize(
-    "refused",
+    "rejected",
     [
         lambda: validation.validate_name("Shop"),
         lambda: validation.validate_name("shop\n"),
         lambda: validation.validate_image("Web"),
         lambda: validation.validate_image("web", ["ghcr.io"]),
         lambda: validation.validate_host("a_b"),
-        lambda: validation.validate_env([("1A", "")]),
+        lambda: validation.quote("${{"),
     ],
 )
-def test_a_refusal_is_a_sentence(refused: Callable[[], object]) -> None:
+def test_an_error_is_a_sentence(rejected: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"^.+\.$"):
-        refused()
+        rejected()
 
 
-def test_names_that_a_setting_reserves_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("Shop", "shop"),
+        ("my_shop", "my-shop"),
+        ("My Shop.2", "my-shop-2"),
+        *((name, None) for name in ("WWW", "Ab", "A" * 31, "1Shop", "Ab  --", "shöp", "shop-", "Taken")),
+    ],
+)
+def test_an_error_suggests_a_similar_name_only_if_that_one_is_accepted(name: str, suggestion: str | None) -> None:
+    with pytest.raises(ValueError) as error:
+        validation.validate_name(name, ["taken"])
+    assert re.findall(r" Try (.*)\.$", str(error.value)) == ([suggestion] if suggestion else [])
+
+
+def test_names_that_a_setting_reserves_are_rejected() -> None:
     assert accepts(validation.validate_name, "shop")
     assert not accepts(validation.validate_name, "shop", ["shop"])
 
 
-# -- nothing ends in a line break --------------------------------------------------------------------------------------
+# -- line breaks at the end --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r", "\r\n", "\0", " ", "\u2028", "\x85", "\x0b"])
@@ -121,8 +144,8 @@ def test_a_line_break_at_the_end_is_never_accepted(ending: str) -> None:
     assert not accepts(validation.validate_image, digest + ending)
     assert accepts(validation.validate_host, "apps.test")
     assert not accepts(validation.validate_host, "apps.test" + ending)
-    assert accepts(validation.validate_env, [("KEY", "1")])
-    assert not accepts(validation.validate_env, [("KEY" + ending, "1")])
+    assert accepts(validate_env, {"KEY": "1"})
+    assert not accepts(validate_env, {"KEY" + ending: "1"})
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -148,7 +171,7 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
         ("web:" + "t" * 128, "docker.io"),
     ],
 )
-def test_well_known_forms_of_an_image_are_accepted_from_their_registry_only(image: str, registry: str) -> None:
+def test_an_image_is_accepted_only_from_an_allowed_registry(image: str, registry: str) -> None:
     assert validation.validate_image(image) == image
     assert accepts(validation.validate_image, image, [registry])
     assert not accepts(validation.validate_image, image, ["other.test"])
@@ -180,22 +203,22 @@ def test_well_known_forms_of_an_image_are_accepted_from_their_registry_only(imag
         *("../web", "./web", "a/../b", "web:../x", "a_-b", "a...b", "a___b", "user@host/web"),
     ],
 )
-def test_what_is_no_image_is_refused(image: str) -> None:
+def test_a_malformed_image_is_rejected(image: str) -> None:
     assert not accepts(validation.validate_image, image)
 
 
 @given(st.one_of(st.text("abZ09.:/@_- $;\n", max_size=30), st.text(max_size=60)))
-def test_an_image_that_is_accepted_holds_nothing_that_a_shell_or_an_option_could_read(image: str) -> None:
+def test_an_accepted_image_has_no_meaning_for_a_shell_and_is_not_an_option(image: str) -> None:
     if accepts(validation.validate_image, image):
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", image, re.ASCII)
 
 
 @pytest.mark.parametrize("part", ["a", "a.", "a-", "a_", "a/", "a.a/", "-", "a:1/", "A"])
-def test_no_text_keeps_the_grammars_busy(part: str) -> None:
+def test_no_text_takes_long_to_validate(part: str) -> None:
     text = part * (50_000 // len(part)) + "!"
     began = time.monotonic()
-    for check in (validation.validate_image, validation.validate_host, validation.validate_name):
-        assert not accepts(check, text)
+    for validate in (validation.validate_image, validation.validate_host, validation.validate_name):
+        assert not accepts(validate, text)
     assert time.monotonic() - began < 10
 
 
@@ -215,18 +238,18 @@ def test_a_host_name_is_accepted(host: str) -> None:
         *("x" * 64, ".".join(["abcdefg"] * 32), "a\0", "[::1]", "a@b", "a%2e", "`a`", "a`) || PathPrefix(`/"),
     ],
 )
-def test_what_is_no_host_name_is_refused(host: str) -> None:
+def test_a_malformed_host_name_is_rejected(host: str) -> None:
     assert not accepts(validation.validate_host, host)
 
 
 @given(st.text("abZ09-._* é\n", max_size=70))
-def test_a_host_that_is_accepted_is_lower_case_labels(host: str) -> None:
+def test_an_accepted_host_is_returned_as_lower_case_labels(host: str) -> None:
     if accepts(validation.validate_host, host):
-        given_back = validation.validate_host(host)
-        assert all(re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", label) for label in given_back.split("."))
+        labels = validation.validate_host(host).split(".")
+        assert all(re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", label) for label in labels)
 
 
-# -- the environment ---------------------------------------------------------------------------------------------------
+# -- environment variables ---------------------------------------------------------------------------------------------
 
 TRICKY = st.text("ab='\"`\\#$ {}\n\t:nr.\u2028é", max_size=12)
 KEYS = st.sampled_from(["A", "B", "_c", "D1", "export", "PATH"])
@@ -241,8 +264,8 @@ PAIRS = st.dictionaries(KEYS, st.one_of(TRICKY, st.text(max_size=20)), max_size=
 @example({"A": "'\\", "B": "`#"})
 @example({"export": "1", "A": " padded ", "B": ""})
 @example({"A": "a\nB=2\n# c", "C": "export D=1"})
-def test_every_variable_that_is_accepted_arrives_unchanged(pairs: dict[str, str]) -> None:
-    if accepts(validation.validate_env, list(pairs.items())):
+def test_every_accepted_variable_reaches_the_container_unchanged(pairs: dict[str, str]) -> None:
+    if accepts(validate_env, pairs):
         text = validation.dotenv(pairs.items())
         assert dotenv.parse(text) == pairs
         assert dotenv.resolve(text, "PROJECT=1", "ENVIRONMENT=1") == [f"{key}={value}" for key, value in pairs.items()]
@@ -257,24 +280,24 @@ def test_every_variable_that_is_accepted_arrives_unchanged(pairs: dict[str, str]
         "-----BEGIN KEY-----\nab+/=\n-----END KEY-----\n",
     ],
 )
-def test_everyday_values_are_accepted(value: str) -> None:
+def test_common_values_are_accepted(value: str) -> None:
     assert dotenv.parse(validation.dotenv([("A", value), ("B", "# next")])) == {"A": value, "B": "# next"}
 
 
 @pytest.mark.parametrize("value", ["a\0b", "a\rb", "a\r\n", "${{project.X}}", "${{", "'`\"", "'`\\n", "\ud800"])
-def test_what_would_not_arrive_unchanged_is_refused_with_a_sentence(value: str) -> None:
-    with pytest.raises(ValueError, match=r"^TOKEN: .*\.$"):
-        validation.validate_env([("TOKEN", value)])
+def test_a_value_that_would_be_changed_is_rejected_with_a_sentence(value: str) -> None:
+    with pytest.raises(ValueError, match=r"^.+\.$"):
+        validation.quote(value)
 
 
 @given(TRICKY)
-def test_a_refusal_never_repeats_the_value(value: str) -> None:
+def test_an_error_never_contains_the_value(value: str) -> None:
     value = f"canary-4711{value}\0"
-    with pytest.raises(ValueError) as refused:
-        validation.validate_env([("TOKEN", value)])
-    assert "canary" not in str(refused.value)
+    with pytest.raises(ValueError) as error:
+        validation.quote(value)
+    assert "canary" not in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["", "1A", "A B", "A=B", "A-B", "A.B", "É", "A\n", "A\0", "export A", "#A", "Ａ"])
-def test_what_is_no_name_of_a_variable_is_refused(key: str) -> None:
-    assert not accepts(validation.validate_env, [(key, "1")])
+def test_an_invalid_variable_name_is_rejected(key: str) -> None:
+    assert not accepts(validate_env, {key: "1"})

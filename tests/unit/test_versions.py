@@ -1,4 +1,4 @@
-"""Which versions of Dokploy the portal accepts."""
+"""The versions of Dokploy that the portal accepts."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from deployments.engine import versions
         *((text, None) for text in ("", "canary", "v0.30", "0.30.2.1", "v0.30.2\n", "v٠.٣٠.٢", "0.30.2 <b>", "v0..2")),
     ],
 )
-def test_a_version_is_read_or_it_is_none(text: str, version: versions.Version | None) -> None:
+def test_a_version_is_parsed_or_none(text: str, version: versions.Version | None) -> None:
     assert versions.parse(text) == version
 
 
@@ -29,8 +29,8 @@ def test_a_version_is_read_or_it_is_none(text: str, version: versions.Version | 
         ("v0.29.12", {"CVE-2026-72863"}),
     ],
 )
-def test_the_holes_of_a_version_are_known(text: str, known: set[str]) -> None:
-    assert known <= {hole.name for hole in versions.advisories(text)}
+def test_the_advisories_of_a_version_are_listed(text: str, known: set[str]) -> None:
+    assert known <= {advisory.cve for advisory in versions.advisories_for(text)}
     version_error = versions.version_error(text)
     assert version_error is not None
     assert all(name in version_error for name in known)
@@ -38,25 +38,25 @@ def test_the_holes_of_a_version_are_known(text: str, known: set[str]) -> None:
     assert version_error.endswith("Update it to v0.29.13 or later.")
 
 
-def test_a_hole_begins_and_ends_with_its_versions() -> None:
-    def stolen(text: str) -> bool:
-        return "CVE-2026-45631" in {hole.name for hole in versions.advisories(text)}
+def test_an_advisory_applies_from_the_version_that_introduced_it_to_the_one_that_fixed_it() -> None:
+    def applies(text: str) -> bool:
+        return "CVE-2026-45631" in {advisory.cve for advisory in versions.advisories_for(text)}
 
-    assert [stolen(text) for text in ("v0.26.7", "v0.27.0", "v0.28.8", "v0.29.2", "v0.29.3")] == [
+    assert [applies(text) for text in ("v0.26.7", "v0.27.0", "v0.28.8", "v0.29.2", "v0.29.3")] == [
         *(False, True, True, True, False)
     ]
 
 
 @pytest.mark.parametrize("text", ["v0.29.13", "v0.30.2", "v0.30.8", "v1.0.0", "canary", ""])
-def test_nothing_is_said_against_what_is_not_known_to_be_bad(text: str) -> None:
-    assert versions.advisories(text) == ()
+def test_a_version_without_advisories_has_no_error(text: str) -> None:
+    assert versions.advisories_for(text) == ()
     assert versions.version_error(text) is None
 
 
-def test_the_version_that_the_portal_was_made_for_is_neither_too_old_nor_untried() -> None:
-    made_for = versions.shown(versions.TESTED)
-    assert made_for == "v0.30.2"
+def test_the_tested_version_is_neither_too_old_nor_untested() -> None:
+    tested = versions.format_version(versions.TESTED)
+    assert tested == "v0.30.2"
     assert versions.TESTED >= versions.OLDEST
-    assert [versions.is_untested(text) for text in (made_for, "v0.29.13", "v0.30.3", "canary")] == [
+    assert [versions.is_untested(text) for text in (tested, "v0.29.13", "v0.30.3", "canary")] == [
         *(False, False, True, False)
     ]

@@ -214,4 +214,4 @@ def require_id(id: str | None) -> str:
 def failure_of_kind(code: str) -> Failure:
     """Return a failure with the text of its kind in the table of failures."""
     failure_kind = failures.BY_CODE[code]
-    return Failure(code, failure_kind.what, retryable=failure_kind.retryable)
+    return Failure(code, failure_kind.text, retryable=failure_kind.retryable)

@@ -1,3 +1,5 @@
+"""Django's command `check`, which with --tag dokploy also checks the Dokploy server."""
+
 from typing import Any
 
 from django.core.checks.registry import registry
@@ -8,10 +10,11 @@ from deployments.system_checks import DOKPLOY
 
 
 class Command(check.Command):
-    help = f"{check.Command.help} With --tag {DOKPLOY} the Dokploy server itself is asked, which nothing else does."
+    help = f"{check.Command.help} Only with --tag {DOKPLOY}, the Dokploy server is checked too."
 
     def handle(self, *app_labels: Any, **options: Any) -> None:
-        # Without a tag Django runs whatever is registered: what touches the network is so only when it is asked for.
+        # Django runs every registered check when no tag is given. The check of the server uses the network, so it is
+        # registered only when its tag is.
         if DOKPLOY in (options["tags"] or ()):
             registry.register(check_server, DOKPLOY)
         try:
