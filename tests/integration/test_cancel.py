@@ -1,4 +1,4 @@
-"""A run is cancelled in two steps, requested and done, and one that failed is tried again with the same answers."""
+"""A cancellation is requested, then done; a failed deployment is retried with the same answers."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,7 +24,7 @@ from .test_sweeper import left_behind
 
 @pytest.fixture
 def person(portal: Portal) -> Iterator[httpx.Client]:
-    """The demo's visitor at a browser."""
+    """Return the demo user at a browser."""
     with closing(browser(portal)) as http:
         http.base_url = httpx.URL(f"http://localhost:{portal.port}")
         yield http
@@ -50,11 +50,11 @@ def ask(portal: Portal, id: str, verb: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("phase", GATES)
-def test_a_cancel_in_any_phase_is_requested_and_then_done_and_leaves_nothing(
+def test_a_cancel_in_any_phase_is_requested_then_done_and_leaves_nothing(
     portal: Portal, token: dict[str, str], phase: str
 ) -> None:
     name = f"cancel-{phase.replace('_', '-')}"[:30].rstrip("-")
-    with held(portal, GATES[phase], "project.remove"):  # the undo is not over before the second asking
+    with held(portal, GATES[phase], "project.remove"):  # the undo is still in progress at the second request
         answer = start(portal, name)
         id = answer.json()["deploymentId"]
         until(lambda: portal.status(id)["phase"] == phase)
@@ -83,7 +83,7 @@ def test_a_page_says_that_a_cancel_is_requested_and_that_it_is_done(
     with held(portal, "application.create"):
         answer = start(portal, "cancel-page")
         page = answer.json()["pageUrl"]
-        portal.wait_at("application.create")  # where it reports nothing, and so does not notice at once
+        portal.wait_at("application.create")  # during this call nothing is reported, so the cancel is noticed later
         assert "Cancel cancel-page?" in person.get(f"{page}/cancel").text
         assert portal.status(answer.json()["deploymentId"])["cancelRequested"] is False, "GET changes nothing"
         assert submit(person, f"{page}/cancel", {}).headers["Location"] == page
@@ -97,7 +97,7 @@ def test_a_page_says_that_a_cancel_is_requested_and_that_it_is_done(
     assert "This deployment has ended; there is nothing to cancel." in person.get(page).text
 
 
-def test_a_cancelled_redeploy_gives_the_former_version_back(portal: Portal, token: dict[str, str]) -> None:
+def test_a_cancelled_redeploy_restores_the_former_version(portal: Portal, token: dict[str, str]) -> None:
     deployed(portal, token, "cancel-again", template="web-page", parameters={"GREETING": "one"})
     with held(portal, "pull"):
         answer = start(portal, "cancel-again", template="web-page", parameters={"GREETING": "two"})
@@ -112,7 +112,7 @@ def test_a_cancelled_redeploy_gives_the_former_version_back(portal: Portal, toke
     assert "GREETING=one" in service["env"]
 
 
-def test_what_cannot_be_cancelled_is_a_sentence(portal: Portal, token: dict[str, str]) -> None:
+def test_a_cancel_without_effect_is_refused_with_a_sentence(portal: Portal, token: dict[str, str]) -> None:
     deployed(portal, token, "not-cancelled")
     with held(portal, "domain.delete"):
         removal = portal.http.delete("/api/stacks/not-cancelled")
@@ -128,7 +128,7 @@ def test_what_cannot_be_cancelled_is_a_sentence(portal: Portal, token: dict[str,
     assert ended(portal, token, failing)["error"]["code"] == "REGISTRY_UNREACHABLE"
 
 
-def test_who_only_holds_the_link_may_neither_cancel_nor_retry(portal: Portal) -> None:
+def test_a_caller_who_only_knows_the_link_may_neither_cancel_nor_retry(portal: Portal) -> None:
     with held(portal, "job"):
         id = portal.deploy("link-only")
         for verb in ("cancel", "retry"):
@@ -137,7 +137,7 @@ def test_who_only_holds_the_link_may_neither_cancel_nor_retry(portal: Portal) ->
     assert portal.finished(id)["status"] == "success"
 
 
-def test_a_retry_has_the_same_answers_and_makes_nothing_twice(portal: Portal, token: dict[str, str]) -> None:
+def test_a_retry_has_the_same_answers_and_creates_nothing_twice(portal: Portal, token: dict[str, str]) -> None:
     portal.turn(pull_error="no space left on device")
     given = {"template": "web-page", "parameters": {"GREETING": "kept"}}
     answer = start(portal, "tried-again", **given)
@@ -153,13 +153,16 @@ def test_a_retry_has_the_same_answers_and_makes_nothing_twice(portal: Portal, to
     assert there(portal, "tried-again") == ONE
     application = next(row for row in portal.dokploy()["applications"] if row["name"] == "tried-again")
     assert "GREETING='kept'" in application["env"]
-    for run, says in ((id, "newer deployment of this stack exists"), (first.json()["deploymentId"], "succeeded")):
-        refused = ask(portal, run, "retry")
+    for deployment, says in (
+        (id, "newer deployment of this stack exists"),
+        (first.json()["deploymentId"], "succeeded"),
+    ):
+        refused = ask(portal, deployment, "retry")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "CONFLICT")
         assert says in refused.json()["error"]["message"]
 
 
-def test_a_retry_on_the_page_leads_to_the_new_run_and_takes_up_what_is_left(
+def test_a_retry_on_the_page_leads_to_the_new_deployment_and_uses_what_is_left(
     portal: Portal, person: httpx.Client, token: dict[str, str]
 ) -> None:
     portal.turn(pull_error="no space left on device")
@@ -185,12 +188,12 @@ def test_a_retry_on_the_page_leads_to_the_new_run_and_takes_up_what_is_left(
 
 
 def csrf(person: httpx.Client) -> dict[str, str]:
-    """The header that every page gives htmx."""
+    """Return the header that every page gives htmx."""
     html = person.get("/").text
     return {"X-CSRFToken": html.split('"X-CSRFToken": "')[1].split('"')[0]}
 
 
-# -- in the model: the race with the end, and names that are taken meanwhile -------------------------------------------
+# -- in the model: races with the end, names taken meanwhile -----------------------------------------------------------
 
 
 @pytest.fixture(name="people")
@@ -206,65 +209,68 @@ def test_a_cancel_that_was_accepted_before_the_end_wins_over_it(people: People) 
     with pytest.raises(Cancelled):
         working.record(Progress("phase", "completed", "It is live", "success", progress=100))
     waiting.refresh_from_db()
-    for run in (waiting, working):  # who works on it goes on with what is written, under the lease that it has
-        assert (run.status, run.phase, run.progress, run.version) == ("in_progress", "initializing", 0, 2)
+    for deployment in (waiting, working):  # its worker continues with the stored row and its lease
+        assert (deployment.status, deployment.phase, deployment.progress, deployment.version) == (
+            "in_progress",
+            "initializing",
+            0,
+            2,
+        )
     assert list(waiting.events.values_list("seq", flat=True)) == [1, 2]
 
 
-def test_a_second_cancel_is_harmless_also_when_the_first_has_begun_to_be_done(people: People) -> None:
-    run = people.run(people.owner, "shop")
+def test_a_second_cancel_is_harmless_even_while_the_first_is_being_carried_out(people: People) -> None:
+    deployment = people.run(people.owner, "shop")
     working = Deployment.claim("worker", excluding=[])
     assert working is not None
-    run.cancel(people.owner)
+    deployment.cancel(people.owner)
     error = {"phase": "initializing", "code": "CANCELLED", "message": "", "evidence": "", "retryable": True}
     working.record(Progress("phase", "rolling_back", "Rolling back", error=error))
-    run.cancel(people.owner)
-    assert run.events.filter(type="note").count() == 1
+    deployment.cancel(people.owner)
+    assert deployment.events.filter(type="note").count() == 1
 
 
 @pytest.mark.parametrize("kind", ["deploy", "redeploy", "retry"])
-def test_a_run_that_has_not_begun_is_over_as_soon_as_it_is_cancelled(people: People, kind: str) -> None:
-    """It does not wait for a worker with a free hand. A retry does, where something was left."""
+def test_a_deployment_that_has_not_begun_ends_as_soon_as_it_is_cancelled(people: People, kind: str) -> None:
+    """It does not wait for a free worker, unless a retry has objects of an earlier deployment to undo."""
     if kind == "retry":
         retry_deployment(left_behind(people), people.owner, via="api")
     else:
-        run = people.run(people.owner, "shop")
+        deployment = people.run(people.owner, "shop")
         if kind == "redeploy":
-            end(run)
+            end(deployment)
             people.run(people.owner, "shop")
-    run = Deployment.objects.in_progress().get()
-    run.cancel(people.owner)
+    deployment = Deployment.objects.in_progress().get()
+    deployment.cancel(people.owner)
     left = kind == "retry"
-    assert run.done is not left
+    assert deployment.done is not left
     assert Deployment.objects.due().exists() is left
-    run.stack.refresh_from_db()
-    assert run.stack.state == {"deploy": "gone", "redeploy": "live", "retry": "broken"}[kind]
-    said = [(event.seq, event.message) for event in run.events.all()]
+    deployment.stack.refresh_from_db()
+    assert deployment.stack.state == {"deploy": "gone", "redeploy": "live", "retry": "broken"}[kind]
+    said = [(event.seq, event.message) for event in deployment.events.all()]
     assert said[:2] == [(1, "Queued"), (2, "Cancel requested")]
     if not left:
         assert said[2:] == [(3, "It had not begun, so there is nothing to undo")]
-        state = Client().get(f"/api/deployments/{run.pk}", headers=token_of(people.owner)).json()
+        state = Client().get(f"/api/deployments/{deployment.pk}", headers=token_of(people.owner)).json()
         assert (state["phase"], state["status"], state["error"]["code"]) == ("failed", "failure", "CANCELLED")
         with pytest.raises(Refusal):
-            run.cancel(people.owner)
-        assert retry_deployment(run, people.owner, via="api").status == "in_progress"
+            deployment.cancel(people.owner)
+        assert retry_deployment(deployment, people.owner, via="api").status == "in_progress"
 
 
 def test_an_end_that_came_before_the_cancel_wins_over_it(people: People) -> None:
-    run = end(people.run(people.owner, "shop"))
+    deployment = end(people.run(people.owner, "shop"))
     with pytest.raises(Refusal) as refused:
-        run.cancel(people.owner)
+        deployment.cancel(people.owner)
     assert refused.value.code == "CONFLICT"
-    run.refresh_from_db()
-    assert (run.status, run.cancel_requested_at) == ("success", None)
+    deployment.refresh_from_db()
+    assert (deployment.status, deployment.cancel_requested_at) == ("success", None)
 
 
 @pytest.mark.parametrize("state", ["live", "broken"])
-def test_a_redeploy_that_ends_before_it_has_changed_anything_leaves_the_stack_as_it_was(
-    people: People, state: str
-) -> None:
+def test_a_redeploy_that_ends_before_any_change_leaves_the_stack_as_it_was(people: People, state: str) -> None:
     end(people.run(people.owner, "shop"))
-    Stack.objects.update(state=state)  # broken: its removal has failed halfway
+    Stack.objects.update(state=state)  # broken: a removal has failed
     people.run(people.owner, "shop")
     again = Deployment.claim("worker", excluding=[])
     assert again is not None
@@ -274,7 +280,7 @@ def test_a_redeploy_that_ends_before_it_has_changed_anything_leaves_the_stack_as
     assert (again.kind, again.stack.state) == ("redeploy", state)
 
 
-def test_a_retry_of_a_name_that_somebody_else_has_by_now_is_refused(people: People) -> None:
+def test_a_retry_is_refused_when_another_user_has_taken_the_name(people: People) -> None:
     failed = end(people.run(people.owner, "shop"), "failure")
     assert failed.stack.state == "gone"
     people.run(people.other, "shop")
@@ -283,9 +289,7 @@ def test_a_retry_of_a_name_that_somebody_else_has_by_now_is_refused(people: Peop
     assert (refused.value.code, refused.value.field) == ("NAME_TAKEN", "name")
 
 
-def test_a_retry_whose_secret_cannot_be_read_any_more_is_refused_and_not_made_without_it(
-    people: People, settings: Any
-) -> None:
+def test_a_retry_is_refused_when_its_secret_can_no_longer_be_decrypted(people: People, settings: Any) -> None:
     people.template.parameters = [{"key": "TOKEN", "label": "Token", "type": "secret"}]
     people.template.save()
     failed = end(people.run(people.owner, "shop", TOKEN="given"), "failure")
@@ -304,7 +308,7 @@ CHANGED_MEANWHILE = [
 
 
 @pytest.mark.parametrize(("key", "change", "why"), CHANGED_MEANWHILE)
-def test_a_retry_whose_answers_do_not_fit_the_changed_template_is_refused_at_every_door(
+def test_a_retry_whose_answers_no_longer_fit_the_template_is_refused_on_page_and_api(
     people: People, settings: Any, key: str, change: dict[str, Any], why: str
 ) -> None:
     people.template.parameters = [{"key": "COLOR", "type": "choice", "choices": ["red"]}, {"key": "COUNT"}]
@@ -330,7 +334,7 @@ def test_a_retry_whose_answers_do_not_fit_the_changed_template_is_refused_at_eve
     assert Deployment.objects.get() == failed
 
 
-def test_a_retry_takes_the_defaults_of_what_was_added_to_the_template_meanwhile(people: People) -> None:
+def test_a_retry_uses_the_defaults_of_parameters_added_meanwhile(people: People) -> None:
     failed = end(people.run(people.owner, "shop"), "failure")
     people.template.parameters = [
         {"key": "COLOR", "type": "choice", "choices": ["red"], "default": "red", "required": True},
@@ -342,39 +346,39 @@ def test_a_retry_takes_the_defaults_of_what_was_added_to_the_template_meanwhile(
     assert again.environment() == {"COLOR": "red", "TOKEN": ""}
 
 
-def test_an_operator_cancels_anybodys_run_from_the_admin_and_retries_it_there(people: People) -> None:
-    run = people.run(people.owner, "shop")
+def test_an_operator_cancels_and_retries_any_users_deployment_from_the_admin(people: People) -> None:
+    deployment = people.run(people.owner, "shop")
     http = Client()
     http.force_login(people.operator)
 
     def offered() -> set[str]:
         html = http.get("/admin/deployments/deployment/").content.decode()
-        return {verb for verb in ("cancel", "retry") if f'href="/deployments/{run.pk}/{verb}"' in html}
+        return {verb for verb in ("cancel", "retry") if f'href="/deployments/{deployment.pk}/{verb}"' in html}
 
     assert offered() == {"cancel"}
-    assert http.get(f"/deployments/{run.pk}/cancel").status_code == 200, "the link asks before it does it"
-    run.refresh_from_db()
-    assert run.cancel_requested_at is None
-    http.post(f"/deployments/{run.pk}/cancel")
+    assert http.get(f"/deployments/{deployment.pk}/cancel").status_code == 200, "the link asks before it does it"
+    deployment.refresh_from_db()
+    assert deployment.cancel_requested_at is None
+    http.post(f"/deployments/{deployment.pk}/cancel")
     assert offered() == {"retry"}
-    run.refresh_from_db()
-    assert run.cancel_requested_at is not None
-    http.post(f"/deployments/{run.pk}/retry")
-    assert Deployment.objects.get(retry_of=run).stack.owner == people.owner
+    deployment.refresh_from_db()
+    assert deployment.cancel_requested_at is not None
+    http.post(f"/deployments/{deployment.pk}/retry")
+    assert Deployment.objects.get(retry_of=deployment).stack.owner == people.owner
 
 
-def test_a_stale_pages_retry_is_a_sentence_and_changes_nothing(people: People) -> None:
-    run = end(people.run(people.owner, "shop"), "failure")
-    end(retry_deployment(run, people.owner, via="form"))
+def test_a_retry_from_a_stale_page_is_refused_and_changes_nothing(people: People) -> None:
+    deployment = end(people.run(people.owner, "shop"), "failure")
+    end(retry_deployment(deployment, people.owner, via="form"))
     before = list(Deployment.objects.order_by("pk").values())
     http = Client()
     http.force_login(people.owner)
-    said = http.post(f"/deployments/{run.pk}/retry", follow=True).content.decode()
+    said = http.post(f"/deployments/{deployment.pk}/retry", follow=True).content.decode()
     assert "A newer deployment of this stack exists" in said
     assert list(Deployment.objects.order_by("pk").values()) == before
 
 
-def test_an_operators_retry_stays_its_owners(people: People) -> None:
+def test_an_operators_retry_keeps_the_owner(people: People) -> None:
     failed = end(people.run(people.owner, "shop"), "failure")
     again = retry_deployment(failed, people.operator, via="form")
     assert (again.stack.owner, again.requested_by, again.retry_of) == (people.owner, people.operator, failed)

@@ -1,4 +1,4 @@
-"""A stack that runs is deployed again: what is there is found, and a failure gives the former settings back."""
+"""A running stack is deployed again: existing objects are found, and a failure restores the former settings."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ KINDS = ("projects", "applications", "domains", "services")
 
 @pytest.fixture
 def token(portal: Portal) -> dict[str, str]:
-    """A token of the demo's visitor, made on the page as a person would."""
+    """Create a token of the demo user on the page."""
     page = portal.http.get("/tokens", headers={"Host": f"localhost:{portal.port}"})
     csrf = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
     assert csrf
@@ -31,7 +31,7 @@ def token(portal: Portal) -> dict[str, str]:
 
 
 def deploy(portal: Portal, token: dict[str, str], name: str, **more: Any) -> Any:
-    """The state at the end, with the events as "events"."""
+    """Deploy and return the final state, with the events as "events"."""
     answer = portal.http.post("/api/deploy", json={"name": name, **more}, headers=token)
     assert answer.status_code == 202, answer.text
     id, seen = answer.json()["deploymentId"], 0
@@ -44,14 +44,14 @@ def deploy(portal: Portal, token: dict[str, str], name: str, **more: Any) -> Any
 
 
 def of(portal: Portal, name: str) -> dict[str, Any]:
-    """The stack's objects at Dokploy."""
+    """Return the stack's objects at Dokploy."""
     there = portal.dokploy()
     application = next(row for row in there["applications"] if row["name"] == name)
     service = next(row for row in there["services"] if row["name"] == application["appName"])
     return {"application": application, "service": service, "domains": there["domains"]}
 
 
-def test_a_redeploy_finds_what_is_there_and_changes_it(portal: Portal, token: dict[str, str]) -> None:
+def test_a_redeploy_finds_the_existing_objects_and_changes_them(portal: Portal, token: dict[str, str]) -> None:
     first = deploy(portal, token, "again", template="web-page", parameters={"GREETING": "one"})
     second = deploy(portal, token, "again", template="web-page", parameters={"GREETING": "two"})
     assert (first["kind"], second["kind"]) == ("deploy", "redeploy")
@@ -61,7 +61,7 @@ def test_a_redeploy_finds_what_is_there_and_changes_it(portal: Portal, token: di
     assert len([row for row in portal.dokploy()["applications"] if row["name"] == "again"]) == 1
 
 
-def test_a_failed_redeploy_brings_the_former_version_back(portal: Portal, token: dict[str, str]) -> None:
+def test_a_failed_redeploy_restores_the_former_version(portal: Portal, token: dict[str, str]) -> None:
     first = deploy(portal, token, "restored", template="web-page", parameters={"GREETING": "one"})
     before = of(portal, "restored")
     second = deploy(portal, token, "restored", template="broken")
@@ -81,7 +81,7 @@ def test_a_failed_redeploy_brings_the_former_version_back(portal: Portal, token:
 @pytest.mark.django_db
 def test_the_page_says_where_the_earlier_image_may_be_gone() -> None:
     people = People()
-    first = end(people.run(people.owner, "shop"))  # as an engine runs it that says no digest
+    first = end(people.run(people.owner, "shop"))  # without a digest in the log
     second = end(people.run(people.owner, "shop"), "failure")
     http = Client()
     http.force_login(people.owner)

@@ -1,4 +1,4 @@
-"""A stack is taken away: by typing its name, by a script, by an operator; receipt by receipt, and the name is free."""
+"""A stack is removed by typing its name, by a script, by an operator; object by object, and then its name is free."""
 
 import re
 import sqlite3
@@ -19,7 +19,7 @@ PHASES = ["removing_domain", "removing_application", "removing_project"]
 
 @pytest.fixture
 def person(portal: Portal) -> Iterator[httpx.Client]:
-    """The demo's visitor at a browser."""
+    """Return the demo user at a browser."""
     with browser(portal) as http:
         http.base_url = httpx.URL(f"http://localhost:{portal.port}")
         yield http
@@ -31,7 +31,7 @@ def token(person: httpx.Client) -> dict[str, str]:
 
 
 def ended(portal: Portal, token: dict[str, str], answer: httpx.Response) -> Any:
-    """The state of the run that an answer started, at its end."""
+    """Return the final state of the deployment that an answer started."""
     assert answer.status_code == 202, answer.text
     address = answer.json()["statusUrl"]
     ask = lambda: portal.http.get(address, headers=token).json()  # noqa: E731
@@ -45,7 +45,7 @@ def deployed(portal: Portal, token: dict[str, str], name: str, **more: Any) -> A
 
 
 def there(portal: Portal, name: str) -> dict[str, int]:
-    """How many objects of this stack are at Dokploy."""
+    """Count the objects of this stack at Dokploy."""
     state = portal.dokploy()
     apps = {row["appName"] for row in state["applications"] if row["name"] == name}
     return {
@@ -81,9 +81,7 @@ def test_a_script_removes_its_stack_and_the_name_is_free_again(portal: Portal, t
     deployed(portal, token, "script-removes")
 
 
-def test_a_person_removes_a_stack_by_typing_its_name(
-    portal: Portal, person: httpx.Client, token: dict[str, str]
-) -> None:
+def test_a_user_removes_a_stack_by_typing_its_name(portal: Portal, person: httpx.Client, token: dict[str, str]) -> None:
     deployed(portal, token, "typed-name")
     page = link(person, "/", "typed-name", "remove")
     shown = person.get(page)
@@ -92,9 +90,9 @@ def test_a_person_removes_a_stack_by_typing_its_name(
     assert wrong.status_code == 400
     assert "To remove it, type its name: typed-name" in wrong.text
     assert there(portal, "typed-name") == ONE
-    run = submit(person, page, {"name": "typed-name"}).headers["Location"]
-    until(lambda: "It is gone" in person.get(run).text, 30)
-    html = person.get(run).text
+    deployment = submit(person, page, {"name": "typed-name"}).headers["Location"]
+    until(lambda: "It is gone" in person.get(deployment).text, 30)
+    html = person.get(deployment).text
     assert "Removed, nothing left behind" in html
     assert html.count("gone, verified") == 3
     assert "Deploy again" not in html
@@ -105,7 +103,7 @@ def test_a_person_removes_a_stack_by_typing_its_name(
 
 
 def link(person: httpx.Client, page: str, name: str, what: str) -> str:
-    """Where the list of stacks leads for this one."""
+    """Return the address that the list of stacks links to for this stack."""
     html = person.get(page).text
     entry = html[html.index(f'id="stack-{name}"') :]
     found = re.search(rf'href="(/stacks/stk_\w+/{what})"', entry)
@@ -113,7 +111,9 @@ def link(person: httpx.Client, page: str, name: str, what: str) -> str:
     return found[1]
 
 
-def test_two_removals_at_once_are_one_run_and_a_busy_stack_is_left_alone(portal: Portal, token: dict[str, str]) -> None:
+def test_two_removals_at_once_are_one_deployment_and_a_busy_stack_is_refused(
+    portal: Portal, token: dict[str, str]
+) -> None:
     deployed(portal, token, "twice-removed")
     with held(portal, "application.delete"):
         first, second = (portal.http.delete("/api/stacks/twice-removed", headers=token) for _ in range(2))
@@ -123,14 +123,14 @@ def test_two_removals_at_once_are_one_run_and_a_busy_stack_is_left_alone(portal:
         assert "is being removed" in again.json()["error"]["message"]
     assert ended(portal, token, first)["status"] == "success"
     with held(portal, "job"):
-        run = portal.http.post("/api/deploy", json={"name": "twice-removed"}, headers=token)
+        deployment = portal.http.post("/api/deploy", json={"name": "twice-removed"}, headers=token)
         refused = portal.http.delete("/api/stacks/twice-removed", headers=token)
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "BUSY")
-    assert ended(portal, token, run)["status"] == "success"
+    assert ended(portal, token, deployment)["status"] == "success"
     assert there(portal, "twice-removed") == ONE
 
 
-def test_a_removal_that_fails_names_what_is_left_and_the_next_one_goes_on(
+def test_a_failed_removal_names_what_is_left_and_the_next_one_continues(
     portal: Portal, person: httpx.Client, token: dict[str, str]
 ) -> None:
     deployed(portal, token, "stays-behind")
@@ -146,7 +146,7 @@ def test_a_removal_that_fails_names_what_is_left_and_the_next_one_goes_on(
     assert "Try again to remove what is left" in html
     portal.switches.delete("faults")
     page = link(person, "/", "stays-behind", "remove")
-    again = submit(person, page, {}).headers["Location"]  # for what is left no name has to be typed
+    again = submit(person, page, {}).headers["Location"]  # removing leftovers needs no typed name
     until(lambda: "It is gone" in person.get(again).text, 30)
     assert there(portal, "stays-behind") == NONE
 
@@ -162,7 +162,7 @@ def test_a_removal_that_could_not_begin_changes_nothing(portal: Portal, token: d
     assert deployed(portal, token, "not-begun")["kind"] == "redeploy"
 
 
-def test_a_removal_leaves_and_names_what_lost_the_mark_at_dokploy_until_it_is_put_back(
+def test_a_removal_names_an_object_that_lost_its_mark_until_the_mark_is_put_back(
     portal: Portal, person: httpx.Client, token: dict[str, str]
 ) -> None:
     made = deployed(portal, token, "mark-changed")["resources"]
@@ -187,13 +187,13 @@ def test_a_removal_leaves_and_names_what_lost_the_mark_at_dokploy_until_it_is_pu
 
 
 def change_by_hand(portal: Portal, procedure: str, **given: Any) -> None:
-    """What somebody does at Dokploy, past the portal."""
+    """Change something at Dokploy as another user would, past the portal."""
     key = {"x-api-key": (portal.data / "simulator-key").read_text()}
     address = f"http://127.0.0.1:{portal.port + 1}/api/{procedure}"
     portal.http.post(address, json=given, headers=key).raise_for_status()
 
 
-def test_what_is_not_ones_own_is_not_there_to_be_removed(portal: Portal, person: httpx.Client) -> None:
+def test_another_users_stack_is_not_found(portal: Portal, person: httpx.Client) -> None:
     id = portal.deploy("nobodys-own")
     portal.finished(id)
     anonymous = portal.http.delete("/api/stacks/nobodys-own")
@@ -205,13 +205,13 @@ def test_what_is_not_ones_own_is_not_there_to_be_removed(portal: Portal, person:
         found = re.search(r'href="(/stacks/stk_\w+/remove)"', listed)
         assert found is not None
         assert person.get(found[1]).status_code == 404
-        run = submit(admin, found[1], {"name": "nobodys-own"}).headers["Location"]
-        until(lambda: "It is gone" in admin.get(run).text, 30)
-        assert "Requested by</dt><dd>operator" in admin.get(run).text
+        deployment = submit(admin, found[1], {"name": "nobodys-own"}).headers["Location"]
+        until(lambda: "It is gone" in admin.get(deployment).text, 30)
+        assert "Requested by</dt><dd>operator" in admin.get(deployment).text
     assert there(portal, "nobodys-own") == NONE
 
 
-def test_a_redeploy_page_is_filled_in_and_changes_what_it_says(
+def test_a_redeploy_page_is_filled_in_and_applies_its_values(
     portal: Portal, person: httpx.Client, token: dict[str, str]
 ) -> None:
     deployed(portal, token, "filled-in", template="web-page", parameters={"GREETING": "one", "SHOW_CLOCK": False})
@@ -219,27 +219,29 @@ def test_a_redeploy_page_is_filled_in_and_changes_what_it_says(
     shown = person.get(page).text
     assert 'value="one"' in shown
     assert re.search(r'name="web-page-SHOW_CLOCK"[^>]*checked', shown) is None
-    run = submit(person, page, {"template": "web-page", "web-page-GREETING": "two"}).headers["Location"]
-    until(lambda: "It is live" in person.get(run).text, 30)
-    assert "Redeployment" in person.get(run).text
+    deployment = submit(person, page, {"template": "web-page", "web-page-GREETING": "two"}).headers["Location"]
+    until(lambda: "It is live" in person.get(deployment).text, 30)
+    assert "Redeployment" in person.get(deployment).text
     application = next(row for row in portal.dokploy()["applications"] if row["name"] == "filled-in")
     assert "GREETING='two'" in application["env"]
     assert there(portal, "filled-in") == ONE
-    kept = deployed(portal, token, "filled-in")  # no template, no parameters: all stays
+    kept = deployed(portal, token, "filled-in")  # without template and parameters all values stay
     application = next(row for row in portal.dokploy()["applications"] if row["name"] == "filled-in")
     assert kept["kind"] == "redeploy"
     assert "GREETING='two'" in application["env"]
 
 
-def test_a_redeploy_of_a_busy_stack_is_a_sentence(portal: Portal, person: httpx.Client, token: dict[str, str]) -> None:
+def test_a_redeploy_of_a_busy_stack_is_refused_with_a_sentence(
+    portal: Portal, person: httpx.Client, token: dict[str, str]
+) -> None:
     deployed(portal, token, "busy-again", template="web-page")
     page = link(person, "/", "busy-again", "deploy")
     with held(portal, "job"):
-        run = portal.http.post("/api/deploy", json={"name": "busy-again"}, headers=token)
+        deployment = portal.http.post("/api/deploy", json={"name": "busy-again"}, headers=token)
         refused = submit(person, page, {"template": "web-page"})
         assert refused.status_code == 400
         assert "“busy-again” is being deployed." in refused.text
-    assert ended(portal, token, run)["status"] == "success"
+    assert ended(portal, token, deployment)["status"] == "success"
 
 
 REMOVAL_PLACES = [
@@ -253,7 +255,7 @@ REMOVAL_PLACES = [
 ]
 
 
-def test_every_removal_goes_on_after_kill_9_wherever_it_was(own_portal: Any) -> None:
+def test_every_removal_resumes_after_kill_9_in_every_phase(own_portal: Any) -> None:
     portal = own_portal().start()
     with browser(portal) as http:
         http.base_url = httpx.URL(f"http://localhost:{portal.port}")

@@ -1,4 +1,4 @@
-"""Secrets: where they may be, which is at Dokploy and encrypted at rest, and everywhere that they must not be."""
+"""Secrets may be at Dokploy and, encrypted, in the database, and nowhere else."""
 
 import hashlib
 import io
@@ -48,12 +48,12 @@ def with_a_secret(people: People) -> People:
     return people
 
 
-# -- all the way through a real portal ---------------------------------------------------------------------------------
+# -- through a real portal ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def boss(shared_portal: Portal) -> Iterator[httpx.Client]:
-    """The operator, who made a template with a secret parameter and a password for its registry."""
+    """Return the operator, who has created a template with a secret parameter and a registry password."""
     http = operator(shared_portal)
     given = {
         "slug": "secretive",
@@ -77,7 +77,7 @@ def boss(shared_portal: Portal) -> Iterator[httpx.Client]:
 
 
 def test_a_secret_is_at_dokploy_and_nowhere_else(shared_portal: Portal, boss: httpx.Client) -> None:
-    """One run that goes well, one that Dokploy refuses and one that the registry refuses, both saying the secrets."""
+    """One deployment succeeds; Dokploy refuses one and the registry another, both with the secrets in their errors."""
     mine = browser(shared_portal)
     header = new_token(mine)
     seen: dict[str, str] = {}
@@ -185,7 +185,7 @@ def test_a_redeploy_keeps_a_secret_that_is_left_empty_and_shows_it_nowhere(peopl
     assert Deployment.objects.first().environment() == {"API_TOKEN": "another", "GREETING": ""}
 
 
-def test_whoever_types_the_name_of_a_stack_of_theirs_keeps_its_secret(people: People, client: Client) -> None:
+def test_deploying_an_own_stack_by_name_keeps_its_secret(people: People, client: Client) -> None:
     end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
     client.force_login(people.owner)
     client.post("/", {"name": "shop", "template": "stack", "stack-API_TOKEN": "", "stack-GREETING": "ho"})
@@ -208,7 +208,7 @@ def test_keys_can_be_rotated(settings: Any) -> None:
 
 
 def test_the_command_rotates_every_stored_secret_or_none(people: People, settings: Any, capsys: Any) -> None:
-    run = people.run(people.owner, "shop", API_TOKEN=CANARY)
+    deployment = people.run(people.owner, "shop", API_TOKEN=CANARY)
     old, new = settings.ENCRYPTION_KEYS[0], Fernet.generate_key().decode()
     settings.ENCRYPTION_KEYS = [new, old]
     call_command("rotate_secrets")
@@ -219,12 +219,12 @@ def test_the_command_rotates_every_stored_secret_or_none(people: People, setting
     kept = Deployment.objects.get().spec_encrypted
     with pytest.raises(CommandError, match="Nothing was changed"):
         call_command("rotate_secrets")
-    assert Deployment.objects.get(pk=run.pk).spec_encrypted == kept
+    assert Deployment.objects.get(pk=deployment.pk).spec_encrypted == kept
     assert CANARY not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("broken", ["x", "gAAAAA", "ü"])
-def test_what_was_tampered_with_is_locked(broken: str) -> None:
+def test_a_tampered_secret_cannot_be_decrypted(broken: str) -> None:
     with pytest.raises(encryption.DecryptionError):
         encryption.decrypt(broken)
     whole = encryption.encrypt("secret")
@@ -232,7 +232,7 @@ def test_what_was_tampered_with_is_locked(broken: str) -> None:
         encryption.decrypt(whole[:-4] + secrets.token_hex(2))
 
 
-def test_nothing_is_nothing() -> None:
+def test_an_empty_value_is_stored_as_empty_text() -> None:
     assert (encryption.encrypt(""), encryption.encrypt({}), encryption.encrypt(None), encryption.rotate("")) == (
         "",
         "",
@@ -242,25 +242,27 @@ def test_nothing_is_nothing() -> None:
     assert encryption.decrypt("") is None
 
 
-async def test_a_run_whose_secret_cannot_be_read_fails_with_a_sentence(transactional_db: None, settings: Any) -> None:
+async def test_a_deployment_whose_secret_cannot_be_decrypted_fails_with_a_sentence(
+    transactional_db: None, settings: Any
+) -> None:
     people = await sync_to_async(lambda: with_a_secret(People()))()
-    run = await sync_to_async(people.run)(people.owner, "shop", API_TOKEN=CANARY)
+    deployment = await sync_to_async(people.run)(people.owner, "shop", API_TOKEN=CANARY)
     settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     runner = Runner(sweep=0.01)
     runner.start()
-    while not run.done:
-        run = await sync_to_async(Deployment.objects.select_related("stack").get)(pk=run.pk)
+    while not deployment.done:
+        deployment = await sync_to_async(Deployment.objects.select_related("stack").get)(pk=deployment.pk)
     await runner.drain()
-    assert (run.status, run.phase) == ("failure", "failed")
-    assert run.error is not None
-    assert re.fullmatch(r"[A-Z][^.]+\.( [A-Z][^.]+\.)*", run.error["message"])
-    assert run.stack.state == "gone", "nothing was made: the name is free"
+    assert (deployment.status, deployment.phase) == ("failure", "failed")
+    assert deployment.error is not None
+    assert re.fullmatch(r"[A-Z][^.]+\.( [A-Z][^.]+\.)*", deployment.error["message"])
+    assert deployment.stack.state == "gone", "nothing was made: the name is free"
 
 
 ASK = {"content_type": "application/json"}
 
 
-def test_a_secret_that_cannot_be_read_any_more_is_asked_for_and_not_emptied(people: People, settings: Any) -> None:
+def test_a_secret_that_can_no_longer_be_decrypted_must_be_entered_again(people: People, settings: Any) -> None:
     people.template.registry_password_encrypted = ""
     people.template.save()
     first = end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
@@ -322,7 +324,9 @@ def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_neve
     assert "API_TOKEN=three" in runs_with()
 
 
-def test_a_template_whose_password_cannot_be_read_is_refused_with_a_sentence(people: People, settings: Any) -> None:
+def test_a_template_whose_password_cannot_be_decrypted_is_refused_with_a_sentence(
+    people: People, settings: Any
+) -> None:
     settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     client = Client()
     answer = client.post("/api/deploy", {"name": "shop"}, content_type="application/json")
@@ -331,7 +335,7 @@ def test_a_template_whose_password_cannot_be_read_is_refused_with_a_sentence(peo
     client.force_login(people.owner)
     page = client.post("/", {"name": "shop", "template": "stack"})
     assert page.status_code == 400
-    assert "cannot be read" in page.content.decode()
+    assert "be decrypted" in page.content.decode()
     assert not Deployment.objects.exists()
 
 
@@ -340,7 +344,7 @@ def test_a_template_whose_password_cannot_be_read_is_refused_with_a_sentence(peo
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """What the portal's own handler writes, as the settings have it."""
+    """Return what the portal's own log handler writes, as the settings configure it."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
     handler = next(
         handler for handler in handlers if any(isinstance(filter, RedactingFilter) for filter in handler.filters)
@@ -383,19 +387,19 @@ def test_the_log_holds_no_secret(log: io.StringIO, settings: Any, message: str) 
 
 
 def test_an_error_page_and_the_log_of_it_hold_no_secret(log: io.StringIO, people: People) -> None:
-    """The portal's own code fails over a row that cannot be; what it holds is not repeated."""
-    run = end(people.run(people.owner, "shop", API_TOKEN=CANARY), "failure")
-    Deployment.objects.filter(pk=run.pk).update(error={"password": CANARY})
+    """The portal fails over an impossible row; the error does not repeat what the row holds."""
+    deployment = end(people.run(people.owner, "shop", API_TOKEN=CANARY), "failure")
+    Deployment.objects.filter(pk=deployment.pk).update(error={"password": CANARY})
     client = Client(raise_request_exception=False)
     client.force_login(people.owner)
-    answer = client.get(f"/deployments/{run.pk}", {"token": CANARY})
+    answer = client.get(f"/deployments/{deployment.pk}", {"token": CANARY})
     assert answer.status_code == 500
     assert CANARY not in answer.content.decode()
     assert "Traceback" in log.getvalue()
     assert CANARY not in log.getvalue()
 
 
-def test_a_default_of_a_secret_is_not_kept(people: People) -> None:
+def test_a_secret_has_no_default(people: People) -> None:
     template = Template(slug="x", name="x", image="caddy:2", parameters=[{**PARAMETERS[0], "default": CANARY}])
     with pytest.raises(Exception, match="a secret has no default"):
         template.full_clean()

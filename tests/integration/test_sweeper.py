@@ -1,4 +1,4 @@
-"""What was left is removed by itself, and what is in no book is shown to operators and removed on request only."""
+"""The sweeper removes leftovers by itself; unrecorded objects are shown to operators and removed only on request."""
 
 import asyncio
 import sqlite3
@@ -47,8 +47,8 @@ def three_people(db: None) -> People:
 
 
 def left_behind(people: People, name: str = "shop") -> Deployment:
-    """A failed run that could not remove what it made."""
-    run = people.run(people.owner, name)
+    """Return a failed deployment that could not remove what it created."""
+    deployment = people.run(people.owner, name)
     claimed = Deployment.claim("worker", excluding=[])
     assert claimed is not None
     mark = {"kind": "project", "mark": f"m/{name}"}
@@ -62,48 +62,48 @@ def left_behind(people: People, name: str = "shop") -> Deployment:
         "left": ["x"],
     }
     claimed.record(Progress("phase", "rolling_back", "Left", "failure", progress=95, error=error))
-    run.refresh_from_db()
-    assert run.stack.state == Stack.State.BROKEN
-    return run
+    deployment.refresh_from_db()
+    assert deployment.stack.state == Stack.State.BROKEN
+    return deployment
 
 
-def age(run: Deployment, seconds: float) -> None:
-    Deployment.objects.filter(pk=run.pk).update(completed_at=timezone.now() - timedelta(seconds=seconds))
+def age(deployment: Deployment, seconds: float) -> None:
+    Deployment.objects.filter(pk=deployment.pk).update(completed_at=timezone.now() - timedelta(seconds=seconds))
 
 
-def test_a_sweeper_that_slept_after_its_look_removes_nothing_that_is_wanted_again(
+def test_a_sweeper_that_slept_after_its_list_removes_nothing_that_is_in_use_again(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = left_behind(people)
-    age(run, 65)
+    deployment = left_behind(people)
+    age(deployment, 65)
     seen = Stack.objects.to_be_removed()
-    assert seen == [run.stack]
-    end(retry_deployment(run, people.owner, via="api"))
+    assert seen == [deployment.stack]
+    end(retry_deployment(deployment, people.owner, via="api"))
     monkeypatch.setattr(StackQuerySet, "to_be_removed", lambda stacks: seen)
     assert request_due_removals() == []
-    run.stack.refresh_from_db()
-    assert run.stack.state == Stack.State.LIVE
+    deployment.stack.refresh_from_db()
+    assert deployment.stack.state == Stack.State.LIVE
 
 
-def test_what_a_failed_run_left_is_due_after_a_minute_and_each_failed_try_waits_longer(people: People) -> None:
-    run = left_behind(people)
+def test_leftovers_are_due_after_a_minute_and_each_failed_try_waits_longer(people: People) -> None:
+    deployment = left_behind(people)
     assert request_due_removals() == []
     for pause in (60, 240, 960):
-        age(run, pause - 5)
+        age(deployment, pause - 5)
         assert request_due_removals() == []
-        age(run, pause + 5)
-        (run,) = request_due_removals()
-        assert (run.kind, run.via, run.requested_by) == ("remove", "sweeper", people.owner)
+        age(deployment, pause + 5)
+        (deployment,) = request_due_removals()
+        assert (deployment.kind, deployment.via, deployment.requested_by) == ("remove", "sweeper", people.owner)
         assert request_due_removals() == [], "two sweepers are harmless"
         working = Deployment.claim("worker", excluding=[])
         assert working is not None
         working.record(Progress("receipt", "removing_project", "", data={"state": "removing", "kind": "project"}))
         error = {"phase": "removing_project", "code": "TIMEOUT", "message": "", "evidence": "", "retryable": True}
-        run = working
-        run.record(Progress("phase", "failed", "Left", "failure", error=error))
+        deployment = working
+        deployment.record(Progress("phase", "failed", "Left", "failure", error=error))
 
 
-def test_what_ran_before_is_never_swept_away(people: People) -> None:
+def test_a_stack_that_has_run_is_never_swept(people: People) -> None:
     end(people.run(people.owner, "shop"))
     broken = end(people.run(people.owner, "shop"), "failure", left=["the former version"])
     Stack.objects.update(state=Stack.State.BROKEN)
@@ -112,13 +112,13 @@ def test_what_ran_before_is_never_swept_away(people: People) -> None:
 
 
 def test_an_expired_stack_is_removed(people: People) -> None:
-    run = end(people.run(people.owner, "shop"))
-    Stack.objects.filter(pk=run.stack_id).update(expires_at=timezone.now() + timedelta(hours=1))
+    deployment = end(people.run(people.owner, "shop"))
+    Stack.objects.filter(pk=deployment.stack_id).update(expires_at=timezone.now() + timedelta(hours=1))
     assert request_due_removals() == []
-    Stack.objects.filter(pk=run.stack_id).update(expires_at=timezone.now() - timedelta(seconds=1))
+    Stack.objects.filter(pk=deployment.stack_id).update(expires_at=timezone.now() - timedelta(seconds=1))
     (removal,) = request_due_removals()
-    assert (removal.stack_id, removal.kind) == (run.stack_id, "remove")
-    for pause in (240, 960):  # Dokploy refuses it: nothing is removed, the stack is live as before
+    assert (removal.stack_id, removal.kind) == (deployment.stack_id, "remove")
+    for pause in (240, 960):  # Dokploy refuses the removal; the stack stays live
         failed = end(removal, "failure", phase="removing_domain", code="DOKPLOY_KEY_REFUSED")
         assert failed.stack.state == Stack.State.LIVE
         age(failed, pause - 5)
@@ -127,7 +127,7 @@ def test_an_expired_stack_is_removed(people: People) -> None:
         (removal,) = request_due_removals()
 
 
-def test_what_a_receipt_knows_or_a_run_is_making_is_no_orphan(people: People) -> None:
+def test_recorded_objects_and_those_of_a_deployment_in_progress_are_not_orphans(people: People) -> None:
     broken = left_behind(people)
     running = people.run(people.other, "busy")
     found = [
@@ -143,13 +143,13 @@ def test_what_a_receipt_knows_or_a_run_is_making_is_no_orphan(people: People) ->
     assert not Orphan.objects.exists(), "what is gone is not reported any more"
 
 
-def test_one_worker_of_several_looks_for_orphans(people: People) -> None:
+def test_one_of_several_workers_scans_for_orphans(people: People) -> None:
     assert [Orphan.scan_is_due(60) for _ in range(3)] == [True, False, False]
     Installation.objects.update(orphans_scanned_at=timezone.now() - timedelta(seconds=61))
     assert [Orphan.scan_is_due(60) for _ in range(2)] == [True, False]
 
 
-def test_a_look_for_orphans_that_was_cut_off_is_due_again_before_long(people: People) -> None:
+def test_a_scan_that_crashed_is_due_again_soon(people: People) -> None:
     def later() -> None:
         passed = timedelta(seconds=SCAN_SECONDS + 1)
         Installation.objects.update(orphans_scanned_at=F("orphans_scanned_at") - passed)
@@ -162,7 +162,7 @@ def test_a_look_for_orphans_that_was_cut_off_is_due_again_before_long(people: Pe
     assert not Orphan.scan_is_due(600), "this one came to its end"
 
 
-def test_a_look_for_orphans_that_failed_is_due_again_at_once(people: People, simulator: Simulator) -> None:
+def test_a_scan_that_failed_is_due_again_at_once(people: People, simulator: Simulator) -> None:
     lost(simulator)
     simulator.fault("project.all", "redirect")
     with pytest.raises(DokployError):
@@ -173,7 +173,7 @@ def test_a_look_for_orphans_that_failed_is_due_again_at_once(people: People, sim
 
 
 def lost(simulator: Simulator) -> None:
-    """A project with our mark that is in no book."""
+    """Create a project with our mark that no record mentions."""
     simulator.do("project.create", name="lost", description=f"{mark_of(Installation.current().id)}stk_{'0' * 20}")
 
 
@@ -185,13 +185,13 @@ async def look(simulator: Simulator) -> None:
         await dokploy.aclose()
 
 
-def test_a_stack_that_is_removed_while_orphans_are_looked_for_is_none(people: People, simulator: Simulator) -> None:
+def test_a_stack_removed_during_a_scan_is_not_an_orphan(people: People, simulator: Simulator) -> None:
     lost(simulator)
-    run = end(people.run(people.owner, "shop"))
-    mark = f"{mark_of(Installation.current().id)}{run.stack_id}"
+    deployment = end(people.run(people.owner, "shop"))
+    mark = f"{mark_of(Installation.current().id)}{deployment.stack_id}"
     id = simulator.do("project.create", name="shop", description=mark)["project"]["projectId"]
     receipt = ExternalResource.objects.create(
-        stack=run.stack, deployment=run, resource_type="project", mark=mark, external_id=id
+        stack=deployment.stack, deployment=deployment, resource_type="project", mark=mark, external_id=id
     )
 
     def remove() -> None:
@@ -201,7 +201,7 @@ def test_a_stack_that_is_removed_while_orphans_are_looked_for_is_none(people: Pe
     async def look_meanwhile() -> None:
         looking = asyncio.ensure_future(look(simulator))
         assert await asyncio.to_thread(simulator.wait_at, "project.all:answer") == 1
-        await sync_to_async(remove)()  # it was listed, and is in no book any more
+        await sync_to_async(remove)()  # it was listed before its record went
         simulator.open_gate("project.all:answer")
         await looking
 
@@ -210,7 +210,7 @@ def test_a_stack_that_is_removed_while_orphans_are_looked_for_is_none(people: Pe
     assert [orphan.name for orphan in Orphan.objects.all()] == ["lost"]
 
 
-def test_an_orphan_whose_mark_somebody_has_changed_is_not_taken_into_the_books(people: People) -> None:
+def test_an_orphan_whose_mark_was_changed_is_not_recorded_again(people: People) -> None:
     Orphan.report([MarkedObject("project", "p1", "lost", "i/stk_00000000000000000001 (keep this!)")])
     with pytest.raises(Refusal) as refused:
         Orphan.objects.get().remove(people.operator)
@@ -219,8 +219,8 @@ def test_an_orphan_whose_mark_somebody_has_changed_is_not_taken_into_the_books(p
 
 
 def test_an_orphan_of_a_stack_that_exists_is_not_removed_with_it(people: People) -> None:
-    run = end(people.run(people.owner, "shop"))
-    Orphan.report([MarkedObject("application", "a1", "shop", f"i/{run.stack_id}")])
+    deployment = end(people.run(people.owner, "shop"))
+    Orphan.report([MarkedObject("application", "a1", "shop", f"i/{deployment.stack_id}")])
     with pytest.raises(Refusal) as refused:
         Orphan.objects.get().remove(people.operator)
     assert refused.value.code == "CONFLICT"
@@ -230,13 +230,13 @@ def test_an_orphan_of_a_stack_that_exists_is_not_removed_with_it(people: People)
 LOST_SECRET = "i/stk_10000000000000000000"
 
 
-def test_an_orphan_that_is_removed_twice_is_one_run(people: People) -> None:
+def test_an_orphan_removed_twice_is_one_deployment(people: People) -> None:
     Orphan.report([MarkedObject("project", "p1", "lost", LOST_SECRET)])
     first, second = Orphan.objects.get(), Orphan.objects.get()
-    run = first.remove(people.operator)
-    assert second.remove(people.other) == run
-    assert list(run.stack.external_resources.values_list("external_id", flat=True)) == ["p1"]
-    end(run)
+    deployment = first.remove(people.operator)
+    assert second.remove(people.other) == deployment
+    assert list(deployment.stack.external_resources.values_list("external_id", flat=True)) == ["p1"]
+    end(deployment)
     with pytest.raises(Refusal) as refused:
         second.remove(people.other)
     assert "no longer an orphan" in refused.value.message
@@ -250,7 +250,7 @@ def test_an_orphan_that_is_removed_twice_is_one_run(people: People) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.skipif(settings.ON_SQLITE, reason="there one waits for the other before it looks")
-def test_operators_who_remove_an_orphan_in_one_instant_get_one_run() -> None:
+def test_operators_who_remove_an_orphan_at_once_get_one_deployment() -> None:
     people, four = People(), 4
     for number in range(5):
         Orphan.report([MarkedObject("project", f"p{number}", "lost", f"{LOST_SECRET[:6]}{number}{LOST_SECRET[7:]}")])
@@ -271,7 +271,7 @@ def test_operators_who_remove_an_orphan_in_one_instant_get_one_run() -> None:
 
 
 @pytest.mark.parametrize("taken", [False, True])
-def test_what_is_there_of_a_stack_that_is_gone_is_removed_under_its_name_unless_that_is_somebodys(
+def test_remains_of_a_removed_stack_are_removed_under_its_name_unless_the_name_is_taken(
     people: People, taken: bool
 ) -> None:
     gone = end(people.run(people.owner, "shop"), "failure")
@@ -290,7 +290,7 @@ def test_what_is_there_of_a_stack_that_is_gone_is_removed_under_its_name_unless_
         assert refused.value.code == "NAME_TAKEN"
 
 
-def test_an_orphan_without_any_template_is_a_sentence(people: People) -> None:
+def test_removing_an_orphan_without_any_template_is_refused_with_a_sentence(people: People) -> None:
     Template.objects.all().delete()
     Orphan.report([MarkedObject("project", "p1", "lost", LOST_SECRET)])
     http = Client()
@@ -311,7 +311,7 @@ def forget(portal: Portal, *statements: str) -> None:
         database.commit()
 
 
-def test_the_sweeper_removes_what_was_left_and_reports_what_is_in_no_book(own_portal: Any) -> None:
+def test_the_sweeper_removes_leftovers_and_reports_unrecorded_objects(own_portal: Any) -> None:
     portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1).start()
     with closing(browser(portal)) as http:
         http.base_url = httpx.URL(f"http://localhost:{portal.port}")
@@ -343,14 +343,14 @@ def test_the_sweeper_removes_what_was_left_and_reports_what_is_in_no_book(own_po
         page = listed.split('href="/orphans/')[1].split('"')[0]
         with closing(browser(portal)) as visitor:
             assert visitor.get(f"http://localhost:{portal.port}/orphans/{page}").status_code == 404
-        run = submit(admin, f"/orphans/{page}", {}).headers["Location"]
-        until(lambda: "It is gone" in admin.get(run).text, 20)
+        deployment = submit(admin, f"/orphans/{page}", {}).headers["Location"]
+        until(lambda: "It is gone" in admin.get(deployment).text, 20)
         until(lambda: "0 orphans" in orphans(), 20)
     assert there(portal, "forgotten") == NONE
     assert there(portal, "remembered") == ONE
 
 
-def test_a_create_that_lands_after_the_undo_is_named_and_frees_the_name_once_an_operator_removes_it(
+def test_a_create_that_takes_effect_after_the_undo_is_named_until_an_operator_removes_it(
     own_portal: Any,
 ) -> None:
     """Its stack is gone by then, and nothing is deleted on a guess."""
@@ -368,7 +368,7 @@ def test_a_create_that_lands_after_the_undo_is_named_and_frees_the_name_once_an_
         assert there(portal, "lands-late") == NONE
     late = {**NONE, "projects": 1}
     until(lambda: there(portal, "lands-late") == late)
-    retry = lambda run: portal.http.post(f"/api/deployments/{run['deploymentId']}/retry", headers=token)  # noqa: E731
+    retry = lambda deployment: portal.http.post(f"/api/deployments/{deployment['deploymentId']}/retry", headers=token)  # noqa: E731
     refused = ended(portal, token, retry(undone))
     assert (refused["error"]["code"], refused["error"]["retryable"]) == ("LEFTOVER_AT_DOKPLOY", True)
     assert there(portal, "lands-late") == late
@@ -377,14 +377,14 @@ def test_a_create_that_lands_after_the_undo_is_named_and_frees_the_name_once_an_
         listed = until(lambda: (html := orphans()).count('/remove"') == 1 and html, 20)
         assert "among the orphans" in admin.get(f"/deployments/{refused['deploymentId']}").text
         page = listed.split('href="/orphans/')[1].split('"')[0]
-        run = submit(admin, f"/orphans/{page}", {}).headers["Location"]
-        until(lambda: "It is gone" in admin.get(run).text, 20)
+        deployment = submit(admin, f"/orphans/{page}", {}).headers["Location"]
+        until(lambda: "It is gone" in admin.get(deployment).text, 20)
     assert there(portal, "lands-late") == NONE
     assert ended(portal, token, retry(refused))["status"] == "success"
     assert there(portal, "lands-late") == ONE
 
 
-def test_a_create_that_lands_beside_a_newer_stack_of_the_name_is_an_orphan_and_not_taken(own_portal: Any) -> None:
+def test_a_late_create_beside_a_newer_stack_of_the_name_is_an_orphan_and_not_used(own_portal: Any) -> None:
     portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1, STACK_HEALTH_INTERVAL_SECONDS=0.3).start()
     with closing(browser(portal)) as http:
         http.base_url = httpx.URL(f"http://localhost:{portal.port}")

@@ -1,4 +1,4 @@
-"""State changes through verbs; what must not be is refused by the database. No async here."""
+"""State changes are methods; the database refuses what must not exist. Nothing here is async."""
 
 import threading
 from collections.abc import Callable
@@ -55,29 +55,34 @@ def request(person: Any, name: str = "shop", **more: Any) -> Deployment:
 
 def claimed(person: Any, name: str = "shop", **more: Any) -> Deployment:
     id = request(person, name, **more).pk
-    run = Deployment.claim("worker", excluding=[])
-    assert run is not None
-    assert run.pk == id
-    return run
+    deployment = Deployment.claim("worker", excluding=[])
+    assert deployment is not None
+    assert deployment.pk == id
+    return deployment
 
 
 def phase(name: str, message: str = "…", **more: Any) -> Progress:
     return Progress("phase", name, message, **more)
 
 
-def end(run: Deployment, *, succeeded: bool) -> None:
+def end(deployment: Deployment, *, succeeded: bool) -> None:
     if succeeded:
-        run.record(phase("completed", status="success", progress=100))
+        deployment.record(phase("completed", status="success", progress=100))
     else:
         error = {"phase": "deploying", "code": "IMAGE_NOT_FOUND", "message": "…", "retryable": True}
-        run.record(phase("rolling_back", status="failure", progress=95, error=error))
+        deployment.record(phase("rolling_back", status="failure", progress=95, error=error))
 
 
-def test_a_request_takes_the_name_and_queues_a_run(anna: Any) -> None:
-    run = request(anna)
-    assert (run.stack.name, run.stack.owner, run.stack.state) == ("shop", anna, "pending")
-    assert (run.status, run.phase, run.progress, run.version) == ("in_progress", "initializing", 0, 1)
-    assert [event.seq for event in run.events.all()] == [1]
+def test_a_request_takes_the_name_and_queues_a_deployment(anna: Any) -> None:
+    deployment = request(anna)
+    assert (deployment.stack.name, deployment.stack.owner, deployment.stack.state) == ("shop", anna, "pending")
+    assert (deployment.status, deployment.phase, deployment.progress, deployment.version) == (
+        "in_progress",
+        "initializing",
+        0,
+        1,
+    )
+    assert [event.seq for event in deployment.events.all()] == [1]
 
 
 def test_a_taken_name_is_refused_to_others_and_busy_to_its_owner(anna: Any, ben: Any) -> None:
@@ -90,14 +95,14 @@ def test_a_taken_name_is_refused_to_others_and_busy_to_its_owner(anna: Any, ben:
     assert (Stack.objects.count(), Deployment.objects.count()) == (1, 1)
 
 
-def test_a_live_stack_is_deployed_again_by_its_owner(anna: Any) -> None:
+def test_the_owner_of_a_live_stack_redeploys_it(anna: Any) -> None:
     end(claimed(anna), succeeded=True)
     again = request(anna)
     assert again.kind == "redeploy"
     assert again.stack.deployments.count() == 2
 
 
-def test_an_open_stack_is_never_deployed_again(anna: Any) -> None:
+def test_an_anonymous_stack_is_never_redeployed(anna: Any) -> None:
     end(claimed(identity.open_user(), address="127.0.0.1"), succeeded=True)
     with pytest.raises(Refusal) as refused:
         request(identity.open_user(), address="127.0.0.1")
@@ -105,22 +110,26 @@ def test_an_open_stack_is_never_deployed_again(anna: Any) -> None:
 
 
 def test_a_name_is_free_again_when_nothing_is_left(anna: Any, ben: Any) -> None:
-    run = claimed(anna)
-    run.record(Progress("receipt", "creating_project", "", data={"state": "intended", "kind": "project", "mark": "m"}))
-    run.record(
+    deployment = claimed(anna)
+    deployment.record(
+        Progress("receipt", "creating_project", "", data={"state": "intended", "kind": "project", "mark": "m"})
+    )
+    deployment.record(
         Progress("receipt", "creating_project", "", data={"state": "made", "kind": "project", "mark": "m", "id": "p1"})
     )
-    run.record(Progress("receipt", "creating_project", "", data={"state": "gone", "kind": "project", "id": "p1"}))
-    end(run, succeeded=False)
-    run.stack.refresh_from_db()
-    assert run.stack.state == "gone"
+    deployment.record(
+        Progress("receipt", "creating_project", "", data={"state": "gone", "kind": "project", "id": "p1"})
+    )
+    end(deployment, succeeded=False)
+    deployment.stack.refresh_from_db()
+    assert deployment.stack.state == "gone"
     assert request(ben).stack.owner == ben
 
 
-def test_a_redeploy_of_a_stack_that_has_gone_meanwhile_is_refused(anna: Any, ben: Any) -> None:
-    run = claimed(anna)
-    stale = Stack.objects.get(pk=run.stack_id)
-    end(run, succeeded=False)
+def test_a_redeploy_of_a_stack_removed_meanwhile_is_refused(anna: Any, ben: Any) -> None:
+    deployment = claimed(anna)
+    stale = Stack.objects.get(pk=deployment.stack_id)
+    end(deployment, succeeded=False)
     request(ben)
     with pytest.raises(Refusal) as refused:
         DeploymentRequest(anna, stale.template, {}, "form").redeploy(stale)
@@ -129,18 +138,20 @@ def test_a_redeploy_of_a_stack_that_has_gone_meanwhile_is_refused(anna: Any, ben
 
 
 def test_a_name_stays_taken_while_something_is_left(anna: Any, ben: Any) -> None:
-    run = claimed(anna)
-    run.record(
+    deployment = claimed(anna)
+    deployment.record(
         Progress("receipt", "creating_project", "", data={"state": "made", "kind": "project", "mark": "m", "id": "p1"})
     )
-    run.record(Progress("receipt", "creating_project", "", data={"state": "left", "kind": "project", "why": "busy"}))
-    end(run, succeeded=False)
-    run.stack.refresh_from_db()
-    assert run.stack.state == "broken"
+    deployment.record(
+        Progress("receipt", "creating_project", "", data={"state": "left", "kind": "project", "why": "busy"})
+    )
+    end(deployment, succeeded=False)
+    deployment.stack.refresh_from_db()
+    assert deployment.stack.state == "broken"
     assert ExternalResource.objects.get().why == "busy"
     with pytest.raises(Refusal):
         request(ben)
-    assert request(anna).stack == run.stack
+    assert request(anna).stack == deployment.stack
 
 
 def test_a_failed_redeploy_that_was_restored_leaves_the_stack_live(anna: Any) -> None:
@@ -154,7 +165,7 @@ def test_a_failed_redeploy_that_was_restored_leaves_the_stack_live(anna: Any) ->
     assert first.stack.state == "live"
 
 
-def test_the_same_key_of_the_same_caller_makes_one_run(anna: Any, ben: Any) -> None:
+def test_the_same_idempotency_key_of_one_caller_creates_one_deployment(anna: Any, ben: Any) -> None:
     first = request(anna, idempotency_key="k")
     assert request(anna, idempotency_key="k") == first
     assert request(ben, "other", idempotency_key="k") != first
@@ -162,39 +173,44 @@ def test_the_same_key_of_the_same_caller_makes_one_run(anna: Any, ben: Any) -> N
 
 
 def test_a_report_is_a_row_and_an_event_with_the_next_number(anna: Any) -> None:
-    run = claimed(anna)
-    run.record(phase("creating_project", "Creating", progress=10))
-    run.record(Progress("log", "deploying", "line", data={"source": "d", "first": 1, "lines": ["line"]}))
-    run.record(phase("creating_domain", "Domain", progress=65, resources=Resources(domain_id="d1")))
-    run.refresh_from_db()
-    assert (run.phase, run.progress, run.message, run.version) == ("creating_domain", 65, "Domain", 4)
-    assert list(run.events.values_list("seq", "type")) == [(1, "phase"), (2, "phase"), (3, "log"), (4, "phase")]
-    assert run.to_dict("owner")["resources"] == {"domainId": "d1"}
-    assert run.to_dict("owner")["url"] == run.stack.url
+    deployment = claimed(anna)
+    deployment.record(phase("creating_project", "Creating", progress=10))
+    deployment.record(Progress("log", "deploying", "line", data={"source": "d", "first": 1, "lines": ["line"]}))
+    deployment.record(phase("creating_domain", "Domain", progress=65, resources=Resources(domain_id="d1")))
+    deployment.refresh_from_db()
+    assert (deployment.phase, deployment.progress, deployment.message, deployment.version) == (
+        "creating_domain",
+        65,
+        "Domain",
+        4,
+    )
+    assert list(deployment.events.values_list("seq", "type")) == [(1, "phase"), (2, "phase"), (3, "log"), (4, "phase")]
+    assert deployment.to_dict("owner")["resources"] == {"domainId": "d1"}
+    assert deployment.to_dict("owner")["url"] == deployment.stack.url
 
 
 def test_progress_never_falls(anna: Any) -> None:
-    run = claimed(anna)
-    run.record(phase("deploying", progress=85))
-    run.record(phase("creating_project", progress=10))
-    assert [event.progress for event in run.events.all()] == [0, 85, 85]
+    deployment = claimed(anna)
+    deployment.record(phase("deploying", progress=85))
+    deployment.record(phase("creating_project", progress=10))
+    assert [event.progress for event in deployment.events.all()] == [0, 85, 85]
 
 
-def test_two_workers_never_have_one_run(anna: Any) -> None:
-    run = claimed(anna)
+def test_two_workers_never_hold_one_deployment(anna: Any) -> None:
+    deployment = claimed(anna)
     assert Deployment.claim("another", excluding=[]) is None
     Deployment.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
     other = Deployment.claim("another", excluding=[])
     assert other is not None
-    assert (other.pk, other.lease_token, other.crashes) == (run.pk, run.lease_token + 1, 1)
+    assert (other.pk, other.lease_token, other.crashes) == (deployment.pk, deployment.lease_token + 1, 1)
     with pytest.raises(LeaseLost):
-        run.record(phase("creating_project"))
-    assert run.events.count() == 1
+        deployment.record(phase("creating_project"))
+    assert deployment.events.count() == 1
     other.record(phase("creating_project"))
     assert other.events.count() == 2
 
 
-def test_a_run_that_was_let_go_is_due_at_once_and_is_no_crash(anna: Any) -> None:
+def test_a_released_deployment_is_due_at_once_and_counts_no_crash(anna: Any) -> None:
     claimed(anna).release()
     again = Deployment.claim("another", excluding=[])
     assert again is not None
@@ -202,15 +218,15 @@ def test_a_run_that_was_let_go_is_due_at_once_and_is_no_crash(anna: Any) -> None
 
 
 def test_nothing_is_written_after_the_end(anna: Any) -> None:
-    run = claimed(anna)
-    end(run, succeeded=True)
+    deployment = claimed(anna)
+    end(deployment, succeeded=True)
     with pytest.raises(LeaseLost):
-        run.record(phase("deploying"))
+        deployment.record(phase("deploying"))
     assert Deployment.claim("another", excluding=[]) is None
-    assert run.events.count() == 2
+    assert deployment.events.count() == 2
 
 
-def test_a_beat_renews_only_what_is_still_held(anna: Any, ben: Any) -> None:
+def test_a_heartbeat_renews_only_leases_that_are_still_held(anna: Any, ben: Any) -> None:
     mine, lost = claimed(anna, "mine"), claimed(ben, "lost")
     Deployment.objects.filter(pk=lost.pk).update(lease_owner="another")
     Deployment.objects.filter(pk=mine.pk).update(lease_until=timezone.now())
@@ -219,21 +235,21 @@ def test_a_beat_renews_only_what_is_still_held(anna: Any, ben: Any) -> None:
     assert mine.lease_until > timezone.now() + timedelta(seconds=20)
 
 
-def test_a_beat_does_not_keep_what_its_worker_no_longer_drives(anna: Any) -> None:
-    run = claimed(anna)
+def test_a_heartbeat_renews_only_the_deployments_it_names(anna: Any) -> None:
+    deployment = claimed(anna)
     Deployment.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
     assert Deployment.heartbeat("worker", []) == set()
-    assert [due.pk for due in Deployment.objects.due()] == [run.pk]
+    assert [due.pk for due in Deployment.objects.due()] == [deployment.pk]
 
 
-def test_a_stack_that_ran_once_is_redeployed_whatever_became_of_it(anna: Any) -> None:
-    """A failed redeploy must never be answered by removing what ran."""
+def test_a_stack_that_has_run_is_redeployed_whatever_its_state(anna: Any) -> None:
+    """A failed redeployment must never end with the removal of a stack that has run."""
     end(claimed(anna), succeeded=True)
     Stack.objects.update(state="broken")
     assert request(anna).kind == "redeploy"
 
 
-def test_a_crash_of_the_portal_is_no_undo(anna: Any) -> None:
+def test_a_crash_of_the_portal_does_not_count_as_an_undo(anna: Any) -> None:
     first = claimed(anna)
     first.record(made("p"))
     end(first, succeeded=True)
@@ -246,7 +262,7 @@ def test_a_crash_of_the_portal_is_no_undo(anna: Any) -> None:
     assert "could not be brought back" in said["failure"]["lost"]
 
 
-def test_a_redeploy_that_had_come_further_before_an_older_version_took_it_up_is_not_told_as_harmless(anna: Any) -> None:
+def test_a_redeploy_that_had_progressed_before_an_older_version_resumed_it_is_not_called_harmless(anna: Any) -> None:
     end(claimed(anna), succeeded=True)
     again = claimed(anna)
     again.record(phase("a_phase_of_another_version", progress=85))
@@ -259,12 +275,12 @@ def test_a_redeploy_that_had_come_further_before_an_older_version_took_it_up_is_
     assert "could not be brought back" in said["failure"]["lost"]
 
 
-def test_every_later_run_looks_for_the_container_that_ran_before(anna: Any) -> None:
-    run = claimed(anna)
-    run.record(phase("creating_application", resources=Resources(application_id="a", app_name="shop-x1")))
-    run.record(made("p"))
-    end(run, succeeded=False)
-    assert retry_deployment(run, anna, via="form").resources["app_name"] == "shop-x1"
+def test_every_later_deployment_knows_the_name_of_the_former_container(anna: Any) -> None:
+    deployment = claimed(anna)
+    deployment.record(phase("creating_application", resources=Resources(application_id="a", app_name="shop-x1")))
+    deployment.record(made("p"))
+    end(deployment, succeeded=False)
+    assert retry_deployment(deployment, anna, via="form").resources["app_name"] == "shop-x1"
     retry = Deployment.claim("worker", excluding=[])
     assert retry is not None
     end(retry, succeeded=True)
@@ -272,10 +288,10 @@ def test_every_later_run_looks_for_the_container_that_ran_before(anna: Any) -> N
     redeploy = Deployment.claim("worker", excluding=[])
     assert redeploy is not None
     end(redeploy, succeeded=True)
-    assert request_removal(anna, run.stack, via="form").resources == {"app_name": "shop-x1"}
+    assert request_removal(anna, deployment.stack, via="form").resources == {"app_name": "shop-x1"}
 
 
-def test_the_runs_of_a_stack_are_in_the_order_of_their_making_also_after_the_clock_was_set_back(anna: Any) -> None:
+def test_deployments_of_a_stack_keep_their_order_after_the_clock_was_set_back(anna: Any) -> None:
     for _ in range(2):
         end(claimed(anna), succeeded=True)
         Deployment.objects.update(created_at=F("created_at") + timedelta(hours=1))
@@ -287,18 +303,18 @@ def test_the_runs_of_a_stack_are_in_the_order_of_their_making_also_after_the_clo
 
 
 def test_the_page_of_a_crash_says_what_is_left(anna: Any) -> None:
-    run = claimed(anna)
-    run.record(phase("creating_project", progress=10))
-    run.record(made("p"))
+    deployment = claimed(anna)
+    deployment.record(phase("creating_project", progress=10))
+    deployment.record(made("p"))
     error = {"phase": "creating_project", "code": "DEPLOYMENT_FAILED", "message": "…", "retryable": True}
-    run.record(phase("failed", status="failure", error=error))
-    said = deployment_page.live(run, list(run.events.all()), "owner")
+    deployment.record(phase("failed", status="failure", error=error))
+    said = deployment_page.live(deployment, list(deployment.events.all()), "owner")
     assert said["undo"]["title"] == "Not everything was removed"
     assert [row["word"] for row in said["undo"]["rows"]] == ["still there"]
     assert "something was left" in said["failure"]["lost"]
 
 
-def test_what_was_left_or_live_and_is_gone_by_now_is_told_as_gone(anna: Any) -> None:
+def test_leftovers_and_stacks_removed_since_are_shown_as_removed(anna: Any) -> None:
     live, left = claimed(anna, "was-live"), claimed(anna, "was-left")
     end(live, succeeded=True)
     left.record(made("p"))
@@ -315,7 +331,7 @@ def test_what_was_left_or_live_and_is_gone_by_now_is_told_as_gone(anna: Any) -> 
     assert said["failure"]["lost"] == "Nothing of yours is lost, and the name “was-left” is free again."
 
 
-def test_what_a_removal_has_broken_is_not_told_as_live_nor_as_untouched(anna: Any) -> None:
+def test_a_stack_broken_by_a_removal_is_shown_neither_as_live_nor_as_untouched(anna: Any) -> None:
     live = claimed(anna, "half-gone")
     live.record(made("p"))
     end(live, succeeded=True)
@@ -334,7 +350,7 @@ def test_what_a_removal_has_broken_is_not_told_as_live_nor_as_untouched(anna: An
     assert said["rail"][0].state == "done", "it is the deployment that is undone, not its removal"
 
 
-def test_the_list_shows_every_stack_however_often_another_one_was_deployed(anna: Any) -> None:
+def test_the_list_shows_every_stack_however_often_another_was_deployed(anna: Any) -> None:
     for name in ("seldom", *(["often"] * 5), *(f"gone-{number}" for number in range(5))):
         end(claimed(anna, name), succeeded=True)
     last = Deployment.objects.filter(stack__name="often").first()
@@ -343,7 +359,7 @@ def test_the_list_shows_every_stack_however_often_another_one_was_deployed(anna:
     Deployment.objects.bulk_create([Deployment(**more, completed_at=timezone.now()) for _ in range(100)])
     Stack.objects.filter(name__startswith="gone").update(state="gone")
     request(anna, "gone-0")
-    listed = [run.stack.name for run in deployment_page.newest_deployments(anna.pk)]
+    listed = [deployment.stack.name for deployment in deployment_page.newest_deployments(anna.pk)]
     assert sorted(listed) == ["gone-0", "gone-2", "gone-3", "gone-4", "often", "seldom"]
     assert listed[-1] == "seldom"
 
@@ -353,14 +369,14 @@ def made(id: str) -> Progress:
     return Progress("receipt", "creating_project", "", data=data)
 
 
-def test_the_oldest_run_is_claimed_first(anna: Any) -> None:
+def test_the_oldest_deployment_is_claimed_first(anna: Any) -> None:
     first, second = request(anna, "first"), request(anna, "second")
     assert second.queue_position() == 1
     taken = [Deployment.claim("worker", excluding=[]) for _ in range(3)]
-    assert [run and run.pk for run in taken] == [first.pk, second.pk, None]
+    assert [deployment and deployment.pk for deployment in taken] == [first.pk, second.pk, None]
 
 
-def test_quotas_are_refused_with_a_time_to_come_back(anna: Any, settings: Any) -> None:
+def test_a_quota_refusal_says_when_to_try_again(anna: Any, settings: Any) -> None:
     settings.PORTAL_QUOTA = 1
     request(anna)
     with pytest.raises(Refusal) as refused:
@@ -368,16 +384,18 @@ def test_quotas_are_refused_with_a_time_to_come_back(anna: Any, settings: Any) -
     assert (refused.value.code, refused.value.retry_after) == ("QUOTA", 3600)
 
 
-def test_the_database_refuses_what_must_not_be(anna: Any) -> None:
-    run = claimed(anna)
+def test_the_database_refuses_impossible_rows(anna: Any) -> None:
+    deployment = claimed(anna)
     wrong: list[Any] = [
-        lambda: Stack.objects.create(name="shop", owner=anna, template=run.stack.template, host="x", url="https://x"),
-        lambda: Deployment.objects.create(stack=run.stack, template=run.template, requested_by=anna),
-        lambda: Deployment.objects.filter(pk=run.pk).update(status="odd"),
-        lambda: Deployment.objects.filter(pk=run.pk).update(progress=101),
-        lambda: Deployment.objects.filter(pk=run.pk).update(status="success"),
-        lambda: Event.objects.create(deployment=run, seq=1, type="phase", phase="x", status="x", progress=0),
-        lambda: Stack.objects.filter(pk=run.stack_id).update(state="odd"),
+        lambda: Stack.objects.create(
+            name="shop", owner=anna, template=deployment.stack.template, host="x", url="https://x"
+        ),
+        lambda: Deployment.objects.create(stack=deployment.stack, template=deployment.template, requested_by=anna),
+        lambda: Deployment.objects.filter(pk=deployment.pk).update(status="odd"),
+        lambda: Deployment.objects.filter(pk=deployment.pk).update(progress=101),
+        lambda: Deployment.objects.filter(pk=deployment.pk).update(status="success"),
+        lambda: Event.objects.create(deployment=deployment, seq=1, type="phase", phase="x", status="x", progress=0),
+        lambda: Stack.objects.filter(pk=deployment.stack_id).update(state="odd"),
     ]
     for write in wrong:
         with pytest.raises(IntegrityError), transaction.atomic():
@@ -390,22 +408,22 @@ def test_the_first_template_follows_the_settings(settings: Any) -> None:
     assert Template.objects.get(from_settings=True).image == "ghcr.io/example/other:2"
 
 
-def test_a_run_keeps_the_spec_that_it_began_with(anna: Any, settings: Any) -> None:
-    run = request(anna)
-    before = run.stack_spec()
+def test_a_deployment_keeps_the_spec_that_it_began_with(anna: Any, settings: Any) -> None:
+    deployment = request(anna)
+    before = deployment.stack_spec()
     settings.STACK_IMAGE = "ghcr.io/example/other:2"
     Template.follow_settings()
-    assert Deployment.objects.get(pk=run.pk).stack_spec() == before
+    assert Deployment.objects.get(pk=deployment.pk).stack_spec() == before
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.skipif(settings.ON_SQLITE, reason="there one waits for the other before it looks")
-def test_a_redeploy_and_a_removal_in_one_instant_are_one_run_and_a_sentence(anna: Any) -> None:
+def test_a_redeploy_and_a_removal_at_once_are_one_deployment_and_one_refusal(anna: Any) -> None:
     stack = request(anna).stack
     for _ in range(8):
-        run = Deployment.claim("worker", excluding=[])
-        assert run is not None
-        run.record(phase("failed", status="failure", error={"phase": "deploying", "code": "TIMEOUT"}))
+        deployment = Deployment.claim("worker", excluding=[])
+        assert deployment is not None
+        deployment.record(phase("failed", status="failure", error={"phase": "deploying", "code": "TIMEOUT"}))
         Stack.objects.update(state="live")
         start = threading.Barrier(4)
 
