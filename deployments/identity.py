@@ -1,29 +1,28 @@
-"""Who is asking. One place for the demo's visitor, the owner of anonymous deployments, tokens, and true addresses.
+"""The sender of a request: addresses, users, tokens, and the demo's and the open portal's special users.
 
-Nobody is signed in by their address: behind a proxy, a tunnel or Docker strangers arrive as 127.0.0.1. The demo's
-visitor may be, because nothing real is behind the demo; and whatever looks forwarded is a stranger there too.
+No address signs a user in: behind a proxy, a tunnel or Docker, remote clients arrive as 127.0.0.1. The demo user is the
+exception, because a demo holds nothing real; even there, a request with any forwarding header counts as remote.
 """
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.models import Session
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.functional import SimpleLazyObject
+from django_htmx.middleware import HtmxDetails
 
 from .models import ApiToken, Refusal
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What somebody came in with, to be looked at again while they watch."""
+    """A caller's proof of identity: a session or a token. The hub validates it again while its holder watches."""
 
     user_id: int | None = None
     is_staff: bool = False
@@ -31,129 +30,174 @@ class Credential:
     token_id: int | None = None
 
 
-FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+# -- types of requests: they only tell mypy which attributes middleware and decorators have set ------------------------
 
 
-def client_address(peer: str, forwarded_for: str) -> str:
-    """The address of the client: the peer's, or with TRUSTED_PROXIES = n the n-th of X-Forwarded-For from the right."""
-    hops = [hop.strip() for hop in forwarded_for.split(",") if hop.strip()]
-    if settings.TRUSTED_PROXIES and len(hops) >= settings.TRUSTED_PROXIES:
-        peer = hops[-settings.TRUSTED_PROXIES]
-    try:
-        return str(ipaddress.ip_address(peer.partition("%")[0]))
-    except ValueError:
-        return "0.0.0.0"  # noqa: S104 - an address that is none, not one to listen on
+class PortalRequest(HttpRequest):
+    """A request that has passed portal_middleware. address: the client's."""
+
+    address: str
 
 
-def is_demo_request(peer: str, host: str, header_names: Iterable[str]) -> bool:
-    """Whether this request may be the demo's visitor: from this machine, to this machine, through nothing."""
-    if not settings.DEMO or any(name in FORWARDED or name.startswith("x-forwarded") for name in header_names):
-        return False
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    try:
-        return name in settings.LOOPBACK_HOSTS and ipaddress.ip_address(peer).is_loopback
-    except ValueError:
-        return False
+class ApiRequest(PortalRequest):
+    """A request to a view with @api_view."""
+
+    caller: User | AnonymousUser
+    credential: Credential
 
 
-def demo_user() -> Any:
-    return _named(settings.DEMO_USERNAME)
+class PageRequest(PortalRequest):
+    """A request for a page, from any user."""
+
+    htmx: HtmxDetails
 
 
-def open_user() -> Any:
-    """The one real user to whom the runs of people who did not sign in belong."""
-    return _named(settings.OPEN_USERNAME)
+class UserPageRequest(PageRequest):
+    """A request for a page from an authenticated user, in the demo also from the demo user."""
+
+    user: User
 
 
-def _named(username: str) -> Any:
-    """A user without a password: nobody can sign in as them."""
-    user, made = get_user_model().objects.get_or_create(username=username)
-    if made:
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The client side of an HTTP request or a WebSocket: the address of the TCP peer, and the headers.
+
+    headers: by name in lower case (or, from Django, in any case).
+    """
+
+    peer: str
+    headers: Mapping[str, str]
+
+    @classmethod
+    def from_request(cls, request: HttpRequest) -> "Client":
+        return cls(request.META.get("REMOTE_ADDR", ""), request.headers)
+
+    @classmethod
+    def from_scope(cls, scope: Mapping[str, Any]) -> "Client":
+        return cls((scope.get("client") or ["", 0])[0], scope_headers(scope))
+
+    @property
+    def address(self) -> str:
+        """The client's address: the peer's or, with TRUSTED_PROXIES = n, the n-th from the right of X-Forwarded-For."""
+        address = self.peer
+        hops = [hop.strip() for hop in self.headers.get("x-forwarded-for", "").split(",") if hop.strip()]
+        if settings.TRUSTED_PROXIES and len(hops) >= settings.TRUSTED_PROXIES:
+            address = hops[-settings.TRUSTED_PROXIES]
+        try:
+            return str(ipaddress.ip_address(address.partition("%")[0]))
+        except ValueError:
+            return "0.0.0.0"  # noqa: S104 - stands for an invalid address; nothing listens on it
+
+    def is_demo_user(self) -> bool:
+        """Return whether an unauthenticated request counts as the demo user's.
+
+        It does in the demo, if it goes from this machine to this machine and no proxy has forwarded it.
+        """
+        if not settings.DEMO or any(_is_forwarding(name.lower()) for name in self.headers):
+            return False
+        host = self.headers.get("host", "")
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        try:
+            return name in settings.LOOPBACK_HOSTS and ipaddress.ip_address(self.peer).is_loopback
+        except ValueError:
+            return False
+
+
+def _is_forwarding(header: str) -> bool:
+    """Return whether proxies set this header, given in lower case."""
+    return header in ("forwarded", "via", "x-real-ip") or header.startswith("x-forwarded")
+
+
+def scope_headers(scope: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headers of an ASGI scope by lower-case name; repeated ones are joined by commas (RFC 9110, 5.3)."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]},{value}" if name in headers else value
+    return headers
+
+
+def viewer_key(user: User | AnonymousUser, address: str) -> str:
+    """Return the key under which this viewer's open pages and streams are counted: per user, or else per address."""
+    return f"user {user.pk}" if user.is_authenticated else f"address {address}"
+
+
+# -- users -------------------------------------------------------------------------------------------------------------
+
+
+def demo_user() -> User:
+    """Return the user that every local client of the demo acts as."""
+    return _passwordless_user(settings.DEMO_USERNAME)
+
+
+def open_user() -> User:
+    """Return the user that owns all stacks of anonymous users."""
+    return _passwordless_user(settings.OPEN_USERNAME)
+
+
+def _passwordless_user(username: str) -> User:
+    user, created = get_user_model().objects.get_or_create(username=username)
+    if created:
         user.set_unusable_password()
         user.save()
     return user
 
 
-def demo_user_middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """Middleware: in the demo, who is not signed in is the demo's visitor, on pages. The API knows tokens only."""
+def authenticate_scope(scope: Mapping[str, Any]) -> tuple[User | AnonymousUser, Credential]:
+    """Return the user who opens a WebSocket: the signed-in user, else the demo user in the demo, else an anonymous one.
 
-    def welcome(request: HttpRequest) -> None:
-        signed_in = request.user
-
-        def who() -> Any:
-            if signed_in.is_authenticated or request.path.startswith("/admin/"):
-                return signed_in
-            return demo_user()
-
-        names = [name.lower() for name in request.headers]
-        if is_demo_request(request.META.get("REMOTE_ADDR", ""), request.META.get("HTTP_HOST", ""), names):
-            request.user = SimpleLazyObject(who)  # type: ignore[assignment]
-
-    if iscoroutinefunction(get_response):
-
-        async def middleware(request: HttpRequest) -> HttpResponse:
-            welcome(request)
-            return await get_response(request)
-
-        markcoroutinefunction(middleware)
-        return middleware
-
-    def sync_middleware(request: HttpRequest) -> HttpResponse:
-        welcome(request)
-        return get_response(request)
-
-    return sync_middleware
-
-
-demo_user_middleware.sync_capable = demo_user_middleware.async_capable = True  # type: ignore[attr-defined]
-
-
-def authenticate_scope(scope: Mapping[str, Any]) -> tuple[Any, Credential]:
-    """Who opens a socket: the signed-in user, in the demo its visitor, else nobody. Synchronous: asks the database."""
+    Queries the database, synchronously.
+    """
     user = scope.get("user") or AnonymousUser()
     if user.is_authenticated:
         return user, Credential(user.pk, user.is_staff, session_key=scope["session"].session_key)
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    peer = (scope.get("client") or ["", 0])[0]
-    if is_demo_request(peer, headers.get("host", ""), headers):
-        visitor = demo_user()
-        return visitor, Credential(visitor.pk)
+    if Client.from_scope(scope).is_demo_user():
+        user = demo_user()
+        return user, Credential(user.pk)
     return AnonymousUser(), Credential()
 
 
-def authenticate_token(authorization: str) -> tuple[Any, Credential]:
-    """Who calls the API, by `Authorization: Bearer <token>`, or nobody without the header. Refusal for a wrong one."""
-    if not authorization:
-        return AnonymousUser(), Credential()
+def authenticate_token(authorization: str) -> tuple[User, Credential]:
+    """Return the owner of the token in this Authorization header (`Bearer <token>`).
+
+    Raise Refusal NOT_SIGNED_IN when the token is unknown, or its owner is deactivated.
+    """
     scheme, _, text = authorization.partition(" ")
     token = ApiToken.authenticate(text.strip()) if scheme.lower() == "bearer" else None
     if token is None:
-        raise Refusal("NOT_SIGNED_IN", "This token is not known. Make one on the page “Tokens”.")
+        raise Refusal("NOT_SIGNED_IN", "Unknown token. Create one on the page “Tokens”.")
     return token.owner, Credential(token.owner.pk, token.owner.is_staff, token_id=token.pk)
 
 
 def valid_credentials(credentials: set[Credential]) -> set[Credential]:
-    """Those that still hold: the session not ended, the token not revoked, the user active and of the same role."""
-    keys = {credential.session_key for credential in credentials if credential.session_key}
-    ids = {credential.user_id for credential in credentials if credential.user_id}
-    tokens = {credential.token_id for credential in credentials if credential.token_id}
-    sessions = Session.objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
-    alive = set(sessions.values_list("session_key", flat=True)) if keys else set()
-    users = dict(get_user_model().objects.filter(pk__in=ids, is_active=True).values_list("pk", "is_staff"))
-    known = set(ApiToken.objects.filter(pk__in=tokens).values_list("pk", flat=True)) if tokens else set()
-    return {
-        credential
-        for credential in credentials
-        if (credential.session_key is None or credential.session_key in alive)
-        and (credential.token_id is None or credential.token_id in known)
-        and (
-            settings.PORTAL_OPEN if credential.user_id is None else users.get(credential.user_id) == credential.is_staff
-        )
-    }
+    """Return those still valid: session not ended, token not revoked, user active and with the same staff flag."""
+    session_keys = {credential.session_key for credential in credentials if credential.session_key}
+    user_ids = {credential.user_id for credential in credentials if credential.user_id}
+    token_ids = {credential.token_id for credential in credentials if credential.token_id}
+    sessions = Session.objects.filter(session_key__in=session_keys, expire_date__gt=timezone.now())
+    valid_sessions = set(sessions.values_list("session_key", flat=True)) if session_keys else set()
+    users = get_user_model().objects.filter(pk__in=user_ids, is_active=True)
+    staff_flags = dict(users.values_list("pk", "is_staff"))
+    tokens = ApiToken.objects.filter(pk__in=token_ids)
+    valid_tokens = set(tokens.values_list("pk", flat=True)) if token_ids else set()
+
+    def is_valid(credential: Credential) -> bool:
+        if credential.session_key is not None and credential.session_key not in valid_sessions:
+            return False
+        if credential.token_id is not None and credential.token_id not in valid_tokens:
+            return False
+        if credential.user_id is None:
+            return bool(settings.PORTAL_OPEN)
+        return staff_flags.get(credential.user_id) == credential.is_staff
+
+    return {credential for credential in credentials if is_valid(credential)}
 
 
 def portal_context(request: HttpRequest) -> dict[str, Any]:
-    """Context of every page."""
+    """Return the template context that every page gets."""
     user = getattr(request, "user", None)
     return {
         "portal": {

@@ -1,111 +1,144 @@
-"""Whether a name can be had: well-formed, free here, free at Dokploy, within the quota."""
+"""Whether a user can deploy a stack with a name: valid, unused in this portal and at Dokploy, within the quota."""
 
 import asyncio
 import time
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.contrib.auth.models import User
 
 from .engine.dokploy import Dokploy
 from .engine.errors import DokployError
 from .models import Refusal, Stack
 
-ASK_SECONDS = 1.5
-REMEMBER_SECONDS = 5.0
+DOKPLOY_TIMEOUT_SECONDS = 1.5
+CACHE_SECONDS = 5.0
 
-_seen: tuple[float, frozenset[str]] = (0.0, frozenset())
-
-
-def _one_line(state: str, word: str, text: str) -> dict[str, str]:
-    return {"state": state, "word": word, "text": text}
+State = Literal["ok", "bad", "unknown"]
 
 
-def check_local(user: Any, name: str) -> dict[str, Any]:
-    """What the portal itself knows: {"name", "address", "lines", "suggestions", "available"}."""
+@dataclass(slots=True)
+class Line:
+    """One sentence for the user. state: which icon it gets."""
+
+    state: State
+    text: str
+
+
+@dataclass(slots=True)
+class NameAvailability:
+    """The result. available: None when unknown, because Dokploy did not answer. is_own: the user has this stack."""
+
+    name: str
+    address: str | None = None
+    lines: list[Line] = field(default_factory=list)
+    suggestions: list[str] = field(default_factory=list)
+    available: bool | None = True
+    is_own: bool = False
+
+    def add(self, state: State, text: str) -> None:
+        self.lines.append(Line(state, text))
+        if state == "bad":
+            self.available = False
+        elif state == "unknown":
+            self.available = None
+
+    @property
+    def reason(self) -> str | None:
+        """The first sentence that says why the name is not, or perhaps not, available."""
+        return next((line.text for line in self.lines if line.state != "ok"), None)
+
+
+def check_local(user: User, name: str) -> NameAvailability:
+    """Check the name against the portal's own data. Queries the database, synchronously."""
+    result = NameAvailability(name)
     try:
         Stack.validate_name(name)
     except Refusal as refusal:
-        line = _one_line("bad", "Not possible", refusal.message)
-        return {"name": name, "address": None, "lines": [line], "suggestions": [], "available": False}
-    lines, suggestions = [_one_line("ok", "Valid", "The name can be an address.")], []
+        result.add("bad", refusal.message)
+        return result
+    result.address = Stack.address_of(name)
     stack = Stack.objects.existing().filter(name=name).first()
     if stack is None:
-        lines.append(_one_line("ok", "Free", "Nobody has it here."))
+        result.add("ok", "This portal has no stack with this name.")
     elif _is_own(stack, user):
-        lines.append(_one_line("ok", "Yours", "Deploying brings your stack to these settings."))
+        result.is_own = True
+        result.add("ok", "You already run a stack with this name. Deploying changes its settings.")
     else:
-        lines.append(_one_line("bad", "Taken", "Somebody has it already."))
-        suggestions = _suggestions(name)
-    own = Stack.objects.existing().filter(owner=user).count()
-    if user.username == settings.OPEN_USERNAME:
-        if own >= settings.PORTAL_OPEN_QUOTA:
-            lines.append(_one_line("bad", "Quota", "There are too many stacks without an owner. Sign in."))
-    elif stack is None and not user.is_staff:
-        left = settings.PORTAL_QUOTA - own
-        if left <= 0:
-            lines.append(_one_line("bad", "Quota", f"You have {own} stacks, which is the limit."))
-        elif left <= 3:
-            lines.append(_one_line("ok", "Quota", f"{left} more of {settings.PORTAL_QUOTA} stacks."))
-    return {
-        "name": name,
-        "address": Stack.address_of(name),
-        "lines": lines,
-        "suggestions": suggestions,
-        "available": all(line["state"] != "bad" for line in lines),
-        "own": stack is not None and _is_own(stack, user),
-    }
+        result.add("bad", "This name is taken.")
+        result.suggestions = _suggestions(name)
+    _check_quota(result, user)
+    return result
 
 
-def _is_own(stack: Stack, user: Any) -> bool:
-    """Stacks of people who did not sign in are nobody's to deploy again."""
+def _is_own(stack: Stack, user: User) -> bool:
+    """Return whether the user may redeploy the stack. Stacks of anonymous users can't be redeployed."""
     return stack.owner_id == user.pk and user.username != settings.OPEN_USERNAME
 
 
-async def check(user: Any, name: str) -> dict[str, Any]:
-    """The same, and whether Dokploy has a project of that name; an answer that does not come in time is unknown."""
-    found = await sync_to_async(check_local)(user, name)
-    if found["available"] and not found["own"]:
-        taken = await _taken_at_dokploy(name)
-        if taken is None:
-            found["lines"].append(_one_line("unknown", "Unknown", "Dokploy cannot be asked right now."))
-            found["available"] = None
-        elif taken:
-            found["lines"].append(_one_line("bad", "Taken", "Dokploy already has a project of that name."))
-            found["suggestions"] = await sync_to_async(_suggestions)(name)
-            found["available"] = False
-        else:
-            found["lines"].append(_one_line("ok", "Free", "Dokploy does not have it either."))
-    return found
+def _check_quota(result: NameAvailability, user: User) -> None:
+    stacks = Stack.objects.existing().filter(owner=user).count()
+    if user.username == settings.OPEN_USERNAME:
+        if stacks >= settings.PORTAL_OPEN_QUOTA:
+            result.add("bad", "The limit for anonymous stacks is reached. Sign in.")
+    elif result.available and not result.is_own and not user.is_staff:
+        remaining = settings.PORTAL_QUOTA - stacks
+        if remaining <= 0:
+            result.add("bad", f"You have {stacks} stacks, which is the limit. Remove one first.")
+        elif remaining <= 3:
+            result.add("ok", f"You can deploy {remaining} more of {settings.PORTAL_QUOTA} stacks.")
 
 
-async def _taken_at_dokploy(name: str) -> bool | None:
-    """From a list that is some seconds old at most, however many people type. That one is taken is looked up anew: it
-    may have been removed since."""
-    seen_at, names = _seen
-    old = time.monotonic() - seen_at > REMEMBER_SECONDS
-    if (old or name in names) and not await _look():
-        return None
-    return name in _seen[1]
+async def check(user: User, name: str) -> NameAvailability:
+    """Check the name against the portal's own data, and against the projects at Dokploy."""
+    result = await sync_to_async(check_local)(user, name)
+    if not result.available or result.is_own:
+        return result
+    taken = await _is_taken_at_dokploy(name)
+    if taken is None:
+        result.add("unknown", "Dokploy can't be reached, so the name may be taken there.")
+    elif taken:
+        result.add("bad", "Dokploy already has a project with this name.")
+        result.suggestions = await sync_to_async(_suggestions)(name)
+    else:
+        result.lines[0] = Line("ok", "Available")
+    return result
 
 
-async def _look() -> bool:
-    """Lists the projects' names; False where Dokploy does not answer in time."""
-    global _seen
-    budget = settings.DOKPLOY_CALLS_PER_SECOND
-    dokploy = Dokploy(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY, connections=1, calls_per_second=budget)
+_cached_at, _cached_names = 0.0, frozenset[str]()
+
+
+async def _is_taken_at_dokploy(name: str) -> bool | None:
+    """Return whether a project has this name; None when Dokploy does not answer in time.
+
+    However many users type, Dokploy is asked once in CACHE_SECONDS, and again when the cached list has the name: that
+    project may have been removed since.
+    """
+    if time.monotonic() - _cached_at > CACHE_SECONDS or name in _cached_names:
+        try:
+            await _fetch_names()
+        except (DokployError, TimeoutError):
+            return None
+    return name in _cached_names
+
+
+async def _fetch_names() -> None:
+    """Cache the names of all projects. Raise DokployError or TimeoutError."""
+    global _cached_at, _cached_names
+    calls_per_second = settings.DOKPLOY_CALLS_PER_SECOND
+    dokploy = Dokploy(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY, connections=1, calls_per_second=calls_per_second)
     try:
-        async with asyncio.timeout(ASK_SECONDS):
-            _seen = (time.monotonic(), frozenset(project.name for project in await dokploy.projects()))
-    except (DokployError, TimeoutError):
-        return False
+        async with asyncio.timeout(DOKPLOY_TIMEOUT_SECONDS):
+            _cached_names = frozenset(project.name for project in await dokploy.projects())
+            _cached_at = time.monotonic()
     finally:
         await dokploy.aclose()
-    return True
 
 
 def _suggestions(name: str) -> list[str]:
-    """Three names like this one that are free here."""
-    tried = [f"{name[:27].rstrip('-')}-{number}" for number in range(2, 12)]
-    taken = set(Stack.objects.existing().filter(name__in=tried).values_list("name", flat=True))
-    return [candidate for candidate in tried if candidate not in taken][:3]
+    """Return three similar names that this portal does not use."""
+    candidates = [f"{name[:27].rstrip('-')}-{number}" for number in range(2, 12)]
+    taken = set(Stack.objects.existing().filter(name__in=candidates).values_list("name", flat=True))
+    return [candidate for candidate in candidates if candidate not in taken][:3]

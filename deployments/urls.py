@@ -1,3 +1,5 @@
+"""The URLs of pages and API, and of the pages' WebSockets."""
+
 from django.urls import path
 from django.urls.converters import StringConverter, register_converter
 
@@ -5,7 +7,7 @@ from . import api, consumers, views
 from .models.stack import STACK_ID
 
 
-class RunId(StringConverter):
+class DeploymentId(StringConverter):
     regex = "dep_[0-9a-f]{32}"
 
 
@@ -13,20 +15,20 @@ class StackId(StringConverter):
     regex = STACK_ID.pattern
 
 
-register_converter(RunId, "run")
+register_converter(DeploymentId, "deployment")
 register_converter(StackId, "stack")
 
 urlpatterns = [
     path("", views.home, name="home"),
     path("check", views.check_name, name="check"),
-    path("stacks", views.stacks, name="stacks"),
+    path("stacks", views.stack_list, name="stacks"),
     path("stacks/<stack:id>/deploy", views.redeploy, name="redeploy"),
     path("stacks/<stack:id>/remove", views.remove, name="remove"),
-    path("deployments/<run:id>", views.deployment, name="deployment"),
-    path("deployments/<run:id>/live", views.deployment_live, name="deployment-live"),
-    path("deployments/<run:id>/cancel", views.cancel, name="cancel"),
-    path("deployments/<run:id>/retry", views.retry, name="retry"),
-    path("orphans/<int:id>/remove", views.orphan, name="orphan"),
+    path("deployments/<deployment:id>", views.deployment, name="deployment"),
+    path("deployments/<deployment:id>/live", views.deployment_partial, name="deployment-live"),
+    path("deployments/<deployment:id>/cancel", views.cancel, name="cancel"),
+    path("deployments/<deployment:id>/retry", views.retry, name="retry"),
+    path("orphans/<int:id>/remove", views.remove_orphan, name="orphan"),
     path("help/", views.help_page, name="help"),
     path("help/<str:code>", views.help_page, name="help"),
     path("tokens", views.tokens, name="tokens"),
@@ -38,10 +40,10 @@ urlpatterns = [
     path("api/deployments/<str:id>/events", api.events, name="api-events"),
     path("api/stacks/<str:name>", api.remove, name="api-stack"),
     path("api/check/<str:name>", api.check_name, name="api-check"),
-    path("api/<path:rest>", api.nothing),
+    path("api/<path:rest>", api.unknown_path),
 ]
 
 websocket_urlpatterns = [
-    path("ws/deployments/<run:id>", consumers.DeploymentConsumer.as_asgi()),
+    path("ws/deployments/<deployment:id>", consumers.DeploymentConsumer.as_asgi()),
     path("ws/stacks", consumers.StackListConsumer.as_asgi()),
 ]

@@ -1,4 +1,4 @@
-"""The pages. They ask a form, call one verb of the model, answer."""
+"""The pages. Each view reads its form, calls one function of the models, and responds with a page or a redirect."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.contrib.auth.models import User
 from django.contrib.auth.views import redirect_to_login
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -17,18 +18,24 @@ from . import name_availability
 from .engine import failures
 from .engine.recipe import PHASES
 from .forms import DeployForm, RedeployForm, RemoveForm
+from .identity import PageRequest, UserPageRequest
 from .models import ApiToken, Deployment, Orphan, Refusal, Stack, request_removal, retry_deployment
 from .realtime import deployment_page
 
+require_page_method = require_http_methods(["GET", "HEAD", "POST"])
 
-@require_http_methods(["GET", "HEAD", "POST"])
-def home(request: HttpRequest) -> HttpResponse:
-    """The form, and below it the person's stacks."""
+
+# -- stacks ------------------------------------------------------------------------------------------------------------
+
+
+@require_page_method
+def home(request: PageRequest) -> HttpResponse:
+    """Show the deploy form and the user's stacks; POST deploys."""
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path())
     if request.method == "POST":
         form = DeployForm(request.user, request.POST)
-        deployment = form.deploy(request.address) if form.is_valid() else None  # type: ignore[attr-defined]
+        deployment = form.deploy(request.address) if form.is_valid() else None
         if deployment is not None:
             return redirect("deployment", deployment.pk)
     else:
@@ -37,171 +44,95 @@ def home(request: HttpRequest) -> HttpResponse:
     context = {
         "form": form,
         "cards": form.cards(),
-        **_address(),
-        "check": name_availability.check_local(request.user, name) if name else None,
-        "usual": _usual(),
+        **_address_parts(),
+        "availability": name_availability.check_local(request.user, name) if name else None,
+        "usual": _usual_duration(),
         "phases": [phase.title for phase in PHASES],
-        "stacks": deployment_page.stacks(deployment_page.newest_deployments(_person(request).pk)),
+        "stacks": _stack_rows(request.user),
         "stacks_socket": "/ws/stacks",
     }
     return render(request, "home.html", context, status=400 if form.errors else 200)
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
+@require_GET
 @login_required
-def redeploy(request: HttpRequest, id: str) -> HttpResponse:
-    """The form again, for a stack that is there."""
+def check_name(request: UserPageRequest) -> HttpResponse:
+    """Return the partial below the name field, which htmx requests while the user types."""
+    name = request.GET.get("name", "").strip()[:64]
+    availability = async_to_sync(name_availability.check)(request.user, name) if name else None
+    return render(request, "_check.html", {"availability": availability, **_address_parts()})
+
+
+@require_GET
+@login_required
+def stack_list(request: UserPageRequest) -> HttpResponse:
+    """Return the partial with the user's stacks."""
+    return render(request, "_stacks.html", {"stacks": _stack_rows(request.user)})
+
+
+@require_page_method
+@login_required
+def redeploy(request: UserPageRequest, id: str) -> HttpResponse:
+    """Show the deploy form with the values of an existing stack; POST redeploys it."""
     stack = get_object_or_404(Stack.objects.visible_to(request.user), pk=id)
     if stack.state == Stack.State.GONE:
-        return _is_gone(request, stack)
+        return _stack_is_gone(request, stack)
     if request.method == "POST":
         form = RedeployForm(request.user, stack, request.POST)
-        deployment = form.deploy(request.address) if form.is_valid() else None  # type: ignore[attr-defined]
+        deployment = form.deploy(request.address) if form.is_valid() else None
         if deployment is not None:
             return redirect("deployment", deployment.pk)
     else:
         form = RedeployForm(request.user, stack)
-    context = {"form": form, "cards": form.cards(), "stack": stack, "usual": _usual()}
+    context = {"form": form, "cards": form.cards(), "stack": stack, "usual": _usual_duration()}
     return render(request, "redeploy.html", context, status=400 if form.errors else 200)
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
+@require_page_method
 @login_required
-def remove(request: HttpRequest, id: str) -> HttpResponse:
-    """Asks for the stack's name, then takes it away."""
+def remove(request: UserPageRequest, id: str) -> HttpResponse:
+    """Ask for the stack's name; POST removes the stack."""
     stack = get_object_or_404(Stack.objects.visible_to(request.user), pk=id)
     if stack.state == Stack.State.GONE:
-        return _is_gone(request, stack)
+        return _stack_is_gone(request, stack)
     form = RemoveForm(stack, request.POST if request.method == "POST" else None)
     if form.is_valid():
         try:
-            return _go_to(request, request_removal(_person(request), stack, via=Deployment.Via.FORM))
+            return _to_deployment(request, request_removal(request.user, stack, via=Deployment.Via.FORM))
         except Refusal as refusal:
             form.add_error(None, refusal.message)
-    receipts = stack.external_resources.existing().exclude(resource_type="deploy").order_by("-pk")
-    context = {"form": form, "stack": stack, "objects": [receipt.resource_type for receipt in receipts]}
+    resources = stack.external_resources.existing().exclude(resource_type="deploy").order_by("-pk")
+    context = {"form": form, "stack": stack, "objects": [resource.resource_type for resource in resources]}
     return render(request, "remove.html", context, status=400 if form.errors else 200)
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
-@login_required
-def cancel(request: HttpRequest, id: str) -> HttpResponse:
-    """Asks for a run's end. Without JavaScript it asks back first."""
-    deployment = _changeable(request, id)
-    if request.method != "POST":
-        text = "What was made so far is undone, and the name is free again unless the stack ran before."
-        context = {"run": deployment, "title": f"Cancel {deployment.stack.name}?", "text": text, "button": "Cancel it"}
-        return render(request, "ask.html", context)
-    try:
-        deployment.cancel(request.user)
-    except Refusal as refusal:
-        messages.error(request, refusal.message)
-    return _go_to(request, deployment)
-
-
-@require_http_methods(["GET", "HEAD", "POST"])
-@login_required
-def retry(request: HttpRequest, id: str) -> HttpResponse:
-    """A new run with the same answers. Without JavaScript it asks back first."""
-    deployment = _changeable(request, id)
-    if request.method != "POST":
-        text = "A new run with the same answers. What is there already is found, and not made again."
-        context = {
-            "run": deployment,
-            "title": f"Try {deployment.stack.name} again?",
-            "text": text,
-            "button": "Try again",
-        }
-        return render(request, "ask.html", context)
-    try:
-        return _go_to(request, retry_deployment(deployment, _person(request), via=Deployment.Via.FORM))
-    except Refusal as refusal:
-        messages.error(request, refusal.message)
-        return _go_to(request, deployment)
-
-
-@require_http_methods(["GET", "HEAD", "POST"])
-@login_required
-def orphan(request: HttpRequest, id: int) -> HttpResponse:
-    """An operator's: takes away what is at Dokploy with our mark and in no book."""
-    if not request.user.is_staff:
-        raise Http404
-    found = Orphan.objects.filter(pk=id).first()
-    if found is None:
-        messages.info(
-            request, "This is no longer an orphan: its removal was already requested, or it no longer exists."
-        )
-        return redirect("admin:deployments_orphan_changelist")
-    if request.method == "POST":
-        try:
-            return _go_to(request, found.remove(request.user))
-        except Refusal as refusal:
-            messages.error(request, refusal.message)
-    text = (
-        f"It carries this portal's mark ({found.mark}), but no record mentions it. "
-        "Everything with this mark will be deleted."
-    )
-    context = {"title": f"Remove the {found.resource_type} {found.name}?", "text": text, "button": "Remove it"}
-    return render(request, "ask.html", context)
-
-
-def _changeable(request: HttpRequest, id: str) -> Deployment:
-    deployments = Deployment.objects.changeable_by(request.user).select_related("stack__owner", "template")
-    return get_object_or_404(deployments, pk=id)
-
-
-def _go_to(request: HttpRequest, deployment: Deployment) -> HttpResponse:
-    return _go(request, reverse("deployment", args=[deployment.pk]))
-
-
-def _is_gone(request: HttpRequest, stack: Stack) -> HttpResponse:
+def _stack_is_gone(request: UserPageRequest, stack: Stack) -> HttpResponse:
     messages.info(request, f"“{stack.name}” has been removed.")
-    return _go(request, reverse("home"))
+    return _redirect(request, reverse("home"))
 
 
-def _go(request: HttpRequest, address: str) -> HttpResponse:
-    return HttpResponseClientRedirect(address) if request.htmx else redirect(address)  # type: ignore[attr-defined]
+def _stack_rows(user: User) -> list[dict[str, Any]]:
+    return deployment_page.stacks(deployment_page.newest_deployments(user.pk))
 
 
-def _person(request: HttpRequest) -> Any:
-    """Who is signed in, in the demo also its visitor. Only where somebody is."""
-    return request.user
-
-
-def _address() -> dict[str, str]:
+def _address_parts() -> dict[str, str]:
     prefix, _, suffix = settings.STACK_URL.partition("{name}")
     return {"address_prefix": prefix, "address_suffix": suffix}
 
 
-def _usual() -> str | None:
+def _usual_duration() -> str | None:
     usual = deployment_page.usual()
-    return f"{usual}, from the last runs" if usual else None
+    return f"{usual}, from the last deployments" if usual else None
+
+
+# -- deployments -------------------------------------------------------------------------------------------------------
 
 
 @require_GET
-@login_required
-def check_name(request: HttpRequest) -> HttpResponse:
-    """What the form says while somebody types."""
-    name = request.GET.get("name", "").strip()[:64]
-    found = async_to_sync(name_availability.check)(request.user, name) if name else None
-    return render(request, "_check.html", {"check": found, **_address()})
-
-
-@require_GET
-@login_required
-def stacks(request: HttpRequest) -> HttpResponse:
-    return render(
-        request,
-        "_stacks.html",
-        {"stacks": deployment_page.stacks(deployment_page.newest_deployments(_person(request).pk))},
-    )
-
-
-@require_GET
-def deployment(request: HttpRequest, id: str) -> HttpResponse:
-    """The live page: whole at once, then kept up to date by socket or by polling."""
+def deployment(request: PageRequest, id: str) -> HttpResponse:
+    """Show a deployment. The page is complete, and then updated over a WebSocket or by polling."""
     context: dict[str, Any] = {
-        "live": _live(request, id),
+        "live": _deployment_context(request, id),
         "socket": f"/ws/deployments/{id}",
         "fallback": reverse("deployment-live", args=[id]),
     }
@@ -209,39 +140,130 @@ def deployment(request: HttpRequest, id: str) -> HttpResponse:
 
 
 @require_GET
-def deployment_live(request: HttpRequest, id: str) -> HttpResponse:
-    """The same partial alone, for who polls."""
-    return render(request, "_live.html", {"live": _live(request, id)})
+def deployment_partial(request: PageRequest, id: str) -> HttpResponse:
+    """Return the changing part of the page, for a browser that polls."""
+    return render(request, "_live.html", {"live": _deployment_context(request, id)})
 
 
-def _live(request: HttpRequest, id: str) -> dict[str, Any]:
+def _deployment_context(request: PageRequest, id: str) -> dict[str, Any]:
     deployments = Deployment.objects.select_related("stack__owner", "template", "requested_by")
     deployment = get_object_or_404(deployments.visible_to(request.user), pk=id)
-    return deployment_page.live(
-        deployment, list(deployment.events.filter(seq__lte=deployment.version)), deployment.audience(request.user)
+    events = list(deployment.events.filter(seq__lte=deployment.version))
+    return deployment_page.live(deployment, events, deployment.audience(request.user))
+
+
+@require_page_method
+@login_required
+def cancel(request: UserPageRequest, id: str) -> HttpResponse:
+    """Cancel a deployment. GET asks for confirmation, for browsers without JavaScript."""
+    deployment = _get_changeable_deployment(request, id)
+    if request.method != "POST":
+        context = {
+            "run": deployment,
+            "title": f"Cancel the deployment of {deployment.stack.name}?",
+            "text": _cancel_text(deployment),
+            "button": "Cancel deployment",
+        }
+        return render(request, "ask.html", context)
+    try:
+        deployment.cancel(request.user)
+    except Refusal as refusal:
+        messages.error(request, refusal.message)
+    return _to_deployment(request, deployment)
+
+
+def _cancel_text(deployment: Deployment) -> str:
+    if deployment.kind == Deployment.Kind.REDEPLOY:
+        return "The previous version will be restored."
+    return "Everything created so far will be removed, and the name will be available again."
+
+
+@require_page_method
+@login_required
+def retry(request: UserPageRequest, id: str) -> HttpResponse:
+    """Retry a failed deployment. GET asks for confirmation, for browsers without JavaScript."""
+    deployment = _get_changeable_deployment(request, id)
+    if request.method != "POST":
+        context = {
+            "run": deployment,
+            "title": f"Try {deployment.stack.name} again?",
+            "text": _retry_text(deployment),
+            "button": "Try again",
+        }
+        return render(request, "ask.html", context)
+    try:
+        return _to_deployment(request, retry_deployment(deployment, request.user, via=Deployment.Via.FORM))
+    except Refusal as refusal:
+        messages.error(request, refusal.message)
+        return _to_deployment(request, deployment)
+
+
+def _retry_text(deployment: Deployment) -> str:
+    if deployment.kind == Deployment.Kind.REMOVE:
+        return "This tries to remove everything that is left."
+    return "This starts a new deployment with the same values. Objects that already exist are reused."
+
+
+@require_page_method
+@login_required
+def remove_orphan(request: UserPageRequest, id: int) -> HttpResponse:
+    """Remove an orphan, for operators. GET asks for confirmation."""
+    if not request.user.is_staff:
+        raise Http404
+    orphan = Orphan.objects.filter(pk=id).first()
+    if orphan is None:
+        text = "This is no longer an orphan: its removal was already requested, or it no longer exists."
+        messages.info(request, text)
+        return redirect("admin:deployments_orphan_changelist")
+    if request.method == "POST":
+        try:
+            return _to_deployment(request, orphan.remove(request.user))
+        except Refusal as refusal:
+            messages.error(request, refusal.message)
+    text = (
+        f"It carries this portal's mark ({orphan.mark}), but no record mentions it. "
+        "Everything with this mark will be deleted."
     )
+    context = {"title": f"Remove the {orphan.resource_type} {orphan.name}?", "text": text, "button": "Remove"}
+    return render(request, "ask.html", context)
+
+
+def _get_changeable_deployment(request: UserPageRequest, id: str) -> Deployment:
+    deployments = Deployment.objects.changeable_by(request.user).select_related("stack__owner", "template")
+    return get_object_or_404(deployments, pk=id)
+
+
+def _to_deployment(request: PageRequest, deployment: Deployment) -> HttpResponse:
+    return _redirect(request, reverse("deployment", args=[deployment.pk]))
+
+
+def _redirect(request: PageRequest, url: str) -> HttpResponse:
+    return HttpResponseClientRedirect(url) if request.htmx else redirect(url)
+
+
+# -- help and tokens ---------------------------------------------------------------------------------------------------
 
 
 @require_GET
 def help_page(request: HttpRequest, code: str | None = None) -> HttpResponse:
+    """Show the list of failures, or the one with this code."""
     if code is not None and code not in failures.BY_CODE:
         raise Http404
     return render(request, "help.html", {"entry": failures.BY_CODE.get(code or ""), "entries": failures.FAILURES})
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
+@require_page_method
 @login_required
-def tokens(request: HttpRequest) -> HttpResponse:
-    """A person's API tokens: made (shown this once), listed, revoked."""
-    fresh = None
+def tokens(request: UserPageRequest) -> HttpResponse:
+    """List the user's API tokens; POST revokes one, or creates one and shows it this once."""
+    new_token = None
     if request.method == "POST":
         if revoke := request.POST.get("revoke"):
-            ApiToken.objects.filter(
-                owner=_person(request), pk=revoke if revoke.isdecimal() and len(revoke) < 19 else 0
-            ).delete()
+            token_id = int(revoke) if revoke.isdecimal() and len(revoke) < 19 else 0
+            ApiToken.objects.filter(owner=request.user, pk=token_id).delete()
             return redirect("tokens")
-        _, fresh = ApiToken.issue(_person(request), request.POST.get("label", ""))
-    listed = [
+        _, new_token = ApiToken.issue(request.user, request.POST.get("label", ""))
+    rows = [
         {
             "id": token.pk,
             "label": token.label,
@@ -249,7 +271,7 @@ def tokens(request: HttpRequest) -> HttpResponse:
             "created": token.created_at,
             "last_used": token.last_used_at,
         }
-        for token in ApiToken.objects.filter(owner=_person(request))
+        for token in ApiToken.objects.filter(owner=request.user)
     ]
     base_url = f"{request.scheme}://{request.get_host()}"
-    return render(request, "tokens.html", {"tokens": listed, "fresh": fresh, "base_url": base_url})
+    return render(request, "tokens.html", {"tokens": rows, "fresh": new_token, "base_url": base_url})

@@ -1,4 +1,4 @@
-"""The application: http, websocket, channel. Plain ASGI; any server may serve it."""
+"""The ASGI application: HTTP, WebSockets and the runner's channel. Any ASGI server can serve it."""
 
 import os
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deployportal.settings")
-django_application = get_asgi_application()  # before anything that needs the models
+django_application = get_asgi_application()  # loads the apps; the imports below need the models
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ChannelNameRouter, ProtocolTypeRouter, URLRouter  # noqa: E402

@@ -1,7 +1,7 @@
-"""What is decided before Django sees a request: static files, the cap on bodies, the origin of sockets."""
+"""ASGI middleware, in front of Django: static files, the limit on request bodies, the origin of WebSockets."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,44 +9,40 @@ from django.conf import settings
 from django.contrib.staticfiles import finders
 from whitenoise.base import WhiteNoise
 
-Scope = dict[str, Any]
+from deployments.identity import scope_headers
+
+Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
+# Close codes of WebSockets
 FORBIDDEN = 4403
 NOT_FOUND = 4404
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), "")
-
-
 class StaticFiles:
-    """Whitenoise's files, without Django's middleware: it is synchronous and would cost every request a thread."""
+    """Serve static files with WhiteNoise, without its Django middleware: that would cost every request a thread."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
-        self.files = WhiteNoise(None, max_age=3600, add_headers_function=self._headers)
+        self.files = WhiteNoise(None, max_age=3600, add_headers_function=self._add_headers)
         for finder in finders.get_finders():
             for path, storage in finder.list(["*.map"]):
                 self.files.add_file_to_dictionary(f"{settings.STATIC_URL}{path}", storage.path(path))
 
     @staticmethod
-    def _headers(headers: Any, path: str, url: str) -> None:
+    def _add_headers(headers: Any, path: str, url: str) -> None:
         headers["X-Content-Type-Options"] = "nosniff"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = self.files.files.get(scope["path"])
-        if found is None:
+        static_file = self.files.files.get(scope["path"])
+        if static_file is None:
             await self.application(scope, receive, send)
             return
-        environ = {
-            f"HTTP_{key.decode('latin-1').upper().replace('-', '_')}": value.decode("latin-1")
-            for key, value in scope["headers"]
-        }
-        response = found.get_response(scope["method"], environ)
-        headers = [(key.lower().encode(), value.encode()) for key, value in response.headers]
+        environ = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in scope_headers(scope).items()}
+        response = static_file.get_response(scope["method"], environ)
+        headers = [(name.lower().encode(), value.encode()) for name, value in response.headers]
         await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
         body = b""
         if response.file is not None:
@@ -56,15 +52,15 @@ class StaticFiles:
 
 
 class BodyLimit:
-    """Answers 413 to a body that is too large, whether its length is announced or not."""
+    """Answer 413 to a request whose body is too large, with or without a Content-Length."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-        announced = _header(scope, b"content-length")
-        if announced.isdecimal() and int(announced) > limit:
+        content_length = scope_headers(scope).get("content-length", "")
+        if content_length.isdecimal() and int(content_length) > limit:
             await self._refuse(send)
             return
         body = bytearray()
@@ -99,31 +95,32 @@ class BodyLimit:
 
 
 class SameOrigin:
-    """A socket's Origin is this portal's own: scheme, host and port, to the letter. No Origin, no socket."""
+    """Refuse WebSockets whose Origin (scheme, host, port) is not exactly the portal's own, or is missing."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._is_own(scope):
+        if self._is_same_origin(scope):
             await self.application(scope, receive, send)
         else:
             await receive()
             await send({"type": "websocket.close", "code": FORBIDDEN})
 
-    def _is_own(self, scope: Scope) -> bool:
-        origin, host = _header(scope, b"origin").lower(), _header(scope, b"host").lower()
+    def _is_same_origin(self, scope: Scope) -> bool:
+        headers = scope_headers(scope)
+        origin, host = headers.get("origin", "").lower(), headers.get("host", "").lower()
         scheme = "https" if settings.TLS or scope.get("scheme") == "wss" else "http"
         try:
             name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:  # brackets that do not close
+        except ValueError:  # unbalanced brackets
             return False
         allowed = [entry.strip("[]").lower() for entry in settings.ALLOWED_HOSTS]
         return origin == f"{scheme}://{host}" and (name in allowed)
 
 
 class KnownSockets:
-    """An address that no socket has is a refusal, not an error."""
+    """Close WebSockets at unknown paths with a code, where Channels' router raises an exception."""
 
     def __init__(self, application: Application) -> None:
         self.application = application

@@ -1,52 +1,83 @@
-"""What holds for every answer of Django's: the headers, the true address and scheme behind trusted proxies."""
+"""Django middleware: client address, scheme and demo user of each request, security headers of each response."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from asgiref.sync import iscoroutinefunction
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse
+from django.utils.decorators import sync_and_async_middleware
+from django.utils.functional import SimpleLazyObject
 
-from deployments.identity import client_address
+from deployments.identity import Client, PortalRequest, demo_user
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 
-
-def portal_middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """The outermost middleware."""
-
-    def enter(request: HttpRequest) -> None:
-        forwarded = request.META.get("HTTP_X_FORWARDED_FOR", "")
-        request.address = client_address(request.META.get("REMOTE_ADDR", ""), forwarded)  # type: ignore[attr-defined]
-        request.META.pop("HTTP_X_PORTAL_SCHEME", None)
-        if settings.TRUSTED_PROXIES:
-            schemes = [hop.strip() for hop in request.META.get("HTTP_X_FORWARDED_PROTO", "").split(",")]
-            request.META["HTTP_X_PORTAL_SCHEME"] = schemes[-min(settings.TRUSTED_PROXIES, len(schemes))]
-
-    def leave(response: HttpResponse) -> HttpResponse:
-        response.headers.setdefault("Content-Security-Policy", CSP)
-        response.headers.setdefault("X-Frame-Options", "DENY")
-        response.headers.setdefault("Cache-Control", "no-store")
-        response.headers.setdefault("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
-        return response
-
-    if iscoroutinefunction(get_response):
-
-        async def middleware(request: HttpRequest) -> HttpResponse:
-            enter(request)
-            return leave(await get_response(request))
-
-        markcoroutinefunction(middleware)
-        return middleware
-
-    def sync_middleware(request: HttpRequest) -> HttpResponse:
-        enter(request)
-        return leave(get_response(request))
-
-    return sync_middleware
+GetResponse = Callable[[HttpRequest], Any]
 
 
-portal_middleware.sync_capable = portal_middleware.async_capable = True  # type: ignore[attr-defined]
+def _middleware(
+    before: Callable[[HttpRequest], None], after: Callable[[HttpResponse], HttpResponse] = lambda response: response
+) -> Callable[[GetResponse], GetResponse]:
+    """Create a middleware, synchronous and asynchronous, from what it does to each request and to each response."""
+
+    @sync_and_async_middleware
+    def middleware(get_response: GetResponse) -> GetResponse:
+        if iscoroutinefunction(get_response):
+            get_response_async: Callable[[HttpRequest], Awaitable[HttpResponse]] = get_response
+
+            async def handle_async(request: HttpRequest) -> HttpResponse:
+                before(request)
+                return after(await get_response_async(request))
+
+            return handle_async
+
+        def handle(request: HttpRequest) -> HttpResponse:
+            before(request)
+            return after(get_response(request))
+
+        return handle
+
+    return middleware
+
+
+def _set_address_and_scheme(request: HttpRequest) -> None:
+    """Set request.address, and the header that SECURE_PROXY_SSL_HEADER reads. Only trusted proxies are believed."""
+    client = Client.from_request(request)
+    cast(PortalRequest, request).address = client.address
+    request.META.pop("HTTP_X_PORTAL_SCHEME", None)
+    if settings.TRUSTED_PROXIES:
+        schemes = [hop.strip() for hop in client.headers.get("x-forwarded-proto", "").split(",")]
+        request.META["HTTP_X_PORTAL_SCHEME"] = schemes[-min(settings.TRUSTED_PROXIES, len(schemes))]
+
+
+def _set_security_headers(response: HttpResponse) -> HttpResponse:
+    response.headers.setdefault("Content-Security-Policy", CSP)
+    response.headers.setdefault("X-Frame-Options", "DENY")
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers.setdefault("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
+    return response
+
+
+def _set_demo_user(request: HttpRequest) -> None:
+    """In the demo, make an anonymous request from this machine the demo user's, except in the admin.
+
+    The API does not read request.user: it knows tokens only.
+    """
+    signed_in = request.user
+
+    def user() -> Any:
+        if signed_in.is_authenticated or request.path.startswith("/admin/"):
+            return signed_in
+        return demo_user()
+
+    if Client.from_request(request).is_demo_user():
+        request.user = cast(User, SimpleLazyObject(user))
+
+
+portal_middleware = _middleware(_set_address_and_scheme, _set_security_headers)  # the outermost one
+demo_user_middleware = _middleware(_set_demo_user)

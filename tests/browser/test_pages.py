@@ -70,7 +70,7 @@ def send(tab: Any) -> str:
 def test_a_name_goes_live_before_the_persons_eyes(portal: Portal, tab: Any) -> None:
     type_name(tab, "before-eyes")
     expect(tab.locator("#check")).to_contain_text(f"http://before-eyes.localhost:{portal.port + 2}")
-    expect(tab.locator("#check")).to_contain_text("Dokploy does not have it either")
+    expect(tab.locator("#check")).to_contain_text("Available")
     with held(portal, *GATES.values()):
         tab.get_by_role("button", name="Deploy").click()
         tab.wait_for_url("**/deployments/dep_*")

@@ -29,7 +29,8 @@ FLOORS = (
     "worker.outcome",
     "forms admin worker.runner realtime.deployment_page identity name_availability system_checks",
     "realtime.hub dokploy_checks apps",
-    "terminal consumers views api",
+    "terminal consumers views sse",
+    "api",
     "urls",
     "management simulator",
 )
