@@ -1,6 +1,6 @@
-"""What operators see. Runs, events and receipts are read-only: only the runner writes them."""
+"""The admin, for operators. Deployments, events and external resources are read-only: only the runner writes them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin
@@ -11,8 +11,15 @@ from django.utils.html import format_html
 
 from .models import ApiToken, Deployment, Event, ExternalResource, Orphan, Stack, Template
 
+if TYPE_CHECKING:  # these classes are generic in django-stubs, but not in Django
+    ModelAdmin = admin.ModelAdmin[Any]
+    TabularInline = admin.TabularInline[Any, Any]
+    TemplateModelForm = forms.ModelForm[Template]
+else:
+    ModelAdmin, TabularInline, TemplateModelForm = admin.ModelAdmin, admin.TabularInline, forms.ModelForm
 
-class ReadOnly(admin.ModelAdmin):
+
+class ReadOnlyAdmin(ModelAdmin):
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
@@ -23,7 +30,7 @@ class ReadOnly(admin.ModelAdmin):
         return False
 
 
-class ReadOnlyInline(admin.TabularInline):
+class ReadOnlyInline(TabularInline):
     extra = 0
     can_delete = False
     show_change_link = False
@@ -41,14 +48,14 @@ class EventInline(ReadOnlyInline):
     fields = readonly_fields = columns
 
 
-class ViewExternalResource:
-    """Check the permission under its stored codename."""
+class ViewExternalResourceMixin:
+    """Check the permission to view by its stored codename, which is older than the model's name."""
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm("deployments.view_receipt")
 
 
-class ExternalResourceInline(ViewExternalResource, ReadOnlyInline):
+class ExternalResourceInline(ViewExternalResourceMixin, ReadOnlyInline):
     model = ExternalResource
     columns: Any = ["resource_type", "state", "external_id", "mark", "why", "updated_at"]
     fields = readonly_fields = columns
@@ -63,26 +70,26 @@ class DeploymentInline(ReadOnlyInline):
 
 
 @admin.register(Template)
-class TemplateAdmin(admin.ModelAdmin):
+class TemplateAdmin(ModelAdmin):
     list_display = ["name", "slug", "image", "port", "public", "active", "from_settings"]
     readonly_fields = ["from_settings"]
     prepopulated_fields = {"slug": ["name"]}
 
-    class Form(forms.ModelForm):
+    class Form(TemplateModelForm):
         registry_password = forms.CharField(
             required=False,
             widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-            help_text="Write-only: stays as it is when left empty.",
+            help_text="Write-only. Leave empty to keep the stored password.",
         )
 
         class Meta:
             model = Template
-            exclude = ["registry_password_encrypted"]  # noqa: DJ006 - every other field is an operator's
+            exclude = ["registry_password_encrypted"]  # noqa: DJ006 - operators may edit every other field
 
     form = Form
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        if obj is not None and obj.from_settings:  # these follow STACK_* and would be overwritten at the next start
+        if obj is not None and obj.from_settings:  # they follow STACK_* and are overwritten at each start
             return [*self.readonly_fields, "image", "port", "health_path", "health_interval", "health_timeout"]
         return list(self.readonly_fields)
 
@@ -93,76 +100,76 @@ class TemplateAdmin(admin.ModelAdmin):
 
 
 @admin.register(Stack)
-class StackAdmin(ReadOnly):
-    list_display = ["name", "state", "owner", "template", "url", "created_at", "expires_at", "what_to_do"]
-    readonly_fields = ["what_to_do"]
+class StackAdmin(ReadOnlyAdmin):
+    list_display = ["name", "state", "owner", "template", "url", "created_at", "expires_at", "action_links"]
+    readonly_fields = ["action_links"]
     list_filter = ["state", "template"]
     search_fields = ["name", "id", "owner__username"]
     inlines = [DeploymentInline, ExternalResourceInline]
     formfield_overrides = {models.URLField: {"assume_scheme": "https"}}
 
-    @admin.display(description="what to do")
-    def what_to_do(self, stack: Stack) -> str:
-        """The pages' own ways: a redeploy filled in with what there is, a removal that asks for the name."""
+    @admin.display(description="actions")
+    def action_links(self, stack: Stack) -> str:
+        """Link to the pages: the redeploy form with the stack's values, and the removal, which asks for the name."""
         if stack.state == Stack.State.GONE:
             return "–"
-        again, remove = (reverse(name, args=[stack.pk]) for name in ("redeploy", "remove"))
-        return format_html('<a href="{}">deploy again</a> · <a href="{}">remove</a>', again, remove)
+        redeploy, remove = (reverse(name, args=[stack.pk]) for name in ("redeploy", "remove"))
+        return format_html('<a href="{}">deploy again</a> · <a href="{}">remove</a>', redeploy, remove)
 
 
 @admin.register(Deployment)
-class DeploymentAdmin(ReadOnly):
-    list_display = ["stack", "kind", "status", "phase", "requested_by", "via", "created_at", "live_page", "what_to_do"]
+class DeploymentAdmin(ReadOnlyAdmin):
+    list_display = ["stack", "kind", "status", "phase", "requested_by", "via", "created_at", "page_link", "action_links"]
     list_filter = ["status", "kind", "phase", "via"]
     search_fields = ["id", "stack__name", "requested_by__username"]
     date_hierarchy = "created_at"
     exclude = ["spec_encrypted"]
     inlines = [EventInline]
 
-    @admin.display(description="live page")
-    def live_page(self, deployment: Deployment) -> str:
+    @admin.display(description="page")
+    def page_link(self, deployment: Deployment) -> str:
         return format_html('<a href="{}">open</a>', reverse("deployment", args=[deployment.pk]))
 
-    @admin.display(description="what to do")
-    def what_to_do(self, deployment: Deployment) -> str:
-        verb = "retry" if deployment.done else "cancel"
-        if deployment.status == Deployment.Status.SUCCESS or (
-            not deployment.done and deployment.kind == Deployment.Kind.REMOVE
-        ):
+    @admin.display(description="actions")
+    def action_links(self, deployment: Deployment) -> str:
+        if deployment.status == Deployment.Status.SUCCESS:
             return "–"
-        return format_html('<a href="{}">{}</a>', reverse(verb, args=[deployment.pk]), verb)
+        if not deployment.done and deployment.kind == Deployment.Kind.REMOVE:  # a removal can't be cancelled
+            return "–"
+        action = "retry" if deployment.done else "cancel"
+        return format_html('<a href="{}">{}</a>', reverse(action, args=[deployment.pk]), action)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("stack", "requested_by")
 
 
 @admin.register(ExternalResource)
-class ExternalResourceAdmin(ViewExternalResource, ReadOnly):
+class ExternalResourceAdmin(ViewExternalResourceMixin, ReadOnlyAdmin):
     list_display = ["stack", "resource_type", "state", "external_id", "why", "updated_at"]
     list_filter = ["state", "resource_type"]
     search_fields = ["stack__name", "external_id", "mark"]
 
 
 @admin.register(Orphan)
-class OrphanAdmin(ReadOnly):
-    """What is at Dokploy with our mark and in no book."""
+class OrphanAdmin(ReadOnlyAdmin):
+    """The objects at Dokploy that carry the portal's mark, but have no record in the portal."""
 
-    list_display = ["resource_type", "name", "external_id", "mark", "seen_at", "what_to_do"]
+    list_display = ["resource_type", "name", "external_id", "mark", "seen_at", "action_links"]
     search_fields = ["name", "external_id", "mark"]
 
-    @admin.display(description="what to do")
-    def what_to_do(self, orphan: Orphan) -> str:
-        return format_html('<a href="{}">remove at Dokploy</a>', reverse("orphan", args=[orphan.pk]))
+    @admin.display(description="actions")
+    def action_links(self, orphan: Orphan) -> str:
+        return format_html('<a href="{}">remove from Dokploy</a>', reverse("orphan", args=[orphan.pk]))
 
 
 @admin.register(ApiToken)
-class ApiTokenAdmin(ReadOnly):
+class ApiTokenAdmin(ReadOnlyAdmin):
     list_display = ["label", "prefix", "owner", "created_at", "last_used_at"]
     exclude = ["digest"]
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """A filter by the start of a hash would read it, letter by letter."""
+        """Refuse filters by digest: filtering by its first characters would reveal it step by step."""
         return not lookup.startswith("digest") and super().lookup_allowed(lookup, value, request)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return request.user.is_superuser  # an operator may revoke
+        return request.user.is_superuser  # deleting a token revokes it
