@@ -84,7 +84,7 @@ class TemplateAdmin(ModelAdmin):
 
         class Meta:
             model = Template
-            exclude = ["registry_password_encrypted"]  # noqa: DJ006 - operators may edit every other field
+            exclude = ["registry_password_encrypted"]  # operators may edit every other field
 
     form = Form
 
@@ -119,7 +119,17 @@ class StackAdmin(ReadOnlyAdmin):
 
 @admin.register(Deployment)
 class DeploymentAdmin(ReadOnlyAdmin):
-    list_display = ["stack", "kind", "status", "phase", "requested_by", "via", "created_at", "page_link", "action_links"]
+    list_display = [
+        "stack",
+        "kind",
+        "status",
+        "phase",
+        "requested_by",
+        "via",
+        "created_at",
+        "page_link",
+        "action_links",
+    ]
     list_filter = ["status", "kind", "phase", "via"]
     search_fields = ["id", "stack__name", "requested_by__username"]
     date_hierarchy = "created_at"
