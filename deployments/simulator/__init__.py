@@ -1,5 +1,5 @@
-"""A pretend Dokploy server, container engine and edge router in one process of its own.
+"""A simulated Dokploy server, container engine and edge router, which run as one separate process.
 
-It answers as Dokploy v0.30.2 was recorded to answer, quirks included. Run it with
-`python -m deployments.simulator`; it imports nothing of the portal.
+It answers as Dokploy v0.30.2 was recorded to answer, including its defects. Start it with
+`python -m deployments.simulator`. It imports nothing of the portal.
 """

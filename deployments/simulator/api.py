@@ -1,113 +1,123 @@
-"""The HTTP face of the pretend Dokploy: transport rules, keys, errors, then the table of procedures."""
+"""Dokploy's HTTP API: transport rules, keys, errors, procedures, and the log over a WebSocket."""
 
 import asyncio
 import json
-import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from .dokploy import CODES, NOTHING, PROCEDURES, Dokploy, Procedure, Refusal
-from .http import Request, Response, json_response, sized_response, text_response
-from .keys import Key, Keys
-from .members import CREATES, check_access, made, visible
-from .schema import check, flattened
-from .switches import NOT_FOUND, Switchboard, unauthorized
+from . import control, zod
+from .api_keys import ApiKey
+from .control import ControlApi
+from .faults import HEALTH
+from .http_server import Request, Response
+from .member_access import CREATE_PROCEDURES, created_ids, limit_to_visible, require_access
+from .procedures import PROCEDURES
+from .procedures.registry import NO_CONTENT, Procedure, Refusal
+from .responses import (
+    NOT_FOUND_PAGE,
+    empty_response,
+    error_body,
+    error_response,
+    json_response,
+    sized_response,
+    text_response,
+    trpc_error,
+    unauthorized,
+)
+from .server import DokployServer
 from .websocket import WebSocket
 
 BODY_LIMIT = 1024 * 1024
-LOGS = "/etc/dokploy/logs/"
+LOG_DIRECTORY = "/etc/dokploy/logs/"
+# Dokploy's paths are case-insensitive.
 NAMES = {name.lower(): name for name in PROCEDURES}
 
 
 class Api:
-    def __init__(self, dokploy: Dokploy, keys: Keys, switches: Switchboard) -> None:
-        self._dokploy = dokploy
-        self._keys = keys
-        self._switches = switches
-        self._down_until = 0.0
-        self._followers: set[asyncio.Task[None]] = set()
-
-    def go_down(self, seconds: float) -> None:
-        self._down_until = time.monotonic() + seconds
-        for follower in self._followers:
-            follower.cancel()
+    def __init__(self, server: DokployServer, control_api: ControlApi) -> None:
+        self._server = server
+        self._control_api = control_api
 
     async def answer(self, request: Request) -> Response:
         path = request.path
-        if path.startswith("/_simulator/") and self._switches.key:
-            return await self._switches.answer(request)
-        if time.monotonic() < self._down_until:
+        if path.startswith(control.PATH) and self._control_api.key:
+            return await self._control_api.answer(request)
+        if self._server.is_down:
             return Response(delivery="reset")
         if path != "/" and path.endswith("/"):
             location = urlsplit(request.target).path.rstrip("/") or "/"
             return Response(308, {"Location": location}, location.encode())
         if path == "/listen-deployment" and request.headers.get("upgrade", "").lower() == "websocket":
-            return Response(101, talk=lambda socket: self._listen(request, socket))
+            return Response(101, websocket_handler=lambda socket: self._send_log(request, socket))
         if path == "/api/health":
             return sized_response("application/json", '{"ok":true}')
-        if path == "/api/trpc/settings.health":
-            return await self._health()
         if path.startswith("/api/trpc/"):
-            return self._trpc(request, path.removeprefix("/api/trpc/"))
+            return self._answer_trpc(request, path.removeprefix("/api/trpc/"))
         if path.startswith("/api/"):
-            return await self._rest(request, path.removeprefix("/api/"))
-        return text_response(NOT_FOUND, 404)
+            return await self._answer_rest(request, path.removeprefix("/api/"))
+        return text_response(NOT_FOUND_PAGE, 404)
 
-    async def _health(self) -> Response:
-        name = "settings.health"
-        fault = self._switches.faults.take(name)
-        self._switches.calls[name] += 1
-        if self._switches.settings.database == "down":
-            message = "Failed query: SELECT 1\nparams: "
-            answer = trpc_error(500, -32603, "INTERNAL_SERVER_ERROR", name, message)
-        else:
-            answer = json_response({"result": {"data": {"json": {"status": "ok"}}}})
-        return fault.twist(name, answer) if fault else answer
-
-    def _trpc(self, request: Request, path: str) -> Response:
-        """Only the health check is offered in this shape."""
-        if self._verified(request):
-            return trpc_error(404, -32004, "NOT_FOUND", path, f'No procedure found on path "{path}"')
-        return trpc_error(401, -32001, "UNAUTHORIZED", path)
-
-    def _verified(self, request: Request) -> Key | None:
-        key = self._keys.find(request.headers.get("x-api-key", ""))
+    def _verified_key(self, request: Request) -> ApiKey | None:
+        key = self._server.keys.find(request.headers.get("x-api-key", ""))
         return key if key is not None and key.verify() else None
 
-    async def _listen(self, request: Request, socket: WebSocket) -> None:
-        """The log of a deployment over a WebSocket, from its start and on. Errors come after the upgrade."""
+    # tRPC
+
+    def _answer_trpc(self, request: Request, path: str) -> Response:
+        """Answer a call in the tRPC form. The simulator has only the health check in this form."""
+        if path == HEALTH:
+            return self._health()
+        if self._verified_key(request):
+            return trpc_error(404, path, f'No procedure found on path "{path}"')
+        return trpc_error(401, path, "UNAUTHORIZED")
+
+    def _health(self) -> Response:
+        fault = self._server.faults.take(HEALTH)
+        self._server.calls[HEALTH] += 1
+        if self._server.settings.database == "down":
+            response = trpc_error(500, HEALTH, "Failed query: SELECT 1\nparams: ")
+        else:
+            response = json_response({"result": {"data": {"json": {"status": "ok"}}}})
+        return fault.respond(HEALTH, response) if fault else response
+
+    # The log of a deployment
+
+    async def _send_log(self, request: Request, socket: WebSocket) -> None:
+        """Send a log from its start and what is written to it. Errors are reported after the upgrade, as in Dokploy."""
         path = request.query.get("logPath", "")
-        if not self._verified(request):
+        if not self._verified_key(request):
             await socket.close()
         elif not path:
             await socket.close(4000, "logPath no provided")
-        elif not path.startswith(LOGS) or ".." in path:
+        elif not path.startswith(LOG_DIRECTORY) or ".." in path:
             await socket.close(4000, "Invalid log path")
-        elif (deployment_id := self._dokploy.log_of(path)) is None:
+        elif (deployment_id := self._server.find_deployment_by_log(path)) is None:
             reason = f"cannot open '{path}' for reading: No such file or directory"
             await socket.send(f"tail error: tail: {reason}\ntail: no files remaining\n")
             await socket.close()
         else:
-            await self._send_log(deployment_id, socket)
+            await self._follow_log(deployment_id, socket)
 
-    async def _send_log(self, deployment_id: str, socket: WebSocket) -> None:
-        """Until the client goes or this server is restarted."""
+    async def _follow_log(self, deployment_id: str, socket: WebSocket) -> None:
+        """Send a log until the client disconnects or this server restarts."""
 
         async def send() -> None:
-            async for text in self._dokploy.follow(deployment_id):
+            async for text in self._server.follow_log(deployment_id):
                 await socket.send(text)
 
         tasks = {asyncio.create_task(send()), asyncio.create_task(socket.until_closed())}
-        self._followers |= tasks
+        self._server.log_followers |= tasks
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._followers -= tasks
+            self._server.log_followers -= tasks
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _rest(self, request: Request, path: str) -> Response:
+    # REST
+
+    async def _answer_rest(self, request: Request, path: str) -> Response:
         is_json = request.headers.get("content-type", "").startswith("application/json")
         if len(request.body) > BODY_LIMIT:
             return Response(413, {}, b"Body exceeded 1mb limit")
@@ -115,75 +125,59 @@ class Api:
             body = json.loads(request.body) if is_json and request.body else {}
         except ValueError:
             return Response(400, {}, b"Invalid JSON")
-        key = self._verified(request)
+        key = self._verified_key(request)
         if key is None:
             return unauthorized()
         if request.method == "HEAD":
             return Response(204, {"Content-Type": "application/json"})
-        name = NAMES.get(path.lower(), "")
-        procedure = PROCEDURES.get(name)
+        procedure = PROCEDURES.get(NAMES.get(path.lower(), ""))
         if procedure is None or procedure.method != request.method:
-            return error(404, "Not found")
-        self._switches.calls[name] += 1
-        await asyncio.sleep(self._switches.settings.latency)
+            return error_response(404, "Not found")
+        self._server.calls[procedure.name] += 1
+        await asyncio.sleep(self._server.settings.latency)
         if request.method == "POST" and not is_json:
-            given = request.headers.get("content-type")
-            message = f'Unsupported content-type "{given}' if given else "Missing content-type header"
-            return error(415, message, name)
+            return unsupported_type(request.headers.get("content-type"), procedure.name)
         if request.method == "GET":
             body = {field: value for field, value in request.query.items() if value}
-        return await self._call(key, name, procedure, body if isinstance(body, dict) else {})
+        return await self._call(key, procedure, body if isinstance(body, dict) else {})
 
-    async def _call(self, key: Key, name: str, procedure: Procedure, given: dict[str, Any]) -> Response:
-        """Carry it out, between the gates and with whatever fault is due."""
+    async def _call(self, key: ApiKey, procedure: Procedure, given: dict[str, Any]) -> Response:
+        """Execute a call between its two gates, with the next fault for it."""
         reach = key.reach
-        gates, faults = self._switches.gates, self._switches.faults
-        await gates.pass_through(name)
-        fault = faults.take(name)
-        answer = Response()
-        if fault is None or fault.done:
-            answer = self._carry_out(key, name, procedure, given, reach)
-        await gates.pass_through(f"{name}:answer")
+        gates = self._server.gates
+        await gates.pass_through(procedure.name)
+        fault = self._server.faults.take(procedure.name)
+        response = Response()
+        if fault is None or fault.executes_call:
+            response = self._execute(key, procedure, given, reach)
+        await gates.pass_through(f"{procedure.name}:answer")
         if fault is None:
-            return answer
-        if fault.seconds and fault.what.removesuffix("_done") not in ("hang", "slow_bytes"):
-            await asyncio.sleep(fault.seconds)
-        return fault.twist(name, answer)
+            return response
+        if fault.delay:
+            await asyncio.sleep(fault.delay)
+        return fault.respond(procedure.name, response)
 
-    def _carry_out(
-        self, key: Key, name: str, procedure: Procedure, given: dict[str, Any], reach: frozenset[str]
-    ) -> Response:
+    def _execute(self, key: ApiKey, procedure: Procedure, given: dict[str, Any], reach: frozenset[str]) -> Response:
+        """Run a procedure. reach: the ids that the key could access when the call arrived."""
         if not key.verify():
-            return error(401, "UNAUTHORIZED", name)
-        values, issues = check(procedure.fields, given)
+            return error_response(401, "UNAUTHORIZED", procedure.name)
+        values, issues = zod.validate(procedure.fields, given)
         if issues:
-            answer = failure(400, "Input validation failed", name, flattened(issues))
-            return json_response({**answer, "issues": issues}, 400)
+            error = error_body(400, "Input validation failed", procedure.name, zod.flatten_error(issues))
+            return json_response({**error, "issues": issues}, 400)
         try:
             if key.is_member:
-                check_access(self._dokploy, key, name, values)
-            result = procedure.run(self._dokploy, values)
+                require_access(self._server.store, key, procedure.name, values)
+            result = procedure.run(self._server, values)
         except Refusal as refusal:
-            return error(refusal.status, str(refusal), name)
+            return error_response(refusal.status, str(refusal), procedure.name)
         if key.is_member:
-            if name in CREATES:
-                key.reach = reach.union(made(result))
-            result = visible(key, name, result)
-        return Response(200, {"Content-Type": "application/json"}) if result is NOTHING else json_response(result)
+            if procedure.name in CREATE_PROCEDURES:
+                key.reach = reach.union(created_ids(result))
+            result = limit_to_visible(key, procedure.name, result)
+        return empty_response() if result is NO_CONTENT else json_response(result)
 
 
-def failure(status: int, message: str, path: str, zod: Any = None) -> dict[str, Any]:
-    """The body of an error; `data.path` is there only if a procedure was found."""
-    code = {**CODES, 415: "UNSUPPORTED_MEDIA_TYPE"}[status]
-    data = {"code": code, "httpStatus": status, **({"path": path} if path else {}), "zodError": zod}
-    return {"message": message, "code": code, "data": data}
-
-
-def error(status: int, message: str, path: str = "") -> Response:
-    return json_response(failure(status, message, path), status)
-
-
-def trpc_error(status: int, number: int, code: str, path: str, message: str | None = None) -> Response:
-    data = {"code": code, "httpStatus": status, "path": path, "zodError": None}
-    body = {"message": code if message is None else message, "code": number, "data": data}
-    return json_response({"error": {"json": body}}, status)
+def unsupported_type(content_type: str | None, procedure: str) -> Response:
+    message = f'Unsupported content-type "{content_type}' if content_type else "Missing content-type header"
+    return error_response(415, message, procedure)

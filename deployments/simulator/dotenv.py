@@ -1,8 +1,8 @@
-"""Environment text as Dokploy reads it: the `dotenv` package's grammar, then `${{…}}` references."""
+"""Environment text as Dokploy reads it: the grammar of the `dotenv` package, then `${{…}}` references."""
 
 import re
 
-# dotenv 16, lib/main.js; \w is ASCII in JavaScript.
+# From dotenv 16, lib/main.js. In JavaScript \w matches ASCII characters only.
 LINE = re.compile(
     r"""^\s*(?:export\s+)?([A-Za-z0-9_.-]+)(?:\s*=\s*?|:\s+?)"""
     r"""(\s*'(?:\\'|[^'])*'|\s*"(?:\\"|[^"])*"|\s*`(?:\\`|[^`])*`|[^#\r\n]+)?\s*(?:#.*)?$""",
@@ -21,7 +21,7 @@ REFERENCES = (
 
 
 class UnknownReference(Exception):
-    """A `${{…}}` that names no variable; the text is Dokploy's log line."""
+    """A `${{…}}` reference to a variable that does not exist. The text is the line that Dokploy logs."""
 
 
 def parse(text: str | None) -> dict[str, str]:
@@ -37,21 +37,21 @@ def parse(text: str | None) -> dict[str, str]:
 
 
 def resolve(service: str | None, project: str | None, environment: str | None) -> list[str]:
-    """The container's Env: `NAME=value` lines with the references replaced."""
+    """Return the container's Env: `NAME=value` lines with the references replaced. Raises UnknownReference."""
     own = parse(service)
     scopes = {"project": parse(project), "environment": parse(environment), "service": own}
     resolved = []
     for name, value in own.items():
-        for scope, pattern, complaint in REFERENCES:
-            value = replaced(value, pattern, scopes[scope], complaint)
+        for scope, pattern, error in REFERENCES:
+            value = replace_references(value, pattern, scopes[scope], error)
         resolved.append(f"{name}={value}")
     return resolved
 
 
-def replaced(value: str, pattern: re.Pattern[str], variables: dict[str, str], complaint: str) -> str:
-    def look_up(match: re.Match[str]) -> str:
+def replace_references(value: str, pattern: re.Pattern[str], variables: dict[str, str], error: str) -> str:
+    def variable(match: re.Match[str]) -> str:
         if match[1] not in variables:
-            raise UnknownReference(complaint + match[1])
+            raise UnknownReference(error + match[1])
         return variables[match[1]]
 
-    return pattern.sub(look_up, value)
+    return pattern.sub(variable, value)

@@ -1,25 +1,26 @@
-"""The pretend edge router (Traefik's part): a host name leads to a stack's page, or to 404 or 502."""
+"""The simulated edge router (Traefik in Dokploy): answers a host name with a stack's page, 404 or 502."""
 
 from datetime import UTC, datetime
 from html import escape
 
-from .engine import Engine
-from .http import Request, Response, sized_response, text_response
+from .container_engine import ContainerEngine
+from .http_server import Request, Response
+from .responses import sized_response, text_response
 from .store import Row, Store
 
 
 class Router:
-    """Knows its own table of routes only; it does not care whether the rows behind them still exist."""
+    """A router with a table of its own: a route remains after the rows from which it was made are deleted."""
 
-    def __init__(self, store: Store, engine: Engine) -> None:
+    def __init__(self, store: Store, engine: ContainerEngine) -> None:
         self._store = store
         self._engine = engine
 
     async def answer(self, request: Request) -> Response:
-        route = self._route(host_name(request.headers.get("host", "")), request.path)
+        route = self._find_route(host_name(request.headers.get("host", "")), request.path)
         if route is None:
             return text_response("404 page not found\n", 404, {"X-Content-Type-Options": "nosniff"})
-        task = self._engine.serving(route["appName"])
+        task = self._engine.serving_task(route["appName"])
         if task is None:
             return text_response("Bad Gateway", 502)
         headers = {
@@ -29,8 +30,8 @@ class Router:
         html = page(self._store.services[route["appName"]], task, route)
         return sized_response("text/html", html, headers=headers)
 
-    def _route(self, host: str, path: str) -> Row | None:
-        """The longest rule wins, as in Traefik; of equal ones the oldest."""
+    def _find_route(self, host: str, path: str) -> Row | None:
+        """Return the route with the longest path, as Traefik does, and of equal ones the oldest."""
         matching = [
             route
             for route in self._store.routes.values()
@@ -40,6 +41,7 @@ class Router:
 
 
 def host_name(header: str) -> str:
+    """Return the host in a Host header, without the port."""
     name, colon, port = header.rpartition(":")
     return (name if colon and port.isdigit() else header).lower().rstrip(".")
 

@@ -1,4 +1,4 @@
-"""The server's side of a WebSocket (RFC 6455), as much of it as a log needs: text, ping and close."""
+"""The server's side of a WebSocket (RFC 6455), limited to what a log needs: text, ping and close."""
 
 import asyncio
 import base64
@@ -7,11 +7,12 @@ import struct
 
 MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
-# What a client may send in one frame; it has nothing to say.
+# The largest payload in bytes of a client's frame. Clients send control frames only.
 FRAME_LIMIT = 64 * 1024
 
 
-def accept(key: str) -> str:
+def accept_token(key: str) -> str:
+    """Return the value of Sec-WebSocket-Accept for a client's key."""
     return base64.b64encode(hashlib.sha1((key + MAGIC).encode(), usedforsecurity=False).digest()).decode()
 
 
@@ -25,31 +26,31 @@ class WebSocket:
         await self._send(TEXT, text.encode())
 
     async def close(self, code: int | None = None, reason: str = "") -> None:
-        """Say that it is over, and wait for the client to go."""
+        """Send a close frame and wait until the client closes."""
         await self._send(CLOSE, b"" if code is None else struct.pack("!H", code) + reason.encode())
         await self.until_closed()
 
     async def until_closed(self) -> None:
-        """Answer pings until the client closes or has gone."""
+        """Answer pings until the client closes or disconnects."""
         try:
             while True:
-                kind, payload = await self._receive()
-                if kind == PING:
+                opcode, payload = await self._receive()
+                if opcode == PING:
                     await self._send(PONG, payload)
-                elif kind == CLOSE:
+                elif opcode == CLOSE:
                     await self._send(CLOSE, payload)
                     return
         except (asyncio.IncompleteReadError, OSError):
             return
 
-    async def _send(self, kind: int, payload: bytes) -> None:
+    async def _send(self, opcode: int, payload: bytes) -> None:
         size = len(payload)
         if size < 126:
-            head = struct.pack("!BB", 0x80 | kind, size)
+            head = struct.pack("!BB", 0x80 | opcode, size)
         elif size < 65536:
-            head = struct.pack("!BBH", 0x80 | kind, 126, size)
+            head = struct.pack("!BBH", 0x80 | opcode, 126, size)
         else:
-            head = struct.pack("!BBQ", 0x80 | kind, 127, size)
+            head = struct.pack("!BBQ", 0x80 | opcode, 127, size)
         self._writer.write(head + payload)
         await self._writer.drain()
 
@@ -59,10 +60,10 @@ class WebSocket:
         if size >= 126:
             size = int.from_bytes(await self._read(2 if size == 126 else 8))
         if not second & 0x80 or size > FRAME_LIMIT:
-            raise ConnectionError("not a client's frame")
+            raise ConnectionError("not a valid frame of a client")
         mask = await self._read(4)
         payload = await self._read(size)
-        return first & 0x0F, bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
+        return first & 0x0F, bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
 
     async def _read(self, size: int) -> bytes:
         while len(self._received) < size:

@@ -1,7 +1,6 @@
-"""A small HTTP/1.1 server on h11 that can also misbehave: reset, stall, dribble, flood."""
+"""A small HTTP/1.1 server on h11 that can also misbehave: reset a connection, hang, send slowly or too much."""
 
 import asyncio
-import json
 import logging
 import socket
 import struct
@@ -12,15 +11,16 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import h11
 
-from .websocket import WebSocket, accept
+from .websocket import WebSocket, accept_token
 
 logger = logging.getLogger(__name__)
+WebSocketHandler = Callable[[WebSocket], Awaitable[None]]
 
-# Node announces `timeout=5` and closes an idle connection after 6 s.
-IDLE = 6.0
-# What is read of a request's body at most; the API's own limit is lower.
+# Node announces `timeout=5` and closes an idle connection after 6 seconds.
+IDLE_SECONDS = 6.0
+# The largest request body in bytes that is read. The API's own limit is lower.
 BODY_LIMIT = 8 * 1024 * 1024
-HUGE = 50 * 1024 * 1024
+HUGE_BYTES = 50 * 1024 * 1024
 
 
 @dataclass
@@ -41,30 +41,17 @@ class Request:
 
 @dataclass
 class Response:
-    """An answer and how it is given: plain, reset, hang, slow (a byte at a time), huge, or a WebSocket's talk."""
+    """A response and its delivery: plain, reset, hang, slow (one byte per `seconds`) or huge.
+
+    With websocket_handler the connection becomes a WebSocket.
+    """
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     delivery: str = "plain"
     seconds: float | None = None
-    talk: Callable[[WebSocket], Awaitable[None]] | None = None
-
-
-def json_response(value: Any, status: int = 200) -> Response:
-    """As Dokploy's procedures answer: chunked, without a character set."""
-    return Response(status, {"Content-Type": "application/json"}, json.dumps(value, ensure_ascii=False).encode())
-
-
-def sized_response(content_type: str, text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """As its other routes and most other servers answer: with a character set and a length."""
-    body = text.encode()
-    framing = {"Content-Type": f"{content_type}; charset=utf-8", "Content-Length": str(len(body))}
-    return Response(status, {**framing, **(headers or {})}, body)
-
-
-def text_response(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return sized_response("text/plain", text, status, headers)
+    websocket_handler: WebSocketHandler | None = None
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -77,6 +64,7 @@ class Server:
         self._server: asyncio.Server | None = None
 
     async def listen(self, host: str, port: int) -> int:
+        """Start to listen and return the port, which the system chooses if it is 0. Raises OSError."""
         self._server = await asyncio.start_server(self._connected, host, port, reuse_address=True)
         address: tuple[Any, ...] = self._server.sockets[0].getsockname()
         return int(address[1])
@@ -117,13 +105,14 @@ class Connection:
                 response = await self._handler(request)
             except Exception:
                 logger.exception("%s %s failed", request.method, request.target)
-                response = text_response("Internal Server Error", 500)
+                response = Response(500, {"Content-Type": "text/plain"}, b"Internal Server Error")
             await self._deliver(request, response)
             if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
                 return
             self._h11.start_next_cycle()
 
     async def _receive(self) -> Request | None:
+        """Return the next request, or None if the connection is to be closed."""
         head: h11.Request | None = None
         body = bytearray()
         while True:
@@ -132,7 +121,7 @@ class Connection:
                 if self._h11.they_are_waiting_for_100_continue:
                     await self._send(h11.InformationalResponse(status_code=100, headers=[]))
                 try:
-                    data = await asyncio.wait_for(self._reader.read(65536), IDLE)
+                    data = await asyncio.wait_for(self._reader.read(65536), IDLE_SECONDS)
                 except TimeoutError:
                     return None
                 self._h11.receive_data(data)
@@ -155,8 +144,8 @@ class Connection:
         if response.delivery == "reset":
             self._reset()
             return
-        if response.talk is not None:
-            await self._talk(request, response.talk)
+        if response.websocket_handler is not None:
+            await self._upgrade(request, response.websocket_handler)
             return
         headers = {**response.headers, "Keep-Alive": "timeout=5"}
         await self._send(h11.Response(status_code=response.status, headers=list(headers.items())))
@@ -164,11 +153,11 @@ class Connection:
             await self._send_body(response)
         await self._send(h11.EndOfMessage())
 
-    async def _talk(self, request: Request, talk: Callable[[WebSocket], Awaitable[None]]) -> None:
-        token = accept(request.headers.get("sec-websocket-key", ""))
+    async def _upgrade(self, request: Request, handler: WebSocketHandler) -> None:
+        token = accept_token(request.headers.get("sec-websocket-key", ""))
         headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": token}
         await self._send(h11.InformationalResponse(status_code=101, headers=list(headers.items())))
-        await talk(WebSocket(self._reader, self._writer, self._h11.trailing_data[0]))
+        await handler(WebSocket(self._reader, self._writer, self._h11.trailing_data[0]))
 
     async def _send_body(self, response: Response) -> None:
         if response.delivery == "slow":
@@ -178,7 +167,7 @@ class Connection:
         elif response.delivery == "huge":
             block = b"x" * (1024 * 1024)
             await self._send(h11.Data(data=b'"'))
-            for _ in range(HUGE // len(block)):
+            for _ in range(HUGE_BYTES // len(block)):
                 await self._send(h11.Data(data=block))
             await self._send(h11.Data(data=b'"'))
         elif response.body:
@@ -189,7 +178,7 @@ class Connection:
         await self._writer.drain()
 
     async def _hang(self, seconds: float | None) -> None:
-        """Say nothing until the client has gone, or for so long."""
+        """Send nothing until the client disconnects or the time is over."""
         try:
             async with asyncio.timeout(seconds):
                 while await self._reader.read(65536):
@@ -198,7 +187,7 @@ class Connection:
             self._reset()
 
     def _reset(self) -> None:
-        """Closing with a linger time of nought sends RST instead of FIN."""
+        """Close with a linger time of zero, which sends RST instead of FIN."""
         connection = self._writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
