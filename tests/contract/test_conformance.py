@@ -1,4 +1,4 @@
-"""`manage.py conformance` against the real simulator: as it should be, and where reality differs."""
+"""`manage.py conformance` against the simulator: a server that behaves as expected, and servers that differ."""
 
 import asyncio
 import io
@@ -17,14 +17,15 @@ from django.core.management import CommandError, call_command
 
 from deployments.engine import conformance, containers, deploy, orchestrator
 from deployments.engine import reporter as reporter_module
+from deployments.engine.conformance import expectations, scenarios
 from deployments.engine.dokploy import Dokploy, transport
 from deployments.engine.dokploy import client as client_module
 from deployments.engine.resources import base
 
 from ..processes import IMAGE, KEY, ROOT, Simulator, until
 
-KINDS = ("projects", "applications", "domains", "routes", "services", "queue")
-NOTHING = dict.fromkeys(KINDS, 0)
+LISTS = ("projects", "applications", "domains", "routes", "services", "queue")
+NOTHING = dict.fromkeys(LISTS, 0)
 Ended = tuple[int, str]
 
 
@@ -45,7 +46,7 @@ def simulator(shared: Simulator) -> Iterator[Simulator]:
 
 @pytest.fixture
 def conform(simulator: Simulator, settings: Any, short_pauses: None) -> Callable[..., Ended]:
-    """Runs the command in this process; its exit code and what it says."""
+    """Return a function that runs the command in this process and returns its exit code and its output."""
     settings.DEMO = False
     for name, value in environment(simulator).items():
         setattr(settings, name, value)
@@ -57,11 +58,11 @@ def conform(simulator: Simulator, settings: Any, short_pauses: None) -> Callable
             setattr(settings, name, value)
         try:
             call_command("conformance", "--yes", *options, stdout=stdout)
-        except SystemExit as ended:
-            return int(str(ended.code)), stdout.getvalue()
+        except SystemExit as exit:
+            return int(str(exit.code)), stdout.getvalue()
         except CommandError as error:
             return error.returncode, str(error)
-        raise AssertionError("it ended without a word")
+        raise AssertionError("the command ended without an exit code")
 
     return conform
 
@@ -77,17 +78,17 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "QUEUE_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(orchestrator, "FIRST_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(orchestrator, "MAX_BACKOFF_SECONDS", 0.02)
-    monkeypatch.setattr(conformance, "AFTERWARDS_SECONDS", 0.3)
+    monkeypatch.setattr(expectations, "EVENTUALLY_SECONDS", 0.3)
 
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Fewer rehearsals, where the others add nothing."""
+    """Return a function that limits the command to some scenarios, for tests in which the others add nothing."""
 
     def only(*names: str) -> None:
-        chosen = tuple(rehearsal for rehearsal in conformance.REHEARSALS if rehearsal.name in names)
+        chosen = tuple(scenario for scenario in scenarios.SCENARIOS if scenario.name in names)
         assert len(chosen) == len(names)
-        monkeypatch.setattr(conformance, "REHEARSALS", chosen)
+        monkeypatch.setattr(scenarios, "SCENARIOS", chosen)
 
     return only
 
@@ -105,7 +106,7 @@ def environment(simulator: Simulator) -> dict[str, Any]:
 
 
 def start(tmp_path: Path, *options: str, stdin: int = subprocess.DEVNULL, **env: Any) -> "subprocess.Popen[str]":
-    """The command as an operator starts it."""
+    """Start the command as an operator does."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
     return subprocess.Popen(
         [sys.executable, "manage.py", "conformance", *options],
@@ -119,65 +120,67 @@ def start(tmp_path: Path, *options: str, stdin: int = subprocess.DEVNULL, **env:
 
 
 def end(process: "subprocess.Popen[str]") -> Ended:
-    said, _ = process.communicate(timeout=60)
-    assert "Traceback" not in said
-    return process.returncode, said
+    output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output
+    return process.returncode, output
 
 
-def there(simulator: Simulator) -> dict[str, int]:
+def object_counts(simulator: Simulator) -> dict[str, int]:
     state = simulator.state()
-    return {kind: len(state[kind]) for kind in KINDS}
+    return {name: len(state[name]) for name in LISTS}
 
 
-def differences(said: str) -> list[str]:
-    return re.findall(r"^  differs  (.*)$", said.rpartition("expectations held")[2], re.MULTILINE)
+def differences(output: str) -> list[str]:
+    return re.findall(r"^  differs  (.*)$", output.rpartition("expectations met")[2], re.MULTILINE)
 
 
-# -- as it should be ---------------------------------------------------------------------------------------------------
+# -- a server as expected ----------------------------------------------------------------------------------------------
 
 
-def test_all_well_is_seen_and_nothing_is_left(simulator: Simulator, tmp_path: Path) -> None:
+def test_a_server_as_expected_meets_all_expectations_and_nothing_is_left(simulator: Simulator, tmp_path: Path) -> None:
     simulator.turn(pull=0.3)
-    mine = simulator.application(simulator.project("somebody-elses")[1])
-    code, said = end(start(tmp_path, "--yes", "--second-image", "registry.test/shop/web:2", **environment(simulator)))
-    assert code == 0, said
-    assert " differs  " not in said
-    for rehearsal in conformance.REHEARSALS:
-        assert f"{rehearsal.name}: {rehearsal.sentence}" in said
-    assert "its source and image: docker registry.test/shop/web:2" in said
-    assert "held  d  its deploy waits in Dokploy's queue when it is stopped: yes" in said
-    assert "REGISTRY_UNREACHABLE" in said
-    assert re.search(r"\n\d{3} expectations held, 0 differ, 0 not seen, nothing left at Dokploy, in \d+ s\.\n", said)
-    assert KEY not in said
-    assert "throwaway #" not in said, "a variable's value is shown"
-    assert [row["applicationId"] for row in simulator.state()["applications"]] == [mine["applicationId"]]
+    foreign = simulator.application(simulator.project("foreign")[1])
+    code, output = end(start(tmp_path, "--yes", "--second-image", "registry.test/shop/web:2", **environment(simulator)))
+    assert code == 0, output
+    assert " differs  " not in output
+    for scenario in scenarios.SCENARIOS:
+        assert f"{scenario.name}: {scenario.title}" in output
+    assert "source and image: docker registry.test/shop/web:2" in output
+    assert "ok  d  waits in Dokploy's queue when it is stopped: yes" in output
+    assert "REGISTRY_UNREACHABLE" in output
+    assert re.search(r"\n\d{3} expectations met, 0 differ, 0 skipped, nothing left in Dokploy, in \d+ s\.\n", output)
+    assert KEY not in output
+    assert "throwaway #" not in output, "the output contains the value of a variable"
+    assert [row["applicationId"] for row in simulator.state()["applications"]] == [foreign["applicationId"]]
 
 
-def test_a_queue_that_never_waits_is_said_and_is_no_difference(
+def test_a_queue_in_which_nothing_waits_is_skipped_and_not_a_difference(
     simulator: Simulator, conform: Any, only: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only("cancel")
-    monkeypatch.setattr(conformance, "FILLERS", 0)
-    code, said = conform()
-    assert code == 0, said
-    assert "0 differ, 1 not seen, nothing left" in said
-    assert "not seen  cancel: a deploy that waits in Dokploy's queue: it began too soon" in said
-    assert there(simulator) == NOTHING
+    monkeypatch.setattr(scenarios, "FILLERS", 0)
+    code, output = conform()
+    assert code == 0, output
+    assert "0 differ, 1 skipped, nothing left" in output
+    assert "skipped  cancel: no deployment waited in Dokploy's queue: it started too soon" in output
+    assert object_counts(simulator) == NOTHING
 
 
-def test_where_dokploy_runs_several_at_a_time_the_cancel_is_seen_too(
+def test_the_cancellation_is_tested_also_if_dokploy_runs_several_deployments_at_a_time(
     simulator: Simulator, conform: Any, only: Any
 ) -> None:
     only("deploy", "cancel")
     simulator.turn(pull=0.4)
     simulator.do("settings.updateBuildsConcurrency", buildsConcurrency=3)
-    code, said = conform()
-    assert code == 0, said
-    assert "its deploy waits in Dokploy's queue when it is stopped: yes" in said
-    assert there(simulator) == NOTHING
+    code, output = conform()
+    assert code == 0, output
+    assert "waits in Dokploy's queue when it is stopped: yes" in output
+    assert object_counts(simulator) == NOTHING
 
 
-def test_a_reader_that_goes_away_stops_nothing(simulator: Simulator, conform: Any, only: Any) -> None:
+def test_the_command_goes_on_when_the_reader_of_its_output_has_gone(
+    simulator: Simulator, conform: Any, only: Any
+) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
@@ -185,157 +188,159 @@ def test_a_reader_that_goes_away_stops_nothing(simulator: Simulator, conform: An
     only("deploy")
     assert conform(stdout=Gone())[0] == 0
     assert simulator.state()["calls"]["project.create"] > 0
-    assert there(simulator) == NOTHING
+    assert object_counts(simulator) == NOTHING
 
 
-# -- reality that differs ----------------------------------------------------------------------------------------------
+# -- servers that differ -----------------------------------------------------------------------------------------------
 
 
-def test_stacks_that_never_answer_are_a_difference_and_are_taken_away(
+def test_stacks_that_never_answer_are_a_difference_and_are_removed(
     simulator: Simulator, conform: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conformance, "FILLERS", 0)  # a deploy that waits is stopped, and not asked whether it answers
+    monkeypatch.setattr(scenarios, "FILLERS", 0)  # a deployment that waits would be stopped before its health check
     simulator.turn(container_status="Exited (1) 2 seconds ago")
-    code, said = conform()
+    code, output = conform()
     assert code == 1
-    found = differences(said)
-    assert [line.partition(":")[0] for line in found] == ["deploy", "undo", "cancel", "two at once"]
-    assert all("expected no failure, saw HEALTH_NO_ANSWER in verifying_health" in line for line in found)
-    assert "Exited (1) 2 seconds ago" in found[0]
-    assert "not seen  redeploy: there is no stack" in said
-    assert "4 differ" in said
-    assert "nothing left at Dokploy" in said
-    assert there(simulator) == NOTHING
+    different = differences(output)
+    assert [line.partition(":")[0] for line in different] == ["deploy", "undo", "cancel", "concurrent"]
+    assert all("expected no failure, got HEALTH_NO_ANSWER in verifying_health" in line for line in different)
+    assert "Exited (1) 2 seconds ago" in different[0]
+    assert "skipped  redeploy: no stack" in output
+    assert "4 differ" in output
+    assert "nothing left in Dokploy" in output
+    assert object_counts(simulator) == NOTHING
 
 
-def test_what_cannot_be_removed_is_named(simulator: Simulator, conform: Any, only: Any) -> None:
-    only("refused image", "undo")
+def test_objects_that_cannot_be_removed_are_listed(simulator: Simulator, conform: Any, only: Any) -> None:
+    only("missing image", "undo")
     simulator.fault("application.delete", "error500", times=None)
-    code, said = conform()
+    code, output = conform()
     assert code == 1
-    assert "b  what the undo leaves: expected none, saw the application (" in said
-    assert "4 left at Dokploy" in said
+    assert "b  left after the undo: expected none, got the application (" in output
+    assert "4 left in Dokploy" in output
     state = simulator.state()
-    for kind in ("project", "application"):
-        rows = state[f"{kind}s"]
+    for resource_type in ("project", "application"):
+        rows = state[f"{resource_type}s"]
         assert len(rows) == 2
         for row in rows:
-            assert f"     left  {kind} {row['name']} ({row[f'{kind}Id']})" in said
+            assert f"     left  {resource_type} {row['name']} ({row[f'{resource_type}Id']})" in output
 
 
-def test_an_image_that_every_registry_refuses_is_a_difference_with_its_reason(
+def test_an_image_that_cannot_be_pulled_is_a_difference_with_its_reason(
     simulator: Simulator, conform: Any, only: Any
 ) -> None:
-    only("deploy", "refused image")
+    only("deploy", "missing image")
     simulator.turn(pull_error="the registry is on strike")
-    code, said = conform()
+    code, output = conform()
     assert code == 1
-    [found] = differences(said)
-    assert found.startswith("deploy: it goes through: expected no failure, saw IMAGE_PULL_FAILED in deploying")
-    assert there(simulator) == NOTHING
+    [different] = differences(output)
+    assert different.startswith("deploy: completes: expected no failure, got IMAGE_PULL_FAILED in deploying")
+    assert object_counts(simulator) == NOTHING
 
 
-def test_an_address_that_somebody_else_answers_is_a_difference(simulator: Simulator, conform: Any, only: Any) -> None:
+def test_an_address_at_which_another_server_answers_is_a_difference(
+    simulator: Simulator, conform: Any, only: Any
+) -> None:
     only("deploy", "remove")
     elsewhere = f"127.0.0.1:{simulator.port}"
-    code, said = conform("--health-path", "/api/health", STACK_ROUTER_ADDRESS=elsewhere)
+    code, output = conform("--health-path", "/api/health", STACK_ROUTER_ADDRESS=elsewhere)
     assert code == 1
-    assert differences(said) == [
-        "deploy: a  its address answers before it is there: expected no, saw yes",
-        "remove: a  its address answers: expected no, saw yes",
+    assert differences(output) == [
+        "deploy: a  address answers before the deployment: expected no, got yes",
+        "remove: a  address answers: expected no, got yes",
     ]
-    assert there(simulator) == NOTHING
+    assert object_counts(simulator) == NOTHING
 
 
-def test_questions_that_are_not_answered_are_a_difference(simulator: Simulator, conform: Any, only: Any) -> None:
+def test_a_procedure_that_fails_is_a_difference(simulator: Simulator, conform: Any, only: Any) -> None:
     only("deploy")
     simulator.fault("application.one", "error500", times=None, text="it's me again")
-    code, said = conform()
+    code, output = conform()
     assert code == 1
-    [found] = differences(said)
-    assert "Dokploy answers: expected what was asked for, saw DOKPLOY_UNAVAILABLE" in found
-    assert there(simulator) == NOTHING
+    [different] = differences(output)
+    assert "Dokploy answers: expected an answer, got DOKPLOY_UNAVAILABLE" in different
+    assert object_counts(simulator) == NOTHING
 
 
 async def test_a_container_that_outlives_its_stack_is_a_difference(
     tmp_path: Path, short_pauses: None, only: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dokploy says that it deleted an application also where the engine did not answer it."""
+    """Dokploy reports success for a deletion also when its container engine did not answer."""
     only("undo")
     monkeypatch.setattr(containers, "STOP_SECONDS", 0.2)
     simulator = Simulator(tmp_path)
-    said: list[str] = []
+    lines: list[str] = []
     dokploy = Dokploy(f"http://127.0.0.1:{simulator.port}", KEY)
     try:
         router = f"127.0.0.1:{simulator.router.base_url.port}"
-        ground = conformance.Ground(IMAGE, IMAGE, 8080, "http://{name}.apps.test", router_address=router)
-        stage = conformance.Stage(dokploy, ground, said.append, key=KEY)
+        config = conformance.StackConfig(IMAGE, IMAGE, 8080, "http://{name}.apps.test", router_address=router)
+        session = conformance.Session(dokploy, config, lines.append, key=KEY)
         simulator.close_gate("application.delete")
-        running = asyncio.create_task(conformance.run(stage, asyncio.Event(), limit=30))
+        running = asyncio.create_task(conformance.run(session, asyncio.Event(), limit=30))
         assert await asyncio.to_thread(simulator.wait_at, "application.delete") == 1
         simulator.turn(engine="down")
         simulator.open_gate("application.delete")
-        await asyncio.to_thread(until, lambda: "container engine does not answer" in str(said))
+        await asyncio.to_thread(until, lambda: "container engine does not answer" in str(lines))
         simulator.turn(engine="up")
         assert await running is False
         [service] = simulator.state()["services"]
     finally:
         await dokploy.aclose()
         simulator.close()
-    assert f"docker service rm {service['name']}" in stage.differences[0]
-    assert stage.differences[-1].startswith(f"undo: c  containers of it: expected none, saw {service['name']}.1.")
-    assert stage.left == []
+    assert f"docker service rm {service['name']}" in session.differences[0]
+    assert session.differences[-1].startswith(f"undo: c  containers: expected none, got {service['name']}.1.")
+    assert session.leftovers == []
 
 
-def test_the_limit_ends_it_and_a_deploy_that_hangs_is_named(
+def test_the_time_limit_ends_the_command_and_a_deployment_that_hangs_is_listed(
     simulator: Simulator, conform: Any, only: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only("deploy", "redeploy")
     monkeypatch.setattr(deploy, "SETTLE_SECONDS", 0.2)
     simulator.close_gate("stall")
-    code, said = conform("--minutes", "0.05")
+    code, output = conform("--minutes", "0.05")
     assert code == 1
-    assert differences(said) == ["deploy: it goes through: expected its end, saw none within the 3 s for all"]
-    assert "not seen  redeploy: not begun" in said
+    assert differences(output) == ["deploy: completes: expected its end, got none within the limit of 3 s"]
+    assert "skipped  redeploy: not started" in output
     state = simulator.state()
-    assert f"left  project {state['projects'][0]['name']}" in said
-    assert "left  a deploy in the queue (deployportal/conformance-" in said
-    assert "3 left at Dokploy" in said
+    assert f"left  project {state['projects'][0]['name']}" in output
+    assert "left  a deployment in the queue (deployportal/conformance-" in output
+    assert "3 left in Dokploy" in output
 
 
-# -- stopped in the middle ---------------------------------------------------------------------------------------------
+# -- stopped by a signal -----------------------------------------------------------------------------------------------
 
 
-def test_a_signal_in_the_middle_of_a_deploy_leaves_nothing(simulator: Simulator, tmp_path: Path) -> None:
+def test_a_signal_during_a_deployment_leaves_nothing(simulator: Simulator, tmp_path: Path) -> None:
     simulator.close_gate("pull")
     process = start(tmp_path, "--yes", **environment(simulator))
     until(lambda: simulator.wait_at("pull"))
     process.send_signal(signal.SIGTERM)
     read_until(process, "Waiting for Dokploy to finish the running deployment")
     simulator.open_gate("pull")
-    code, said = end(process)
+    code, output = end(process)
     assert code == 1
-    assert "deploy: it goes through: expected its end, saw a signal to stop" in said
-    assert "not seen  remove: not begun" in said
-    assert "nothing left at Dokploy" in said
-    assert there(simulator) == NOTHING
+    assert "deploy: completes: expected its end, got a signal to stop" in output
+    assert "skipped  remove: not started" in output
+    assert "nothing left in Dokploy" in output
+    assert object_counts(simulator) == NOTHING
 
 
-def test_what_a_call_that_was_broken_off_makes_later_is_found(simulator: Simulator, tmp_path: Path) -> None:
+def test_an_object_that_a_cancelled_call_creates_later_is_found(simulator: Simulator, tmp_path: Path) -> None:
     simulator.close_gate("project.create")
     process = start(tmp_path, "--yes", **environment(simulator))
     until(lambda: simulator.wait_at("project.create"))
-    looks = simulator.state()["calls"]["project.all"]
+    searches = simulator.state()["calls"]["project.all"]
     process.send_signal(signal.SIGINT)
-    until(lambda: simulator.state()["calls"]["project.all"] > looks, 20)  # once the call in hand has had its time
+    until(lambda: simulator.state()["calls"]["project.all"] > searches, 20)  # after the pending call has timed out
     simulator.open_gate("project.create")
     until(lambda: simulator.state()["projects"])
-    code, said = end(process)
+    code, output = end(process)
     assert code == 1
-    assert "Stopping: what was made is taken away first." in said
-    assert "a  Removing the project" in said
-    assert "nothing left at Dokploy" in said
-    assert there(simulator) == NOTHING
+    assert "Stopping: everything that was created is removed first." in output
+    assert "a  Removing the project" in output
+    assert "nothing left in Dokploy" in output
+    assert object_counts(simulator) == NOTHING
 
 
 def read_until(process: "subprocess.Popen[str]", words: str) -> None:
@@ -343,54 +348,54 @@ def read_until(process: "subprocess.Popen[str]", words: str) -> None:
     for line in process.stdout:
         if words in line:
             return
-    raise AssertionError(f"it never said {words!r}")
+    raise AssertionError(f"The output does not contain {words!r}.")
 
 
-# -- not begun ---------------------------------------------------------------------------------------------------------
+# -- not started -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "given", "says"),
+    ("options", "changed", "text"),
     [
-        ((), {"DEMO": True}, "Name a real server by DOKPLOY_URL and DOKPLOY_API_KEY"),
+        ((), {"DEMO": True}, "Set DOKPLOY_URL and DOKPLOY_API_KEY for a real server"),
         ((), {"DOKPLOY_API_KEY": ""}, "DOKPLOY_API_KEY is not"),
         ((), {"DOKPLOY_API_KEY": "key-canary"}, "Dokploy refuses the key"),
         ((), {"DOKPLOY_URL": "http://127.0.0.1:9"}, "connection to 127.0.0.1, port 9, failed"),
         ((), {"STACK_URL": "http://apps.test"}, "does not give each stack its own address"),
-        (("--second-image", "No Image"), {}, "'No Image' is no image"),
-        (("--port", "0"), {}, "0 is no port"),
+        (("--second-image", "No Image"), {}, "'No Image' is not an image"),
+        (("--port", "0"), {}, "0 is not a port"),
     ],
 )
-def test_what_it_cannot_begin_with_is_a_sentence(
-    simulator: Simulator, conform: Any, options: tuple[str, ...], given: dict[str, Any], says: str
+def test_a_wrong_setting_or_option_is_reported_and_nothing_starts(
+    simulator: Simulator, conform: Any, options: tuple[str, ...], changed: dict[str, Any], text: str
 ) -> None:
-    code, said = conform(*options, **given)
+    code, output = conform(*options, **changed)
     assert code == 2
-    assert says in said
-    assert "key-canary" not in said
+    assert text in output
+    assert "key-canary" not in output
 
 
-def test_a_version_with_known_vulnerabilities_is_given_no_stack(simulator: Simulator, conform: Any) -> None:
+def test_a_version_with_known_vulnerabilities_gets_no_stack(simulator: Simulator, conform: Any) -> None:
     simulator.turn(version="v0.29.2")
-    code, said = conform()
+    code, output = conform()
     assert code == 2
-    assert "Dokploy v0.29.2 has known vulnerabilities" in said
+    assert "Dokploy v0.29.2 has known vulnerabilities" in output
 
 
-def test_without_a_yes_nothing_is_made(simulator: Simulator, tmp_path: Path) -> None:
+def test_nothing_is_created_without_a_confirmation(simulator: Simulator, tmp_path: Path) -> None:
     before = simulator.state()["calls"].get("project.create", 0)
-    code, said = end(start(tmp_path, **environment(simulator)))
+    code, output = end(start(tmp_path, **environment(simulator)))
     assert code == 2
-    assert "add --yes" in said
-    assert "marked deployportal/conformance-" in said
+    assert "add --yes" in output
+    assert "marked deployportal/conformance-" in output
 
-    terminal, theirs = pty.openpty()
-    process = start(tmp_path, stdin=theirs, **environment(simulator))
+    terminal, stdin = pty.openpty()
+    process = start(tmp_path, stdin=stdin, **environment(simulator))
     os.write(terminal, b"no\n")
-    code, said = end(process)
+    code, output = end(process)
     os.close(terminal)
-    os.close(theirs)
+    os.close(stdin)
     assert code == 2
-    assert "Type yes to begin" in said
-    assert "Nothing was done." in said
+    assert "Type yes to start" in output
+    assert "Nothing was done." in output
     assert simulator.state()["calls"].get("project.create", 0) == before

@@ -1,3 +1,5 @@
+"""The command `conformance`: rehearse the portal's operations on the Dokploy server, with throwaway stacks."""
+
 import asyncio
 import contextlib
 import signal
@@ -18,52 +20,53 @@ MINUTE = 60.0
 
 class Command(BaseCommand):
     help = (
-        "Rehearses with throwaway stacks whether the Dokploy server at DOKPLOY_URL does what the portal relies on, and "
-        "takes them away again. Ends with 0 (it does, and nothing is left), 1 (it does not) or 2 (not begun)."
+        "Tests with throwaway stacks whether the Dokploy server at DOKPLOY_URL behaves as the portal expects, and "
+        "removes them. Exit code: 0 if it does and nothing is left, 1 if not, 2 if the test did not start."
     )
-    requires_system_checks: list[str] = []  # those of this are made below: what is wrong ends with 2
+    requires_system_checks: list[str] = []  # `_read_config` runs those that matter, and exits with 2
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--image", default=settings.STACK_IMAGE, help="default: STACK_IMAGE (%(default)s)")
-        parser.add_argument("--second-image", help="for the redeploy (default: the same, with another variable)")
+        parser.add_argument("--second-image", help="for the redeployment (default: the same image, another variable)")
         parser.add_argument("--port", type=int, default=settings.STACK_PORT, help="default: STACK_PORT (%(default)s)")
         parser.add_argument("--health-path", default=settings.STACK_HEALTH_PATH, help="default: %(default)s")
-        parser.add_argument("--minutes", type=float, default=30.0, help="for all of it (default: %(default)s)")
-        parser.add_argument("--yes", action="store_true", help="do not ask before it begins")
+        parser.add_argument("--minutes", type=float, default=30.0, help="time limit (default: %(default)s)")
+        parser.add_argument("--yes", action="store_true", help="do not ask before it starts")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if settings.DEMO:
-            raise _not_begun("The demo has a simulator only. Name a real server by DOKPLOY_URL and DOKPLOY_API_KEY.")
-        ground = self.ground(options)
-        self.examine()
+            raise _not_started("The demo has only a simulator. Set DOKPLOY_URL and DOKPLOY_API_KEY for a real server.")
+        config = self._read_config(options)
+        self._check_server()
         dokploy = Dokploy(
             settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY, calls_per_second=settings.DOKPLOY_CALLS_PER_SECOND
         )
-        stage = conformance.Stage(dokploy, ground, self.say, key=settings.DOKPLOY_API_KEY)
-        self.say(f"Throwaway stacks: {ground.url.replace('{name}', f'{stage.name}-a')} and so on, marked {stage.mark}…")
-        self.say(f"Images: {ground.image}, then {ground.second_image}; port {ground.port}")
+        session = conformance.Session(dokploy, config, self._write, key=settings.DOKPLOY_API_KEY)
+        first_url = config.url.replace("{name}", f"{session.name}-a")
+        self._write(f"Throwaway stacks: {first_url} and so on, marked {session.mark}…")
+        self._write(f"Images: {config.image}, then {config.second_image}; port {config.port}")
         if not options["yes"]:
-            self.ask()
-        began = time.monotonic()
-        went_well = asyncio.run(self.rehearse(stage, options["minutes"] * MINUTE))
-        self.sum_up(stage, time.monotonic() - began)
-        sys.exit(0 if went_well else 1)
+            self._confirm()
+        started = time.monotonic()
+        passed = asyncio.run(self._run(session, options["minutes"] * MINUTE))
+        self._write_summary(session, time.monotonic() - started)
+        sys.exit(0 if passed else 1)
 
-    def ground(self, options: dict[str, Any]) -> conformance.Ground:
-        """What is asked for, looked at before anything is."""
+    def _read_config(self, options: dict[str, Any]) -> conformance.StackConfig:
+        """Return the configuration. Raise CommandError when a setting or an option is wrong."""
         for message in (*system_checks.check_dokploy(), *system_checks.check_stacks()):
             if message.is_serious():
-                raise _not_begun(f"{message.msg} {message.hint or ''}")
-            self.say(message.msg)
+                raise _not_started(f"{message.msg} {message.hint or ''}")
+            self._write(message.msg)
         images = options["image"], options["second_image"] or options["image"]
         for image in images:
             try:
                 validation.validate_image(image)
             except ValueError as error:
-                raise _not_begun(f"{image!r} is no image. {error}") from None
+                raise _not_started(f"{image!r} is not an image. {error}") from None
         if options["port"] not in system_checks.PORTS:
-            raise _not_begun(f"{options['port']} is no port.")
-        return conformance.Ground(
+            raise _not_started(f"{options['port']} is not a port.")
+        return conformance.StackConfig(
             *images,
             port=options["port"],
             url=settings.STACK_URL,
@@ -74,58 +77,60 @@ class Command(BaseCommand):
             router_address=settings.STACK_ROUTER_ADDRESS,
         )
 
-    def examine(self) -> None:
-        """Whether the server can be asked at all, and who it is."""
-        self.say(f"The Dokploy server at {settings.DOKPLOY_URL}:")
-        found = asyncio.run(dokploy_checks.examine(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY))
-        for message in found:
+    def _check_server(self) -> None:
+        """Write the results of the server's checks. Raise CommandError when one of them fails."""
+        self._write(f"The Dokploy server at {settings.DOKPLOY_URL}:")
+        messages = asyncio.run(dokploy_checks.examine(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY))
+        for message in messages:
             if not message.is_serious():
-                self.say(f"  {message.msg}")
-        wrong = [f"{message.msg} {message.hint or ''}" for message in found if message.is_serious()]
-        if wrong:
-            raise _not_begun("\n".join(wrong))
+                self._write(f"  {message.msg}")
+        errors = [f"{message.msg} {message.hint or ''}" for message in messages if message.is_serious()]
+        if errors:
+            raise _not_started("\n".join(errors))
 
-    def ask(self) -> None:
+    def _confirm(self) -> None:
+        """Ask the operator whether to start. Raise CommandError for any answer but yes."""
         if not sys.stdin.isatty():
-            raise _not_begun("Nobody can be asked here whether to begin: add --yes.")
+            raise _not_started("There is no terminal to ask for a confirmation: add --yes.")
         answer = ""
         with contextlib.suppress(EOFError, KeyboardInterrupt):
-            answer = input("This makes throwaway stacks on that server, and removes them. Type yes to begin: ")
+            answer = input("This creates throwaway stacks on that server and removes them. Type yes to start: ")
         if answer.strip().lower() != "yes":
-            raise _not_begun("Nothing was done.")
+            raise _not_started("Nothing was done.")
 
-    async def rehearse(self, stage: conformance.Stage, limit: float) -> bool:
+    async def _run(self, session: conformance.Session, limit: float) -> bool:
+        """Run the session for at most `limit` seconds, or until a signal arrives. Return whether it passed."""
         stop = asyncio.Event()
 
-        def stopped() -> None:
-            self.say("Stopping: what was made is taken away first.")
+        def on_signal() -> None:
+            self._write("Stopping: everything that was created is removed first.")
             stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup is meant
-                asyncio.get_running_loop().add_signal_handler(number, stopped)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
+                asyncio.get_running_loop().add_signal_handler(number, on_signal)
         try:
-            return await conformance.run(stage, stop, limit=limit)
+            return await conformance.run(session, stop, limit=limit)
         finally:
-            await stage.dokploy.aclose()
+            await session.dokploy.aclose()
 
-    def sum_up(self, stage: conformance.Stage, seconds: float) -> None:
-        for what in stage.left:
-            self.say(f"     left  {what}")
-        if not stage.left:
-            self.say("           nothing")
-        counts = f"{stage.held} expectations held, {len(stage.differences)} differ, {len(stage.not_seen)} not seen"
-        self.say(f"\n{counts}, {len(stage.left) or 'nothing'} left at Dokploy, in {seconds:.0f} s.")
-        for what in stage.differences:
-            self.say(f"  differs  {what}")
-        for what in stage.not_seen:
-            self.say(f" not seen  {what}")
+    def _write_summary(self, session: conformance.Session, seconds: float) -> None:
+        for leftover in session.leftovers:
+            self._write(f"     left  {leftover}")
+        if not session.leftovers:
+            self._write("           nothing is left")
+        counts = f"{session.met} expectations met, {len(session.differences)} differ, {len(session.skipped)} skipped"
+        self._write(f"\n{counts}, {len(session.leftovers) or 'nothing'} left in Dokploy, in {seconds:.0f} s.")
+        for difference in session.differences:
+            self._write(f"  differs  {difference}")
+        for reason in session.skipped:
+            self._write(f"  skipped  {reason}")
 
-    def say(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # a reader that went away is no reason to leave stacks behind
+    def _write(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # the cleanup must go on even if the reader of the output has gone
             self.stdout.write(line)
             self.stdout.flush()
 
 
-def _not_begun(why: str) -> CommandError:
-    return CommandError(why.strip(), returncode=2)
+def _not_started(reason: str) -> CommandError:
+    return CommandError(reason.strip(), returncode=2)
