@@ -1,4 +1,4 @@
-"""Secrets at rest. The first key encrypts, all keys decrypt, so that keys can be rotated."""
+"""Encrypts secrets at rest (Fernet). The first key encrypts, all keys decrypt, so that keys can be rotated."""
 
 import json
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
 
-DECRYPTION_FAILED = "A stored secret cannot be read: its key is not among ENCRYPTION_KEYS."
+DECRYPTION_FAILED = "A stored secret can't be decrypted: its key is not among ENCRYPTION_KEYS."
 
 
 class DecryptionError(Exception):
-    """A secret was encrypted with a key that is not among ENCRYPTION_KEYS."""
+    """No key among ENCRYPTION_KEYS decrypts the secret."""
 
 
 def _fernet() -> MultiFernet:
@@ -18,12 +18,12 @@ def _fernet() -> MultiFernet:
 
 
 def encrypt(value: Any) -> str:
-    """Any JSON value as encrypted text; nothing ("", {}, None) as empty text."""
+    """Return a JSON value as encrypted text; an empty value ("", {}, None) as empty text."""
     return _fernet().encrypt(json.dumps(value).encode()).decode() if value else ""
 
 
 def decrypt(token: str) -> Any:
-    """The value, or None for empty text. Raises DecryptionError when no key fits."""
+    """Return the value, or None for empty text. Raise DecryptionError if no key fits."""
     if not token:
         return None
     try:
@@ -33,7 +33,7 @@ def decrypt(token: str) -> Any:
 
 
 def rotate(token: str) -> str:
-    """The same secret, encrypted with the first key. Raises DecryptionError when no key fits."""
+    """Return the same secret encrypted with the first key. Raise DecryptionError if no key fits."""
     try:
         return _fernet().rotate(token.encode()).decode() if token else ""
     except InvalidToken:

@@ -1,4 +1,4 @@
-"""The deploy form, and what it shares with the API: one reading of names, templates and parameters."""
+"""The pages' forms, and the reading of parameters that form and API share."""
 
 import hashlib
 import secrets
@@ -13,14 +13,14 @@ from .models import Deployment, DeploymentRequest, Refusal, Stack, Template
 
 LOCK_SECONDS = 15 * 60
 TRIES = 5
-LOST_SECRET = "What was set cannot be read any more. Give it again."  # noqa: S105
+LOST_SECRET = "The stored value can't be decrypted. Enter it again."  # noqa: S105
 
 
 def read_parameters(template: Template, given: dict[str, Any], stack: Stack | None = None) -> dict[str, Any]:
-    """The parameters, checked and typed, defaults filled in. Raises Refusal INVALID_PARAMETER with the field.
+    """Return the parameters, validated and typed, with defaults.
 
-    given: values by key, as JSON has them; keys that the template does not know are refused.
-    stack: what it has is kept where nothing is given, and where a secret is left empty; CONFLICT where that is lost.
+    given: values by key, as in JSON. stack: keeps its values for keys that are not given and for empty secrets.
+    Raise Refusal INVALID_PARAMETER with the field, or CONFLICT when a kept secret can't be decrypted.
     """
     fields, secret = template.form_fields(), template.secret_keys()
     former, lost = (stack.parameters(template), stack.unreadable_secrets(template)) if stack else ({}, set())
@@ -34,7 +34,7 @@ def read_parameters(template: Template, given: dict[str, Any], stack: Stack | No
 
 
 class DeployForm(forms.Form):
-    """A name, a template, and the parameters of all templates offered, named <slug>-<key>; the chosen one's count."""
+    """A name, a template, and the parameters of all offered templates, in fields named <slug>-<key>."""
 
     name = forms.CharField(max_length=30, required=False)
     template = forms.ModelChoiceField(Template.objects.none(), to_field_name="slug", empty_label=None)
@@ -52,7 +52,7 @@ class DeployForm(forms.Form):
         self.fields["idempotency_key"].initial = secrets.token_hex(16)
         for template in self.offered:
             for key, field in template.form_fields().items():
-                field.required = False  # only the chosen template's parameters count; they are checked in clean
+                field.required = False  # clean() checks the parameters of the chosen template
                 self.fields[f"{template.slug}-{key}"] = field
 
     def offer(self) -> list[Template]:
@@ -94,7 +94,7 @@ class DeployForm(forms.Form):
         return cleaned
 
     def deploy(self, address: str) -> Deployment | None:
-        """The run that was asked for, or None with the reason among the form's errors."""
+        """Request the deployment. Return None, with the reason among the form's errors, if it is refused."""
         try:
             return self.request(address)
         except Refusal as refusal:
@@ -114,7 +114,7 @@ class DeployForm(forms.Form):
 
 
 class RedeployForm(DeployForm):
-    """The same for a stack that is there: filled in with what it has. A secret that is left empty stays as it is."""
+    """The form for an existing stack, filled in with its values. A secret that is left empty keeps its value."""
 
     stack: Stack
 
@@ -133,10 +133,10 @@ class RedeployForm(DeployForm):
                 if key in shown and key not in secret:
                     field.initial = value == "true" if isinstance(field, forms.BooleanField) else value
                 elif value and key in secret:
-                    field.help_text = f"{field.help_text} Leave it empty to keep the one that is set.".strip()
+                    field.help_text = f"{field.help_text} Leave it empty to keep the current value.".strip()
 
     def offer(self) -> list[Template]:
-        """What may be deployed, and what the stack is made of, even if that is not offered any more."""
+        """Return the offered templates, and the stack's own even if it is no longer offered."""
         offered = super().offer()
         return offered if self.stack.template in offered else [self.stack.template, *offered]
 
@@ -146,7 +146,7 @@ class RedeployForm(DeployForm):
 
 
 class RemoveForm(forms.Form):
-    """Removing takes typing the stack's name, unless nothing is there but what a failed run left."""
+    """Confirms a removal by the stack's name, unless only leftovers of a failed deployment exist."""
 
     name = forms.CharField(max_length=30, required=False)
 
@@ -157,12 +157,12 @@ class RemoveForm(forms.Form):
     def clean_name(self) -> str:
         name = str(self.cleaned_data["name"]).strip()
         if name != self.stack.name and not self.stack.is_unwanted():
-            raise ValidationError(f"To remove it, type its name: {self.stack.name}")
+            raise ValidationError(f"Type the name to remove it: {self.stack.name}")
         return name
 
 
 class LoginForm(AuthenticationForm):
-    """Django's, with a pause after too many wrong passwords for one account from one address."""
+    """Django's login form, locked for a while after too many wrong passwords for one account from one address."""
 
     def clean(self) -> dict[str, Any]:
         address = getattr(self.request, "address", "")

@@ -203,7 +203,9 @@ def test_keys_can_be_rotated(settings: Any) -> None:
     renewed = encryption.rotate(kept)
     settings.ENCRYPTION_KEYS = [new]
     assert encryption.decrypt(renewed) == {"password": CANARY}
-    with pytest.raises(encryption.DecryptionError, match=r"cannot be read: its key is not among ENCRYPTION_KEYS\.$"):
+    with pytest.raises(
+        encryption.DecryptionError, match=r"can't be decrypted: its key is not among ENCRYPTION_KEYS\.$"
+    ):
         encryption.decrypt(kept)
 
 
@@ -272,16 +274,16 @@ def test_a_secret_that_can_no_longer_be_decrypted_must_be_entered_again(people: 
         answer = client.post("/api/deploy", {"name": "shop", "parameters": parameters}, headers=header, **ASK)
         error = answer.json()["error"]
         assert (answer.status_code, error["code"], error["field"]) == (409, "CONFLICT", "API_TOKEN")
-        assert error["message"] == "API_TOKEN: What was set cannot be read any more. Give it again."
+        assert error["message"] == "API_TOKEN: The stored value can't be decrypted. Enter it again."
     client.force_login(people.owner)
     page = f"/stacks/{first.stack_id}/deploy"
     shown = client.get(page).content.decode()
-    assert "What was set cannot be read any more. Give it again." in shown
+    assert "be decrypted. Enter it again." in shown
     assert "Leave it empty to keep" not in shown
     assert 'value="hi"' in shown
     refused = client.post(page, {"template": "stack", "stack-API_TOKEN": "", "stack-GREETING": "ho"})
     assert refused.status_code == 400
-    assert "API_TOKEN: What was set cannot be read any more." in refused.content.decode()
+    assert "API_TOKEN: The stored value can" in refused.content.decode()
     assert Deployment.objects.get() == first, "nothing was begun"
     again = {"name": "shop", "parameters": {"API_TOKEN": "another"}}
     assert client.post("/api/deploy", again, headers=header, **ASK).status_code == 202

@@ -88,7 +88,7 @@ def test_a_second_portal_on_the_same_data_is_a_sentence(own_portal: Any) -> None
     portal = own_portal().start()
     answer = run("serve", env={**portal.env, "PORT": str(portal.port + 500)})
     assert answer.returncode == 2
-    assert "already runs" in answer.stderr
+    assert "already running" in answer.stderr
 
 
 def test_a_worker_on_sqlite_is_a_sentence(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from deployments.models import Deployment, DeploymentRequest, Refusal, Stack, Te
 
 
 class Command(BaseCommand):
-    help = "Deploys a stack and follows it. Ends with 0 (live), 1 (failed) or 2 (refused)."
+    help = "Deploys a stack and follows it. Exit status: 0 live, 1 failed, 2 refused."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name")
         parser.add_argument("--template", metavar="SLUG", help="the template (default: the stack's, else the first)")
         parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter")
-        parser.add_argument("--user", help="the owner (default: the demo's visitor, or the first operator)")
+        parser.add_argument("--user", help="the owner (default: the demo user, or the first operator)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -32,9 +32,9 @@ class Command(BaseCommand):
 
     def request(self, options: dict[str, Any]) -> Deployment:
         if settings.ON_SQLITE:
-            self.look_for_the_portal()
-        person = self.person(options["user"])
-        stack, offered = Stack.owned_by(person, options["name"]), Template.objects.filter(active=True)
+            self.require_running_portal()
+        user = self.user(options["user"])
+        stack, offered = Stack.owned_by(user, options["name"]), Template.objects.filter(active=True)
         if options["template"]:
             offered = offered.filter(slug=options["template"])
         template = stack.template if stack and not options["template"] else offered.first()
@@ -42,10 +42,13 @@ class Command(BaseCommand):
             raise Refusal("INVALID_PARAMETER", f"There is no template “{options['template'] or ''}”.")
         pairs = [pair.partition("=") for pair in options["set"]]
         values = read_parameters(template, {key: value for key, _, value in pairs}, stack)
-        return DeploymentRequest(person, template, values, Deployment.Via.COMMAND).deploy(options["name"])
+        return DeploymentRequest(user, template, values, Deployment.Via.COMMAND).deploy(options["name"])
 
-    def look_for_the_portal(self) -> None:
-        """On one machine `serve` runs what is deployed, and its port is part of a demo stack's address."""
+    def require_running_portal(self) -> None:
+        """Raise Refusal unless `serve` runs with these settings: on one machine it runs the deployments.
+
+        In a demo, its port is part of each stack's address.
+        """
         with open(settings.DATA_DIR / "serve.lock", "a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -53,18 +56,18 @@ class Command(BaseCommand):
                 lock.seek(0)
                 port = lock.read().strip()
                 if settings.DEMO and port != str(settings.PORT):
-                    text = f"The portal runs on port {port}. Say so: PORT={port} manage.py deploy …"
+                    text = f"The portal runs on port {port}. Use PORT={port} manage.py deploy …"
                     raise Refusal("PAUSED", text) from None
             else:
-                raise Refusal("PAUSED", "No portal runs here that could deploy it. Start it: make run")
+                raise Refusal("PAUSED", "No portal is running here. Start it: make run")
 
-    def person(self, username: str | None) -> Any:
+    def user(self, username: str | None) -> Any:
         users = get_user_model().objects.filter(is_active=True)
         if username is None and settings.DEMO:
             return identity.demo_user()
         found = users.filter(username=username) if username else users.filter(is_superuser=True).order_by("pk")
-        if person := found.first():
-            return person
+        if user := found.first():
+            return user
         if username:
             raise Refusal("FORBIDDEN", f"There is no active user “{username}”.")
-        raise Refusal("FORBIDDEN", "There is no operator yet. Make one: manage.py createsuperuser")
+        raise Refusal("FORBIDDEN", "There is no operator yet. Create one: manage.py createsuperuser")

@@ -8,16 +8,16 @@ from deployments.models import Deployment, Template
 
 
 class Command(BaseCommand):
-    help = "Encrypts every stored secret anew with the first of ENCRYPTION_KEYS; the other keys can go afterwards."
+    help = "Encrypts every stored secret with the first of ENCRYPTION_KEYS. Then the other keys can be removed."
 
     def handle(self, *args: Any, **options: Any) -> None:
         with transaction.atomic():
             count = 0
             for model, field in ((Template, "registry_password_encrypted"), (Deployment, "spec_encrypted")):
-                for id, locked in model.objects.exclude(**{field: ""}).values_list("pk", field):
+                for id, encrypted in model.objects.exclude(**{field: ""}).values_list("pk", field):
                     try:
-                        model.objects.filter(pk=id).update(**{field: encryption.rotate(locked)})
+                        model.objects.filter(pk=id).update(**{field: encryption.rotate(encrypted)})
                     except encryption.DecryptionError as error:
                         raise CommandError(f"{model.__name__} {id}: {error} Nothing was changed.") from None
                     count += 1
-        self.stdout.write(f"{count} secrets are encrypted with the first key now.")
+        self.stdout.write(f"Encrypted {count} secrets with the first key.")

@@ -1,4 +1,4 @@
-"""All in one process: web, Channels consumer and runner on Daphne's loop; in the demo the simulator beside it."""
+"""Runs everything in one process: web, Channels consumer and runner on Daphne's loop. A demo adds the simulator."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ import sys
 from typing import Any, TextIO
 
 from asgiref.sync import sync_to_async
-from daphne.server import Server  # before anything else of Twisted's: it installs the reactor
+from daphne.server import Server  # must be the first import of Twisted: it installs the reactor
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
@@ -28,7 +28,7 @@ from deployments.worker.runner import Runner
 
 STARTING_SECONDS = 20
 SAMPLE = "hello"
-RUNS_ALREADY = "The portal already runs on {}. Stop it first."
+RUNS_ALREADY = "A portal is already running with the data directory {}. Stop it first."
 
 
 class Command(BaseCommand):
@@ -37,7 +37,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--bind", default="127.0.0.1", metavar="ADDRESS", help="where to listen (never in the demo)"
+            "--bind", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (a demo always uses 127.0.0.1)"
         )
         parser.add_argument("--no-sample", action="store_true", help="deploy no sample stack on the first start")
 
@@ -45,11 +45,11 @@ class Command(BaseCommand):
         bind = "127.0.0.1" if settings.DEMO else options["bind"]
         lock = self.lock()
         for port, what in self.ports():
-            self.check_free(bind if what == "portal" else "127.0.0.1", port, what)
+            self.require_free(bind if what == "portal" else "127.0.0.1", port, what)
         call_command("setup")
         simulator = self.start_simulator() if settings.DEMO else None
         if settings.ON_SQLITE:
-            Deployment.release_all()  # we hold the lock: whoever had them is dead
+            Deployment.release_all()  # this process holds the lock, so no other worker is alive
         self.console = Console()
         self.greet(bind)
         try:
@@ -60,27 +60,27 @@ class Command(BaseCommand):
             lock.close()
         watchdog.end_soon()
 
-    # -- one of us, and its ports --------------------------------------------------------------------------------------
+    # -- the lock and the ports ----------------------------------------------------------------------------------------
 
     def lock(self) -> TextIO:
-        """Only one process may work on this data directory; the lock goes with the process, however it ends."""
+        """Lock the data directory for this process. The lock ends with the process, however it ends."""
         handle = open(settings.DATA_DIR / "serve.lock", "a+")  # noqa: SIM115 - held as long as the process lives
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CommandError(RUNS_ALREADY.format(settings.DATA_DIR), returncode=2) from None
         handle.truncate(0)
-        handle.write(str(settings.PORT))  # for manage.py deploy, which must give its stacks the same addresses
+        handle.write(str(settings.PORT))  # manage.py deploy must give its stacks the same addresses
         handle.flush()
         return handle
 
     def ports(self) -> list[tuple[int, str]]:
-        mine = [(settings.PORT, "portal")]
+        ports = [(settings.PORT, "portal")]
         if settings.DEMO:
-            mine += [(settings.SIMULATOR_PORT, "simulator"), (settings.ROUTER_PORT, "router of the simulator")]
-        return mine
+            ports += [(settings.SIMULATOR_PORT, "simulator"), (settings.ROUTER_PORT, "simulator's router")]
+        return ports
 
-    def check_free(self, bind: str, port: int, what: str) -> None:
+    def require_free(self, bind: str, port: int, what: str) -> None:
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -88,13 +88,13 @@ class Command(BaseCommand):
                 probe.bind((bind, port))
             except OSError:
                 moved = f"PORT={settings.PORT + 1000} make run"
-                text = f"Port {port}, for the {what}, is taken. Stop what uses it, or move all ports together: {moved}"
+                text = f"Port {port}, for the {what}, is in use. Stop the other process, or use other ports: {moved}"
                 raise CommandError(text, returncode=2) from None
 
     # -- the simulator -------------------------------------------------------------------------------------------------
 
     def start_simulator(self) -> subprocess.Popen[str]:
-        """A process in a session of its own: Ctrl-C is ours to hand on. It ends when our pipe closes."""
+        """Start the simulator in its own session, which Ctrl-C does not reach. It ends when its pipe closes."""
         command = [
             *(sys.executable, "-m", "deployments.simulator", "--until-stdin-closes"),
             *("--api", f"127.0.0.1:{settings.SIMULATOR_PORT}"),
@@ -118,7 +118,7 @@ class Command(BaseCommand):
         assert simulator.stdout is not None
         if not simulator.stdout.readline().startswith("ready"):
             simulator.wait(STARTING_SECONDS)
-            raise CommandError("The simulator did not start; it says why above.", returncode=2)
+            raise CommandError("The simulator did not start; the reason is printed above.", returncode=2)
         return simulator
 
     def stop_simulator(self, simulator: subprocess.Popen[str]) -> None:
@@ -145,11 +145,11 @@ class Command(BaseCommand):
             api, router = settings.SIMULATOR_PORT, settings.ROUTER_PORT
             say(f"A demo: deployments go to a simulator on this machine (its API on {api}, its router on {router}).")
         elif not get_user_model().objects.filter(is_superuser=True).exists():
-            say("There is no operator yet. Make one: .venv/bin/python manage.py createsuperuser")
+            say("There is no operator yet. Create one: .venv/bin/python manage.py createsuperuser")
         say("Stop with Ctrl-C.\n")
 
     def demo_operator(self) -> str:
-        """The demo's operator, with a password that is made once and kept beside the database."""
+        """Create the demo's operator and return the password, which is kept beside the database."""
         path = settings.DATA_DIR / "operator-password"
         operator, made = get_user_model().objects.get_or_create(
             username="operator", defaults={"is_staff": True, "is_superuser": True}
@@ -173,12 +173,12 @@ class Command(BaseCommand):
             watchdog.guard(loop)
             pubsub.bind_loop()
             tasks.add(loop.create_task(consumers.run_channel_worker(application)))
-            Runner.current().notify()  # runs that an earlier process left are due at once
+            Runner.current().notify()  # deployments of an earlier process are due at once
             if sample:
                 tasks.add(loop.create_task(self.show_sample()))
 
         def drain() -> defer.Deferred[Any]:
-            self.console.print("\nStopping. What is being deployed goes on at the next start.")
+            self.console.print("\nStopping. Deployments in progress continue at the next start.")
             for task in tasks:
                 task.cancel()
             runner = Runner._current
@@ -193,19 +193,19 @@ class Command(BaseCommand):
             websocket_max_frame_size=64 * 1024,
             server_name="deploy-portal",
         )
-        loop.call_soon(begin)  # on the loop itself: where Twisted calls back at its start, no loop runs yet
+        loop.call_soon(begin)  # Twisted's own start-up callbacks run before the event loop does
         reactor.addSystemEventTrigger("before", "shutdown", drain)  # type: ignore[arg-type]
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         server.run()
 
     async def show_sample(self) -> None:
-        run = await sync_to_async(self.sample)()
-        if run is not None:
-            await terminal.follow(run, self.console)
+        deployment = await sync_to_async(self.sample)()
+        if deployment is not None:
+            await terminal.follow(deployment, self.console)
             self.console.print(f"\nNow deploy your own: http://localhost:{settings.PORT}/\n")
 
     def sample(self) -> Deployment | None:
-        """The sample stack, on the first start only."""
+        """Deploy the sample stack, on the first start only."""
         template = Template.objects.filter(slug="web-page").first() or Template.objects.first()
         if Deployment.objects.exists() or template is None:
             return None

@@ -9,7 +9,7 @@ from deployments.models import Installation, Template
 
 
 class Command(BaseCommand):
-    help = "Brings the database up to date: migrations, the first template, this installation's id. Harmless twice."
+    help = "Updates the database: migrations, the first template, this installation's id. Idempotent."
 
     def handle(self, *args: Any, **options: Any) -> None:
         call_command("migrate", verbosity=0, interactive=False)

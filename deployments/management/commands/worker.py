@@ -11,11 +11,11 @@ from deployments.worker.runner import Runner
 
 
 class Command(BaseCommand):
-    help = "Runs deployments, scaled out: beside web processes, on PostgreSQL and Redis. SIGTERM drains it."
+    help = "Runs deployments beside separate web processes, on PostgreSQL and Redis. SIGTERM drains it."
 
     def handle(self, *args: Any, **options: Any) -> None:
         if settings.ON_SQLITE:
-            raise CommandError("On SQLite the web process runs the deployments: use manage.py serve.", returncode=2)
+            raise CommandError("With SQLite, the web process runs the deployments: use manage.py serve.", returncode=2)
         asyncio.run(self.work())
 
     async def work(self) -> None:
@@ -26,8 +26,8 @@ class Command(BaseCommand):
             loop.add_signal_handler(number, stop.set)
         watchdog.guard(loop)
         runner = Runner.current()
-        bell = asyncio.create_task(run_channel_worker(application))
+        channel_worker = asyncio.create_task(run_channel_worker(application))
         await stop.wait()
-        bell.cancel()
+        channel_worker.cancel()
         await runner.drain()
         watchdog.end_soon()
