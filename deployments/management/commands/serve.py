@@ -77,7 +77,7 @@ class Command(BaseCommand):
     def ports(self) -> list[tuple[int, str]]:
         ports = [(settings.PORT, "portal")]
         if settings.DEMO:
-            ports += [(settings.SIMULATOR_PORT, "simulator"), (settings.ROUTER_PORT, "simulator's router")]
+            ports += [(settings.SIMULATOR_PORT, "simulator"), (settings.ROUTER_PORT, "router of the simulator")]
         return ports
 
     def require_free(self, bind: str, port: int, what: str) -> None:
