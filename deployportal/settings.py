@@ -20,7 +20,7 @@ VERSION: str = tomllib.loads((BASE_DIR / "pyproject.toml").read_text())["project
 
 
 def text(name: str, default: str = "") -> str:
-    """The value of NAME, or what the file that NAME_FILE names holds, without the line break at its end."""
+    """Return the value of NAME, or the stripped content of the file that NAME_FILE names."""
     path = os.environ.get(f"{name}_FILE")
     if path:
         try:
@@ -54,7 +54,7 @@ DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def key(name: str, file: str, make: Callable[[], str]) -> str:
-    """The value of NAME, else a key of our own that is made once into the data directory, readable by us alone."""
+    """Return the value of NAME, or a key that is created once in the data directory with mode 0600."""
     if given := text(name):
         return given
     path = DATA_DIR / file

@@ -177,7 +177,7 @@ LOWER = {name.lower(): name for name in TYPED}  # Dokploy's paths are case-insen
 
 
 def call_of(entry: dict[str, Any]) -> tuple[Call, Callable[[Any], Any]]:
-    """The client's own method for the procedure, or the way that all its methods go."""
+    """Call the client's own method for the procedure, or the private method that all of them use."""
     if name := LOWER.get(entry["call"].lower()):
         return TYPED[name]
     method, procedure = entry["call"].split()
@@ -196,7 +196,7 @@ def agrees(value: Any, said: Any) -> bool:
 
 
 def class_of(error: DokployError) -> type[DokployError]:
-    """The nearest of the classes that say what to do about it."""
+    """Return the most specific error class of the table."""
     return next(kind for kind in type(error).__mro__ if kind in ERRORS.values())
 
 
@@ -322,7 +322,7 @@ async def test_every_procedure_of_the_client_is_asked_by_its_own_method_in_its_g
 
 
 def planted(value: Any) -> Any:
-    """The same with a canary in each field that holds secrets."""
+    """Return the same answer with a canary in each field that holds secrets."""
     if isinstance(value, dict):
         return {
             name: f"A={CANARY}" if name in SECRETS and not isinstance(part, dict | list) else planted(part)
@@ -340,7 +340,7 @@ def of_wrong_types(value: Any) -> Any:
 
 
 def with_secrets(error: dict[str, Any]) -> dict[str, Any]:
-    """An error that repeats what it is about, wherever there is room, but for its sentences."""
+    """Return an error that repeats the request in every field except its sentences."""
     about = dict.fromkeys(SECRETS, CANARY)
     more: dict[str, Any] = {**error, **about}
     if "data" in error:

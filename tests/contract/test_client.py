@@ -562,7 +562,7 @@ def secret_calls(client: Dokploy) -> list[Awaitable[Any]]:
 
 
 def echo(status: int, template: str) -> Behaviour:
-    """A server that repeats in its error what it was sent."""
+    """Return a behaviour that repeats the request in its error."""
 
     async def does(request: Request, writer: asyncio.StreamWriter) -> None:
         sent = f"{request.head} {request.body.decode()}"

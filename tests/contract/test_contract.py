@@ -60,7 +60,7 @@ SCENARIOS = [
 
 
 def steps_of(steps: list[Any]) -> Iterator[dict[str, Any]]:
-    """The steps with the named setups in their places."""
+    """Return the steps with the named setups inserted."""
     for step in steps:
         if isinstance(step, str):
             yield from steps_of(SETUPS[step])
@@ -90,7 +90,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
 
 @pytest.fixture
 def simulator(shared: Simulator) -> Iterator[Simulator]:
-    """The one process; what a scenario made and turned is gone afterwards."""
+    """Yield the shared process; afterwards objects and switches are reset."""
     before = shared.switches.get("settings").json()
     yield shared
     for gate in shared.switches.get("gates").json():
@@ -244,7 +244,7 @@ class Play:
         until(lambda: (answer := self.send(call)) and not differences(self.filled(call["body"]), answer.json()))
 
     def do_vanish(self, step: dict[str, Any]) -> None:
-        """A client that goes before the answer; the call is carried out all the same."""
+        """Disconnect before the answer; the call still takes effect."""
         self.simulator.close_gate("application.create")
         short = httpx.Timeout(10, read=0.05)
         with pytest.raises(httpx.ReadTimeout):
@@ -325,7 +325,7 @@ class Play:
             self.kept[name] = value_at(rows[0], row)
 
     def do_services(self, step: dict[str, Any]) -> None:
-        """What the engine was told."""
+        """Return the requests that the engine received."""
         for name, expected in self.filled(step["services"]).items():
             service = next(row for row in self.simulator.state()["services"] if row["name"] == name)
             self.compare("what the engine was told", expected, {part: service[part] for part in expected})

@@ -75,7 +75,7 @@ def people(db: None) -> People:
 
 @pytest.fixture(scope="module")
 def visitor(shared_portal: Portal) -> dict[str, str]:
-    """The header of a token of the demo's visitor."""
+    """Return the Authorization header of a token of the demo user."""
     with browser(shared_portal) as http:
         return new_token(http)
 
@@ -104,7 +104,7 @@ def post(client: Client, body: Any, **headers: str) -> Any:
 
 
 def assert_refused(answer: Any, status: int, code: str, field: str | None = None) -> dict[str, Any]:
-    """The one shape of every refusal: a code for scripts, a sentence for people."""
+    """Assert the form of a refusal: a code for scripts, a sentence for users."""
     assert (answer.status_code, answer.json().get("error", {}).get("code")) == (status, code), answer.content
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
@@ -247,7 +247,7 @@ PARAMETERS = [
 
 @pytest.fixture
 def shop(people: People) -> Template:
-    """A template with a parameter of each type."""
+    """Create a template with a parameter of each type."""
     given = {"name": "Shop", "image": "docker.io/library/caddy:2", "parameters": PARAMETERS, "position": 5}
     return Template.objects.create(slug="shop", **given)
 
@@ -703,7 +703,7 @@ def test_who_comes_back_after_the_end_gets_the_last_event_and_the_close(shared_p
 
 @pytest.fixture(scope="module")
 def finished(shared_portal: Portal) -> str:
-    """The id of an anonymous run that is over."""
+    """Return the id of an anonymous deployment that has ended."""
     id = shared_portal.deploy("api-finished")
     shared_portal.finished(id)
     return id

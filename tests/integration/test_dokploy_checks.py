@@ -33,7 +33,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
 
 @pytest.fixture
 def simulator(shared: Simulator) -> Iterator[Simulator]:
-    """The one process; what a test turned is turned back."""
+    """Yield the shared process; afterwards its switches are reset."""
     before = shared.switches.get("settings").json()
     yield shared
     shared.turn(**before)
@@ -43,7 +43,7 @@ def simulator(shared: Simulator) -> Iterator[Simulator]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Found]:
-    """Runs `manage.py check`; its exit code, the ids of what it says, and all that it says."""
+    """Run `manage.py check`; return its exit code, the ids of its messages, and its output."""
 
     def run(url: Any, *options: str, key: str = KEY) -> Found:
         env = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
@@ -202,7 +202,7 @@ class Server(ThreadingHTTPServer):
         self.thread.start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that does not like the certificate goes."""
+        """Disconnect as a client does that rejects the certificate."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -90,7 +90,7 @@ def test_a_server_that_is_not_as_it_should_be_leaves_nothing_half_made(
 
 
 def forgotten(portal: Portal, name: str) -> str:
-    """A run whose deploy Dokploy forgets, each time that it is sent."""
+    """Return a deployment that Dokploy loses each time it is sent."""
     portal.close_gate("job")
     id = portal.deploy(name)
     for _ in range(3):

@@ -48,7 +48,7 @@ def people(db: None, settings: Any) -> People:
 
 @pytest.fixture
 def run(people: People) -> Deployment:
-    """A run that is over, with a receipt."""
+    """Return an ended deployment with one recorded object."""
     over = end(people.run(people.owner, "admin-shop"), "failure")
     given = {"stack": over.stack, "deployment": over, "resource_type": "project", "phase": "creating_project"}
     ExternalResource.objects.create(

@@ -58,7 +58,7 @@ def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(name: str) -> set[str]:
-    """What a module imports, also inside its functions: ours as `.name`, the rest by full name."""
+    """Return what a module imports, inside functions too, by full names."""
     is_package = (APP / name.replace(".", "/")).is_dir() if name else True
     package = ["deployments", *name.split(".")] if name else ["deployments"]
     package = package if is_package else package[:-1]
@@ -74,7 +74,7 @@ def imports(name: str) -> set[str]:
 
 
 def ours(name: str) -> set[str]:
-    """The modules of the app that a module imports."""
+    """Return the modules of the app that a module imports."""
     known = modules()
     found = set()
     for target in imports(name):

@@ -30,13 +30,13 @@ def text(name: str) -> str:
 
 
 def anchors(document: Path) -> set[str]:
-    """The anchors that a forge makes of a document's headings."""
+    """Return the anchors that a forge derives from a document's headings."""
     headings = HEADING.findall(CODE_BLOCK.sub("", document.read_text()))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def settings_read() -> set[str]:
-    """The names that the settings file reads from the environment: first arguments of its calls, in capitals."""
+    """Return the environment variables that the settings read: capitalised first arguments of calls."""
     calls = [node for node in ast.walk(ast.parse(text("deployportal/settings.py"))) if isinstance(node, ast.Call)]
     first = [call.args[0] for call in calls if call.args and isinstance(call.func, ast.Name)]
     values = [argument.value for argument in first if isinstance(argument, ast.Constant)]

@@ -445,7 +445,7 @@ async def test_what_is_no_http_breaks_the_last_rung(serve: Serve) -> None:
 
 
 def certificate(directory: Path, *names: str, days: int = 1) -> tuple[ssl.SSLContext, Path]:
-    """A self-signed one for these names: the server's side, and the file to trust it by."""
+    """Create a self-signed certificate for these names: the server's context, and the file to trust."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "TRAEFIK DEFAULT CERT")])
     begin = datetime.now(UTC) - timedelta(days=5)

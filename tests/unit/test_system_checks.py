@@ -39,7 +39,7 @@ REHEARSAL = {
 
 @pytest.fixture
 def complaints(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What is complained about when these settings differ from sound ones, by id."""
+    """Return the ids of the messages when these settings differ from sound ones."""
     monkeypatch.setenv("STACK_IMAGE", "set")
     monkeypatch.setenv("STACK_DOMAIN_SUFFIX", "set")
 

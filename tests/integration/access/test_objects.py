@@ -23,7 +23,7 @@ def test_another_users_deployment_is_not_found_on_any_page(people: People, path:
         assert b"canary-shop" in signed_in(person).get(path.format(run.pk)).content
 
 
-@pytest.mark.django_db(transaction=True)  # a stream returns its connection, which must not be the test's
+@pytest.mark.django_db(transaction=True)  # a stream returns its connection to the pool
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 @pytest.mark.parametrize("path", API)
 def test_another_users_deployment_is_not_found_by_any_script(
