@@ -1,4 +1,4 @@
-"""The pages' forms, and the reading of parameters that form and API share."""
+"""The forms, and the validation of parameters that they share with the API and the command line."""
 
 import hashlib
 import secrets
@@ -12,29 +12,33 @@ from django.core.exceptions import ValidationError
 from .models import Deployment, DeploymentRequest, Refusal, Stack, Template
 
 LOCK_SECONDS = 15 * 60
-TRIES = 5
-LOST_SECRET = "The stored value can't be decrypted. Enter it again."  # noqa: S105
+MAX_TRIES = 5
+UNREADABLE_SECRET = "The stored value can't be decrypted. Enter it again."  # noqa: S105
 
 
 def read_parameters(template: Template, given: dict[str, Any], stack: Stack | None = None) -> dict[str, Any]:
-    """Return the parameters, validated and typed, with defaults.
+    """Return the validated parameters, with the template's types and defaults.
 
-    given: values by key, as in JSON. stack: keeps its values for keys that are not given and for empty secrets.
-    Raise Refusal INVALID_PARAMETER with the field, or CONFLICT when a kept secret can't be decrypted.
+    given: values by key, as in JSON. stack: if it exists, its values are kept for keys that are not given, and for
+    secrets that are empty. Raise Refusal INVALID_PARAMETER for an invalid value or unknown key, and CONFLICT for a
+    secret to be kept that can't be decrypted; both name the field.
     """
-    fields, secret = template.form_fields(), template.secret_keys()
-    former, lost = (stack.parameters(template), stack.unreadable_secrets(template)) if stack else ({}, set())
+    fields, secret_keys = template.form_fields(), template.secret_keys()
+    stored, unreadable = (stack.parameters(template), stack.unreadable_secrets(template)) if stack else ({}, set())
     if unknown := sorted(given.keys() - fields.keys()):
         raise Refusal("INVALID_PARAMETER", f"The template has no parameter “{unknown[0][:60]}”.", field=unknown[0][:60])
-    empty = {key for key in secret if not given.get(key)}
-    for key in sorted(empty & lost):
-        raise Refusal("CONFLICT", f"{fields[key].label}: {LOST_SECRET}", field=key)
-    kept = {key: value for key, value in former.items() if key in empty or key not in given}
+    empty_secrets = {key for key in secret_keys if not given.get(key)}
+    for key in sorted(empty_secrets & unreadable):
+        raise Refusal("CONFLICT", f"{fields[key].label}: {UNREADABLE_SECRET}", field=key)
+    kept = {key: value for key, value in stored.items() if key in empty_secrets or key not in given}
     return template.clean_answers({**given, **kept})
 
 
 class DeployForm(forms.Form):
-    """A name, a template, and the parameters of all offered templates, in fields named <slug>-<key>."""
+    """A name, a template, and the parameters of every template that the user may deploy, named <slug>-<key>.
+
+    Only the parameters of the selected template are read.
+    """
 
     name = forms.CharField(max_length=30, required=False)
     template = forms.ModelChoiceField(Template.objects.none(), to_field_name="slug", empty_label=None)
@@ -44,32 +48,33 @@ class DeployForm(forms.Form):
     def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.user = user
-        self.offered = self.offer()
-        self.fields["template"].queryset = Template.objects.filter(  # type: ignore[attr-defined]
-            pk__in=[template.pk for template in self.offered]
-        )
-        self.fields["template"].initial = self.offered[0].slug if self.offered else None
+        self.templates = self.load_templates()
+        choice = self.fields["template"]
+        assert isinstance(choice, forms.ModelChoiceField)
+        choice.queryset = Template.objects.filter(pk__in=[template.pk for template in self.templates])
+        choice.initial = self.templates[0].slug if self.templates else None
         self.fields["idempotency_key"].initial = secrets.token_hex(16)
-        for template in self.offered:
+        for template in self.templates:
             for key, field in template.form_fields().items():
-                field.required = False  # clean() checks the parameters of the chosen template
+                field.required = False  # clean() validates the parameters of the selected template only
                 self.fields[f"{template.slug}-{key}"] = field
 
-    def offer(self) -> list[Template]:
+    def load_templates(self) -> list[Template]:
         return list(Template.offered_to(self.user))
 
     def cards(self) -> list[dict[str, Any]]:
-        chosen = self["template"].value()
+        """Return the context of the template cards, each with its parameters' fields."""
+        selected = self["template"].value()
         return [
             {
                 "slug": template.slug,
                 "name": template.name,
                 "icon": template.icon,
                 "description": template.description,
-                "selected": template.slug == chosen,
+                "selected": template.slug == selected,
                 "fields": [self[f"{template.slug}-{key}"] for key in template.form_fields()],
             }
-            for template in self.offered
+            for template in self.templates
         ]
 
     def clean_name(self) -> str:
@@ -94,14 +99,14 @@ class DeployForm(forms.Form):
         return cleaned
 
     def deploy(self, address: str) -> Deployment | None:
-        """Request the deployment. Return None, with the reason among the form's errors, if it is refused."""
+        """Deploy, and return the deployment; on a Refusal, add it to the form's errors and return None."""
         try:
-            return self.request(address)
+            return self.create_deployment(address)
         except Refusal as refusal:
             self.add_error(refusal.field if refusal.field in self.fields else None, refusal.message)
             return None
 
-    def request(self, address: str) -> Deployment:
+    def create_deployment(self, address: str) -> Deployment:
         request = DeploymentRequest(
             self.user,
             self.cleaned_data["template"],
@@ -114,7 +119,7 @@ class DeployForm(forms.Form):
 
 
 class RedeployForm(DeployForm):
-    """The form for an existing stack, filled in with its values. A secret that is left empty keeps its value."""
+    """The deploy form of an existing stack, with its present values. A secret that is left empty is kept."""
 
     stack: Stack
 
@@ -123,30 +128,30 @@ class RedeployForm(DeployForm):
         super().__init__(user, *args, **kwargs)
         del self.fields["name"]
         self.fields["template"].initial = stack.template.slug
-        for template in self.offered:
-            secret, shown = template.secret_keys(), stack.parameters(template, secrets=False)
+        for template in self.templates:
+            secret_keys, shown = template.secret_keys(), stack.parameters(template, secrets=False)
             for key in stack.unreadable_secrets(template):
                 field = self.fields[f"{template.slug}-{key}"]
-                field.help_text = f"{field.help_text} {LOST_SECRET}".strip()
+                field.help_text = f"{field.help_text} {UNREADABLE_SECRET}".strip()
             for key, value in stack.parameters(template).items():
                 field = self.fields[f"{template.slug}-{key}"]
-                if key in shown and key not in secret:
+                if key in shown and key not in secret_keys:
                     field.initial = value == "true" if isinstance(field, forms.BooleanField) else value
-                elif value and key in secret:
-                    field.help_text = f"{field.help_text} Leave it empty to keep the current value.".strip()
+                elif value and key in secret_keys:
+                    field.help_text = f"{field.help_text} Leave empty to keep the stored value.".strip()
 
-    def offer(self) -> list[Template]:
-        """Return the offered templates, and the stack's own even if it is no longer offered."""
-        offered = super().offer()
-        return offered if self.stack.template in offered else [self.stack.template, *offered]
+    def load_templates(self) -> list[Template]:
+        """Return the templates that the user may deploy, and the stack's own, even if it is no longer one of them."""
+        templates = super().load_templates()
+        return templates if self.stack.template in templates else [self.stack.template, *templates]
 
-    def request(self, address: str) -> Deployment:
+    def create_deployment(self, address: str) -> Deployment:
         template, parameters = self.cleaned_data["template"], self.cleaned_data["parameters"]
         return DeploymentRequest(self.user, template, parameters, Deployment.Via.FORM).redeploy(self.stack)
 
 
 class RemoveForm(forms.Form):
-    """Confirms a removal by the stack's name, unless only leftovers of a failed deployment exist."""
+    """The confirmation of a removal: the user types the stack's name, unless only leftovers exist."""
 
     name = forms.CharField(max_length=30, required=False)
 
@@ -157,24 +162,24 @@ class RemoveForm(forms.Form):
     def clean_name(self) -> str:
         name = str(self.cleaned_data["name"]).strip()
         if name != self.stack.name and not self.stack.is_unwanted():
-            raise ValidationError(f"Type the name to remove it: {self.stack.name}")
+            raise ValidationError(f"To remove the stack, type its name: {self.stack.name}")
         return name
 
 
 class LoginForm(AuthenticationForm):
-    """Django's login form, locked for a while after too many wrong passwords for one account from one address."""
+    """Django's form, which locks an account for an address after MAX_TRIES wrong passwords, for LOCK_SECONDS."""
 
     def clean(self) -> dict[str, Any]:
         address = getattr(self.request, "address", "")
         account = str(self.data.get("username", "")).lower()
-        tries = f"login:{hashlib.sha256(f'{address} {account}'.encode()).hexdigest()}"
-        if cache.get(tries, 0) >= TRIES:
+        key = f"login:{hashlib.sha256(f'{address} {account}'.encode()).hexdigest()}"
+        if cache.get(key, 0) >= MAX_TRIES:
             raise ValidationError("Too many wrong passwords. Try again in 15 minutes.", code="locked")
         try:
             cleaned = super().clean()
         except ValidationError:
-            cache.add(tries, 0, LOCK_SECONDS)
-            cache.incr(tries)
+            cache.add(key, 0, LOCK_SECONDS)
+            cache.incr(key)
             raise
-        cache.delete(tries)
+        cache.delete(key)
         return cleaned

@@ -88,7 +88,7 @@ def test_a_user_removes_a_stack_by_typing_its_name(portal: Portal, person: httpx
     assert "Remove typed-name?" in shown.text
     wrong = submit(person, page, {"name": "typed"})
     assert wrong.status_code == 400
-    assert "Type the name to remove it: typed-name" in wrong.text
+    assert "type its name: typed-name" in wrong.text
     assert there(portal, "typed-name") == ONE
     deployment = submit(person, page, {"name": "typed-name"}).headers["Location"]
     until(lambda: "It is gone" in person.get(deployment).text, 30)

@@ -8,7 +8,7 @@ from deployments.models import Deployment, Template
 
 
 class Command(BaseCommand):
-    help = "Encrypts every stored secret with the first of ENCRYPTION_KEYS. Then the other keys can be removed."
+    help = "Re-encrypt every stored secret with the first of ENCRYPTION_KEYS. The other keys can be removed afterwards."
 
     def handle(self, *args: Any, **options: Any) -> None:
         with transaction.atomic():

@@ -1,4 +1,4 @@
-"""Runs everything in one process: web, Channels consumer and runner on Daphne's loop. A demo adds the simulator."""
+"""Everything in one process: web, Channels consumer and runner on Daphne's event loop. The demo adds the simulator."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ import sys
 from typing import Any, TextIO
 
 from asgiref.sync import sync_to_async
-from daphne.server import Server  # must be the first import of Twisted: it installs the reactor
+from daphne.server import Server  # before any other import of Twisted: it installs the reactor
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
@@ -28,30 +28,30 @@ from deployments.worker.runner import Runner
 
 STARTING_SECONDS = 20
 SAMPLE = "hello"
-RUNS_ALREADY = "A portal is already running with the data directory {}. Stop it first."
+ALREADY_RUNNING = "A portal is already running with the data directory {}. Stop it first."
 
 
 class Command(BaseCommand):
-    help = "Runs the portal on one machine: as a demo with a Dokploy simulator, or with the Dokploy at DOKPLOY_URL."
+    help = "Run the portal on one machine: as a demo with a simulator, or with the Dokploy server at DOKPLOY_URL."
     requires_system_checks = "__all__"
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--bind", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (a demo always uses 127.0.0.1)"
+            "--bind", default="127.0.0.1", metavar="ADDRESS", help="the address to listen on (ignored in the demo)"
         )
-        parser.add_argument("--no-sample", action="store_true", help="deploy no sample stack on the first start")
+        parser.add_argument("--no-sample", action="store_true", help="do not deploy a sample stack on the first start")
 
     def handle(self, *args: Any, **options: Any) -> None:
         bind = "127.0.0.1" if settings.DEMO else options["bind"]
         lock = self.lock()
-        for port, what in self.ports():
-            self.require_free(bind if what == "portal" else "127.0.0.1", port, what)
+        for port, user in self.ports():
+            self.require_free(bind if user == "portal" else "127.0.0.1", port, user)
         call_command("setup")
         simulator = self.start_simulator() if settings.DEMO else None
         if settings.ON_SQLITE:
-            Deployment.release_all()  # this process holds the lock, so no other worker is alive
+            Deployment.release_all()  # this process holds the lock, so the earlier owner has ended
         self.console = Console()
-        self.greet(bind)
+        self.print_welcome(bind)
         try:
             self.serve(bind, sample=settings.DEMO and not options["no_sample"])
         finally:
@@ -60,27 +60,29 @@ class Command(BaseCommand):
             lock.close()
         watchdog.end_soon()
 
-    # -- the lock and the ports ----------------------------------------------------------------------------------------
+    # -- one process per data directory, and its ports -----------------------------------------------------------------
 
     def lock(self) -> TextIO:
-        """Lock the data directory for this process. The lock ends with the process, however it ends."""
-        handle = open(settings.DATA_DIR / "serve.lock", "a+")  # noqa: SIM115 - held as long as the process lives
+        """Lock the data directory for this process. The lock ends with the process, also after a crash."""
+        handle = open(settings.DATA_DIR / "serve.lock", "a+")  # noqa: SIM115 - open until the process ends
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CommandError(RUNS_ALREADY.format(settings.DATA_DIR), returncode=2) from None
+            raise CommandError(ALREADY_RUNNING.format(settings.DATA_DIR), returncode=2) from None
         handle.truncate(0)
-        handle.write(str(settings.PORT))  # manage.py deploy must give its stacks the same addresses
+        handle.write(str(settings.PORT))  # manage.py deploy reads it: the port is part of a demo stack's URL
         handle.flush()
         return handle
 
     def ports(self) -> list[tuple[int, str]]:
+        """Return each port that will be listened on, and what listens on it."""
         ports = [(settings.PORT, "portal")]
         if settings.DEMO:
             ports += [(settings.SIMULATOR_PORT, "simulator"), (settings.ROUTER_PORT, "router of the simulator")]
         return ports
 
-    def require_free(self, bind: str, port: int, what: str) -> None:
+    def require_free(self, bind: str, port: int, user: str) -> None:
+        """Raise CommandError when another process uses the port."""
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -88,13 +90,16 @@ class Command(BaseCommand):
                 probe.bind((bind, port))
             except OSError:
                 moved = f"PORT={settings.PORT + 1000} make run"
-                text = f"Port {port}, for the {what}, is in use. Stop the other process, or use other ports: {moved}"
+                text = f"Port {port}, for the {user}, is in use. Stop that process, or use other ports: {moved}"
                 raise CommandError(text, returncode=2) from None
 
     # -- the simulator -------------------------------------------------------------------------------------------------
 
     def start_simulator(self) -> subprocess.Popen[str]:
-        """Start the simulator in its own session, which Ctrl-C does not reach. It ends when its pipe closes."""
+        """Start the simulator, in a session of its own, so that Ctrl-C reaches only the portal.
+
+        It ends when its standard input closes, and so also when the portal crashes.
+        """
         command = [
             *(sys.executable, "-m", "deployments.simulator", "--until-stdin-closes"),
             *("--api", f"127.0.0.1:{settings.SIMULATOR_PORT}"),
@@ -118,7 +123,7 @@ class Command(BaseCommand):
         assert simulator.stdout is not None
         if not simulator.stdout.readline().startswith("ready"):
             simulator.wait(STARTING_SECONDS)
-            raise CommandError("The simulator did not start; the reason is printed above.", returncode=2)
+            raise CommandError("The simulator did not start. Its error is above.", returncode=2)
         return simulator
 
     def stop_simulator(self, simulator: subprocess.Popen[str]) -> None:
@@ -133,35 +138,36 @@ class Command(BaseCommand):
 
     # -- the terminal --------------------------------------------------------------------------------------------------
 
-    def greet(self, bind: str) -> None:
-
-        def say(line: str) -> None:
+    def print_welcome(self, bind: str) -> None:
+        def write(line: str) -> None:
             self.console.print(line, soft_wrap=True, highlight=False)
 
-        say(f"\n[bold]Deploy Portal[/]  http://{'localhost' if settings.DEMO else bind}:{settings.PORT}/")
+        write(f"\n[bold]Deploy Portal[/]  http://{'localhost' if settings.DEMO else bind}:{settings.PORT}/")
         if settings.DEMO:
             password = self.demo_operator()
-            say(f"Operator       http://localhost:{settings.PORT}/admin/  user operator, password [bold]{password}[/]")
+            write(
+                f"Operator       http://localhost:{settings.PORT}/admin/  user operator, password [bold]{password}[/]"
+            )
             api, router = settings.SIMULATOR_PORT, settings.ROUTER_PORT
-            say(f"A demo: deployments go to a simulator on this machine (its API on {api}, its router on {router}).")
+            write(f"This is a demo: it deploys to a simulator on this machine (API on {api}, router on {router}).")
         elif not get_user_model().objects.filter(is_superuser=True).exists():
-            say("There is no operator yet. Create one: .venv/bin/python manage.py createsuperuser")
-        say("Stop with Ctrl-C.\n")
+            write("There is no operator yet. Create one: .venv/bin/python manage.py createsuperuser")
+        write("Stop with Ctrl-C.\n")
 
     def demo_operator(self) -> str:
-        """Create the demo's operator and return the password, which is kept beside the database."""
+        """Create the demo's operator if necessary, and return the password, which is stored in the data directory."""
         path = settings.DATA_DIR / "operator-password"
-        operator, made = get_user_model().objects.get_or_create(
+        operator, created = get_user_model().objects.get_or_create(
             username="operator", defaults={"is_staff": True, "is_superuser": True}
         )
-        if made or not path.exists():
+        if created or not path.exists():
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as handle:
                 handle.write(secrets.token_urlsafe(12))
             operator.set_password(path.read_text())
             operator.save()
         return path.read_text()
 
-    # -- the loop ------------------------------------------------------------------------------------------------------
+    # -- the event loop ------------------------------------------------------------------------------------------------
 
     def serve(self, bind: str, *, sample: bool) -> None:
         from deployportal.asgi import application
@@ -173,12 +179,12 @@ class Command(BaseCommand):
             watchdog.guard(loop)
             pubsub.bind_loop()
             tasks.add(loop.create_task(consumers.run_channel_worker(application)))
-            Runner.current().notify()  # deployments of an earlier process are due at once
+            Runner.current().notify()  # claim unfinished deployments of an earlier process at once
             if sample:
-                tasks.add(loop.create_task(self.show_sample()))
+                tasks.add(loop.create_task(self.deploy_sample()))
 
         def drain() -> defer.Deferred[Any]:
-            self.console.print("\nStopping. Deployments in progress continue at the next start.")
+            self.console.print("\nStopping. Unfinished deployments continue at the next start.")
             for task in tasks:
                 task.cancel()
             runner = Runner._current
@@ -193,19 +199,19 @@ class Command(BaseCommand):
             websocket_max_frame_size=64 * 1024,
             server_name="deploy-portal",
         )
-        loop.call_soon(begin)  # Twisted's own start-up callbacks run before the event loop does
+        loop.call_soon(begin)  # not with reactor.callWhenRunning: Twisted calls that back before the loop runs
         reactor.addSystemEventTrigger("before", "shutdown", drain)  # type: ignore[arg-type]
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         server.run()
 
-    async def show_sample(self) -> None:
-        deployment = await sync_to_async(self.sample)()
+    async def deploy_sample(self) -> None:
+        deployment = await sync_to_async(self.request_sample)()
         if deployment is not None:
             await terminal.follow(deployment, self.console)
             self.console.print(f"\nNow deploy your own: http://localhost:{settings.PORT}/\n")
 
-    def sample(self) -> Deployment | None:
-        """Deploy the sample stack, on the first start only."""
+    def request_sample(self) -> Deployment | None:
+        """Request a deployment of the sample stack, on the first start only."""
         template = Template.objects.filter(slug="web-page").first() or Template.objects.first()
         if Deployment.objects.exists() or template is None:
             return None

@@ -9,7 +9,7 @@ from deployments.models import Installation, Template
 
 
 class Command(BaseCommand):
-    help = "Updates the database: migrations, the first template, this installation's id. Idempotent."
+    help = "Prepare the database: migrations, the first template, the id of this installation. Idempotent."
 
     def handle(self, *args: Any, **options: Any) -> None:
         call_command("migrate", verbosity=0, interactive=False)

@@ -1,3 +1,5 @@
+"""A process that only runs deployments. The Channels consumer that it serves starts and owns its runner."""
+
 import asyncio
 import signal
 from typing import Any
@@ -11,14 +13,14 @@ from deployments.worker.runner import Runner
 
 
 class Command(BaseCommand):
-    help = "Runs deployments beside separate web processes, on PostgreSQL and Redis. SIGTERM drains it."
+    help = "Run deployments beside web processes, on PostgreSQL and Redis. SIGTERM and SIGINT drain the worker."
 
     def handle(self, *args: Any, **options: Any) -> None:
         if settings.ON_SQLITE:
-            raise CommandError("With SQLite, the web process runs the deployments: use manage.py serve.", returncode=2)
-        asyncio.run(self.work())
+            raise CommandError("On SQLite the web process runs the deployments: use manage.py serve.", returncode=2)
+        asyncio.run(self.run_until_signal())
 
-    async def work(self) -> None:
+    async def run_until_signal(self) -> None:
         from deployportal.asgi import application
 
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
