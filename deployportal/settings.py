@@ -26,7 +26,7 @@ def text(name: str, default: str = "") -> str:
         try:
             return Path(path).read_text().strip()
         except OSError as error:
-            raise ImproperlyConfigured(f"{name}_FILE: {path} cannot be read ({error.strerror}).") from None
+            raise ImproperlyConfigured(f"{name}_FILE: {path} can't be read ({error.strerror}).") from None
     return os.environ.get(name, default).strip()
 
 
@@ -68,7 +68,7 @@ def key(name: str, file: str, make: Callable[[], str]) -> str:
     return value
 
 
-# -- what this is ------------------------------------------------------------------------------------------------------
+# -- Dokploy, the demo and the simulator -------------------------------------------------------------------------------
 
 PORT = int(number("PORT", 3000))
 DOKPLOY_URL = text("DOKPLOY_URL")
@@ -80,18 +80,19 @@ if DEMO:
     DOKPLOY_API_KEY = key("SIMULATOR_API_KEY", "simulator-key", lambda: secrets.token_urlsafe(32))
 else:
     DOKPLOY_API_KEY = text("DOKPLOY_API_KEY")
-DOKPLOY_CALLS_PER_SECOND = number("DOKPLOY_CALLS_PER_SECOND", 0 if DEMO else 50)  # per key and process; 0: no limit
+DOKPLOY_CALLS_PER_SECOND = number("DOKPLOY_CALLS_PER_SECOND", 0 if DEMO else 50)  # per API key and process; 0: no limit
 DOKPLOY_PATIENCE_SECONDS = number("DOKPLOY_PATIENCE_SECONDS", 300)
 DOKPLOY_DEPLOY_SECONDS = number("DOKPLOY_DEPLOY_SECONDS", 1800)
 
-# The simulator's times, in seconds, and the key that turns its switches on (demo only).
+# How long the simulator takes (demo only). With a switch key, tests can control it.
 SIMULATOR_PULL_SECONDS = number("SIMULATOR_PULL_SECONDS", 6)
 SIMULATOR_START_SECONDS = number("SIMULATOR_START_SECONDS", 3)
 SIMULATOR_LATENCY_SECONDS = number("SIMULATOR_LATENCY_SECONDS", 0.03)
 SIMULATOR_SWITCH_KEY = text("SIMULATOR_SWITCH_KEY")
-FAULT = text("FAULT")  # where the portal is to die (deployments/failpoints.py; rehearsals only)
+FAULT = text("FAULT")  # the failpoint at which the process ends (deployments/worker/failpoints.py; fault tests only)
 
-# The first template, and the address that every stack gets.
+# -- stacks: the first template, and every stack's URL -----------------------------------------------------------------
+
 STACK_IMAGE = text("STACK_IMAGE", "git.app.flexinit.nl/oussamadouhou/oh-my-opencode-free:latest")
 STACK_PORT = int(number("STACK_PORT", 8080))
 STACK_DOMAIN_SUFFIX = text("STACK_DOMAIN_SUFFIX", "localhost" if DEMO else "ai.flexinit.nl")
@@ -107,24 +108,26 @@ STACK_HEALTH_TIMEOUT_SECONDS = number("STACK_HEALTH_TIMEOUT_SECONDS", 60)
 STACK_REGISTRIES = words("STACK_REGISTRIES")
 STACK_RESERVED_NAMES = words("STACK_RESERVED_NAMES")
 
-# -- who may do how much -----------------------------------------------------------------------------------------------
+# -- access and limits -------------------------------------------------------------------------------------------------
 
 PORTAL_OPEN = flag("PORTAL_OPEN", DEMO)
-OPEN_USERNAME = "open"  # the one real user to whom runs of people who did not sign in belong
-DEMO_USERNAME = "visitor"  # the demo's
-PORTAL_QUOTA = int(number("PORTAL_QUOTA", 50 if DEMO else 10))  # stacks per person
-PORTAL_OPEN_QUOTA = int(number("PORTAL_OPEN_QUOTA", 200 if DEMO else 20))  # stacks of all who did not sign in
-PORTAL_WAITING = int(number("PORTAL_WAITING", 500))  # runs that wait or run, in all
-PORTAL_VIEWERS = int(number("PORTAL_VIEWERS", 5000))  # sockets and streams per process, in all
-PORTAL_VIEWERS_EACH = int(number("PORTAL_VIEWERS_EACH", 2000 if DEMO else 100))  # and per person or address
-TRUSTED_PROXIES = int(number("TRUSTED_PROXIES", 0))  # how many hops in front of us write X-Forwarded-For
+OPEN_USERNAME = "open"  # the user that owns the stacks of anonymous users
+DEMO_USERNAME = "visitor"  # the user that every local client of the demo acts as
+PORTAL_QUOTA = int(number("PORTAL_QUOTA", 50 if DEMO else 10))  # stacks per user, or per address of anonymous users
+PORTAL_OPEN_QUOTA = int(number("PORTAL_OPEN_QUOTA", 200 if DEMO else 20))  # stacks of all anonymous users together
+PORTAL_WAITING = int(number("PORTAL_WAITING", 500))  # deployments that are queued or in progress
+PORTAL_VIEWERS = int(number("PORTAL_VIEWERS", 5000))  # open WebSockets, streams and long polls per process
+PORTAL_VIEWERS_EACH = int(number("PORTAL_VIEWERS_EACH", 2000 if DEMO else 100))  # the same, per user or address
+TRUSTED_PROXIES = int(number("TRUSTED_PROXIES", 0))  # number of proxies in front that set X-Forwarded-For
 
 # -- the runner --------------------------------------------------------------------------------------------------------
 
-RUNNER_LIMIT = int(number("RUNNER_LIMIT", 100))  # runs at a time per worker
-SWEEPER_SECONDS = number("SWEEPER_SECONDS", 30)  # between looks for what is still to be removed; 0: never
-ORPHANS_SECONDS = number("ORPHANS_SECONDS", 600)  # between looks at Dokploy for what no receipt knows
-RUNNER_SWEEP_SECONDS = number("RUNNER_SWEEP_SECONDS", 1)  # 0: only messages start runs
+RUNNER_LIMIT = int(number("RUNNER_LIMIT", 100))  # concurrent deployments per worker
+SWEEPER_SECONDS = number("SWEEPER_SECONDS", 30)  # between scans for expired stacks and leftovers; 0: never
+ORPHANS_SECONDS = number("ORPHANS_SECONDS", 600)  # between scans for orphans at Dokploy
+RUNNER_SWEEP_SECONDS = number(
+    "RUNNER_SWEEP_SECONDS", 1
+)  # between scans for queued deployments; 0: never, only messages start them
 
 # -- Django ------------------------------------------------------------------------------------------------------------
 
@@ -134,7 +137,9 @@ ENCRYPTION_KEYS = key("ENCRYPTION_KEYS", "encryption-key", lambda: Fernet.genera
 LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 ALLOWED_HOSTS = words("ALLOWED_HOSTS") or list(LOOPBACK_HOSTS)
 CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS")
-TLS = flag("PORTAL_TLS", not DEMO and not set(ALLOWED_HOSTS) <= set(LOOPBACK_HOSTS))  # people reach us by https
+TLS = flag(
+    "PORTAL_TLS", not DEMO and not set(ALLOWED_HOSTS) <= set(LOOPBACK_HOSTS)
+)  # whether users reach the portal by HTTPS
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -185,19 +190,19 @@ if DATABASE_URL:
     if "postgresql" in DATABASES["default"]["ENGINE"]:
         pool = {"min_size": 1, "max_size": int(number("DATABASE_POOL", 10)), "timeout": 10}
         options = DATABASES["default"].setdefault("OPTIONS", {})
-        # Who freezes in the middle of a transaction must not keep its locks until it wakes: the server ends it.
+        # PostgreSQL ends a transaction that a frozen process leaves idle, and so releases its locks.
         limits = "-c idle_in_transaction_session_timeout=10s -c lock_timeout=5s"
         options |= {"pool": pool, "options": f"{options.get('options', '')} {limits}".strip()}
         options.setdefault("connect_timeout", 5)  # seconds
         options.setdefault("tcp_user_timeout", 10_000)  # milliseconds
-        DATABASES["default"]["CONN_HEALTH_CHECKS"] = True  # else each pooled one that was cut answers somebody with 500
+        DATABASES["default"]["CONN_HEALTH_CHECKS"] = True  # else each broken connection in the pool fails one request
 else:
     DATABASES = {
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": DATA_DIR / "portal.sqlite3",
             "OPTIONS": {
-                # Measured: with Django's defaults 237 of 360 concurrent write transactions fail, with these none.
+                # With Django's defaults, 237 of 360 concurrent write transactions failed; with these, none.
                 "transaction_mode": "IMMEDIATE",
                 "timeout": 20,
                 "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
@@ -213,10 +218,10 @@ CHANNEL_PREFIX = text("CHANNEL_PREFIX", "deployportal")
 if REDIS_URL:
     CHANNEL_LAYERS = {
         "default": {
-            # The core layer drops the newest message when a channel is full, and keeps dead members for a day.
+            # channels_redis.core drops messages when a channel is full, and keeps members of dead processes for a day.
             "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
             "CONFIG": {
-                # With 30 s a send to a frozen Redis blocks for 30 s.
+                # How long a send to a frozen Redis blocks, in seconds.
                 "hosts": [{"address": REDIS_URL, "socket_timeout": 2, "socket_connect_timeout": 2}],
                 "prefix": CHANNEL_PREFIX,
             },
@@ -243,15 +248,16 @@ CSRF_COOKIE_NAME = "__Host-csrf" if TLS else "portal_csrf"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SECURE_HSTS_SECONDS = 31_536_000 if TLS else 0
-SECURE_HSTS_INCLUDE_SUBDOMAINS = False  # the stacks below us are strangers' and have certificates of their own
+SECURE_HSTS_INCLUDE_SUBDOMAINS = False  # subdomains may be stacks, with certificates of their own
 SECURE_HSTS_PRELOAD = False
-# our outermost middleware writes this header from what the trusted proxies say, and drops what a client sends
+# portal_middleware sets this header from X-Forwarded-Proto of trusted proxies, and removes a client's own.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_PORTAL_SCHEME", "https")
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
-SILENCED_SYSTEM_CHECKS = ["security.W002", "security.W005", "security.W021"]  # our own door sets the header; HSTS above
+# W002: portal_middleware sets X-Frame-Options. W005, W021: see SECURE_HSTS_* above.
+SILENCED_SYSTEM_CHECKS = ["security.W002", "security.W005", "security.W021"]
 
-# Counts wrong passwords. Far above Django's 300 entries, or a flood of made-up names would push out the true ones.
+# Counts wrong passwords. With Django's limit of 300 entries, tries with random names would evict the real counters.
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "OPTIONS": {"MAX_ENTRIES": 100_000}}}
 
 MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
@@ -264,8 +270,8 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["redacted"]}},
     "root": {"handlers": ["stderr"], "level": text("LOG_LEVEL", "WARNING")},
     "loggers": {
-        "django.security.DisallowedHost": {"level": "CRITICAL"},  # a stranger's typing error is no incident
-        "django.request": {"level": "ERROR"},  # a 404 is the visitor's business
+        "django.security.DisallowedHost": {"level": "CRITICAL"},  # caused by clients, not by the portal
+        "django.request": {"level": "ERROR"},  # 4xx responses are not errors of the portal
         "httpx": {"level": "WARNING"},
         "daphne": {"level": "WARNING"},
         "django.channels.server": {"level": "WARNING"},
