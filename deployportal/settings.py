@@ -1,7 +1,7 @@
-"""All settings, in one file. Every value comes from the environment; NAME_FILE names a file that holds NAME's value.
+"""All settings. Each value comes from the environment variable NAME, or from the file that NAME_FILE names.
 
-One predicate decides what is lax: DEMO, which means that the Dokploy is our own simulator, started by us. (FAULT is for
-rehearsals: the demo, and what is as far from the world as that.)
+Only DEMO makes anything less strict. It is true without DOKPLOY_URL: `manage.py serve` then starts the simulator.
+FAULT also works in fault tests that use a Dokploy server on this machine (deployments/worker/failpoints.py).
 """
 
 import os
