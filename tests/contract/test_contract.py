@@ -1,8 +1,8 @@
-"""The simulator is held to what Dokploy v0.30.2 answered: the scenarios under tests/contract/ are played against it.
+"""The simulator must answer as Dokploy v0.30.2 was recorded to answer, in the scenarios beside this file.
 
-A scenario is a list of steps: calls with what they must answer, switches, and looks at what a deploy has come to.
-`{name}` stands for what an earlier answer gave (`keep`), `<word>` for any value of that kind (see KINDS), and
-`{"<shape>": name, …}` for a row of shapes.json with these values different.
+A scenario is a list of steps: calls with their expected responses, changes of the simulator's settings and gates, and
+observations of deployments. `{name}` stands for a value of an earlier response (`keep`), `<word>` for any value of
+that kind (see KINDS), and `{"<shape>": name, …}` for a row of shapes.json in which these values differ.
 """
 
 import json
@@ -35,7 +35,7 @@ KINDS = {
 TOKEN = re.compile(f"<({'|'.join(KINDS)})>")
 TYPES = {"string": str, "boolean": bool, "number": (int, float), "list": list, "object": dict, "null": type(None)}
 ANY_OF = re.compile(r"<((?:string|boolean|number|list|object|null)|\w+(?:\|\w+)+)>")
-# What the recordings hold of an answer's headers, and what they hold nearly always.
+# The recorded headers of a response, and their values in nearly every response.
 HEADERS = ("content-type", "transfer-encoding", "content-length", "location")
 USUAL = {"content-type": "application/json", "transfer-encoding": "chunked"}
 KEYS = {
@@ -60,7 +60,7 @@ SCENARIOS = [
 
 
 def steps_of(steps: list[Any]) -> Iterator[dict[str, Any]]:
-    """Return the steps with the named setups inserted."""
+    """Yield the steps, with each setup's steps in the place of its name."""
     for step in steps:
         if isinstance(step, str):
             yield from steps_of(SETUPS[step])
@@ -68,17 +68,17 @@ def steps_of(steps: list[Any]) -> Iterator[dict[str, Any]]:
             yield step
 
 
-def played(steps: list[Any]) -> Iterator[dict[str, Any]]:
+def recorded_steps(steps: list[Any]) -> Iterator[dict[str, Any]]:
     for step in steps_of(steps):
         if "recording" in step:
             yield step
-        yield from played(step.get("together", step.get("tally", [])))
+        yield from recorded_steps(step.get("together", step.get("tally", [])))
 
 
 CLIENT = (ROOT / "deployments/engine/dokploy/client.py").read_text()
-# The client puts the name of "project.one" together.
+# The client composes the name "project.one".
 CALLED_BY_CLIENT = {*re.findall(r'"([a-z]+\.[a-zA-Z]+)"', CLIENT), "project.one"}
-PLAYED = [step for scenario in SCENARIOS for step in played(scenario["steps"])]
+PLAYED = [step for scenario in SCENARIOS for step in recorded_steps(scenario["steps"])]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
 
 @pytest.fixture
 def simulator(shared: Simulator) -> Iterator[Simulator]:
-    """Yield the shared process; afterwards objects and switches are reset."""
+    """Return the shared process, and afterwards delete the scenario's objects and restore the settings."""
     before = shared.switches.get("settings").json()
     yield shared
     for gate in shared.switches.get("gates").json():
@@ -107,21 +107,21 @@ def simulator(shared: Simulator) -> Iterator[Simulator]:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario["name"])
 def test_scenario(simulator: Simulator, scenario: dict[str, Any]) -> None:
-    Play(simulator).play(scenario["steps"])
+    ScenarioPlayer(simulator).play(scenario["steps"])
 
 
-# Nothing is left out without a reason.
+# Which recordings are played.
 
 
-def test_every_recording_is_played_or_has_its_reason() -> None:
+def test_every_recording_is_played_or_has_a_reason() -> None:
     names = Counter(step["recording"] for step in PLAYED) + Counter(entry["name"] for entry in NOT_PLAYED)
     assert names == Counter(RECORDED)
     assert all(entry["reason"] for entry in NOT_PLAYED)
 
 
-def test_every_procedure_of_the_client_is_played_in_its_good_and_its_bad_cases() -> None:
-    good = {step["call"].split()[1] for step in PLAYED if step.get("status", 200) == 200 and "call" in step}
-    assert CALLED_BY_CLIENT - good == set()
+def test_successes_and_errors_of_every_procedure_of_the_client_are_played() -> None:
+    succeeded = {step["call"].split()[1] for step in PLAYED if step.get("status", 200) == 200 and "call" in step}
+    assert CALLED_BY_CLIENT - succeeded == set()
     left_out = [
         entry["name"]
         for entry in NOT_PLAYED
@@ -130,8 +130,8 @@ def test_every_procedure_of_the_client_is_played_in_its_good_and_its_bad_cases()
     assert left_out == []
 
 
-def test_the_simulator_has_no_procedure_that_nothing_calls() -> None:
-    """These four set up states in tests, as a user of Dokploy would."""
+def test_the_simulator_has_only_the_procedures_that_the_client_or_tests_call() -> None:
+    """With the procedures in for_tests, tests change Dokploy's state as a user of it would."""
     for_tests = {
         "project.update",
         "environment.update",
@@ -141,51 +141,14 @@ def test_the_simulator_has_no_procedure_that_nothing_calls() -> None:
     assert set(PROCEDURES) == CALLED_BY_CLIENT | for_tests
 
 
-def test_names_are_unique() -> None:
+def test_scenario_names_are_unique() -> None:
     assert [name for name, count in Counter(scenario["name"] for scenario in SCENARIOS).items() if count > 1] == []
 
 
-# What the recordings do not show of the switches and of a followed log.
+# The player of scenarios.
 
 
-def test_a_restart_ends_a_followed_log_and_a_ping_is_answered(simulator: Simulator) -> None:
-    row = simulator.deploy(simulator.application())
-    url = f"ws://127.0.0.1:{simulator.port}/listen-deployment?logPath={row['logPath']}"
-    with connect(url, additional_headers=KEYS["owner"], compression=None, proxy=None) as socket:
-        assert socket.recv(timeout=5)
-        assert socket.ping().wait(5)
-        simulator.switches.post("restart").raise_for_status()
-        with pytest.raises(ConnectionClosed):
-            socket.recv(timeout=5)
-
-
-def test_a_key_that_makes_no_sense_is_refused(simulator: Simulator) -> None:
-    for wrong in (
-        {},
-        {"key": ""},
-        {"key": "k", "member": "project"},
-        {"key": "k", "rate_limit": -1},
-        {"key": 1},
-        {"key": "k", "member": [1]},
-    ):
-        assert simulator.switches.post("keys", json=wrong).status_code == 400
-    simulator.switches.post("keys", json={"key": "k", "rate_limit": 1}).raise_for_status()
-    given = {"x-api-key": "k"}
-    assert simulator.bare.get("/api/project.all", headers=given).json()["data"]["path"] == "project.all"
-    url = f"ws://127.0.0.1:{simulator.port}/listen-deployment"
-    with (
-        connect(url, additional_headers=given, compression=None, proxy=None) as socket,
-        pytest.raises(ConnectionClosed) as closed,
-    ):
-        socket.recv(timeout=5)
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == NO_CODE
-
-
-# How a scenario is played.
-
-
-class Play:
+class ScenarioPlayer:
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
         self.kept: dict[str, Any] = {}
@@ -205,60 +168,60 @@ class Play:
     # Calls.
 
     def do_call(self, step: dict[str, Any]) -> None:
-        self.check(step, self.send(step))
+        self.compare_response(step, self.send(step))
 
     def do_together(self, step: dict[str, Any]) -> None:
-        """All at once: they are held at the procedure's gate until the last one is there."""
+        """Make the calls at once: the procedure's gate holds them until the last one has arrived."""
         calls = step["together"]
         gate = calls[0]["call"].split()[1]
         self.simulator.close_gate(gate)
         with ThreadPoolExecutor(len(calls)) as pool:
-            answers = [pool.submit(self.send, call) for call in calls]
+            responses = [pool.submit(self.send, call) for call in calls]
             self.simulator.gather_at(gate, len(calls))
             self.simulator.open_gate(gate)
-            for call, answer in zip(calls, answers, strict=True):
+            for call, response in zip(calls, responses, strict=True):
                 self.case = call.get("recording", "setup")
-                self.check(call, answer.result())
+                self.compare_response(call, response.result())
 
     def do_tally(self, step: dict[str, Any]) -> None:
-        """Which of the calls is refused is left to chance, how many are is not."""
-        answers = [answer for call in step["tally"] if (answer := self.send(call)) is not None]
-        got = Counter(str(answer.status_code) for answer in answers)
+        """Verify how many calls are refused. Which of them is random."""
+        responses = [response for call in step["tally"] if (response := self.send(call)) is not None]
+        got = Counter(str(response.status_code) for response in responses)
         if got != step["statuses"]:
             self.fail(step["tally"][0]["call"], step["statuses"], dict(got))
-        for answer in answers:
-            self.check({**step["tally"][0], **step["by_status"][str(answer.status_code)]}, answer)
+        for response in responses:
+            self.compare_response({**step["tally"][0], **step["by_status"][str(response.status_code)]}, response)
 
     def do_sort(self, step: dict[str, Any]) -> None:
-        """Which of the calls is refused is left to chance; what each is about is kept by its status."""
+        """Keep the subject of each call under a name for its status. Which call is refused is random."""
         for call in step["sort"]["calls"]:
-            answer = self.send(call)
-            assert answer is not None
-            name = step["sort"][str(answer.status_code)]
+            response = self.send(call)
+            assert response is not None
+            name = step["sort"][str(response.status_code)]
             for more in ("", ".name"):
                 self.kept[name + more] = self.kept[call["as"] + more]
 
     def do_await(self, step: dict[str, Any]) -> None:
-        """Until a call answers so."""
+        """Repeat a call until its response is the expected one."""
         call = step["await"]
-        until(lambda: (answer := self.send(call)) and not differences(self.filled(call["body"]), answer.json()))
+        until(lambda: (response := self.send(call)) and not differences(self.fill_in(call["body"]), response.json()))
 
-    def do_vanish(self, step: dict[str, Any]) -> None:
-        """Disconnect before the answer; the call still takes effect."""
+    def do_disconnect(self, step: dict[str, Any]) -> None:
+        """Make a call whose client disconnects before the response. The call is executed nevertheless."""
         self.simulator.close_gate("application.create")
         short = httpx.Timeout(10, read=0.05)
         with pytest.raises(httpx.ReadTimeout):
-            self.simulator.api.post("application.create", json=self.filled(step["vanish"]), timeout=short)
+            self.simulator.api.post("application.create", json=self.fill_in(step["disconnect"]), timeout=short)
         self.simulator.gather_at("application.create", 1)
         self.simulator.open_gate("application.create")
 
     def send(self, step: dict[str, Any]) -> httpx.Response | None:
         method, path = step["call"].split()
         url = path if path.startswith("/") else f"/api/{path}"
-        given = self.filled(step.get("send", {}))
+        given = self.fill_in(step.get("send", {}))
         request: dict[str, Any] = {"headers": {**KEYS[step.get("key", "owner")], **step.get("headers", {})}}
         if "raw" in step:
-            request["content"] = self.filled(step["raw"]).encode()
+            request["content"] = self.fill_in(step["raw"]).encode()
         elif method == "GET":
             request["params"] = given
         elif "send" in step:
@@ -268,48 +231,48 @@ class Play:
         except httpx.TransportError:
             return None
 
-    def check(self, step: dict[str, Any], answer: httpx.Response | None) -> None:
+    def compare_response(self, step: dict[str, Any], response: httpx.Response | None) -> None:
         call, status = step["call"], step.get("status", 200)
-        if answer is None or status is None:
-            if answer is not None or status is not None:
-                self.fail(call, status, "no answer" if answer is None else answer.status_code)
+        if response is None or status is None:
+            if response is not None or status is not None:
+                self.fail(call, status, "no response" if response is None else response.status_code)
             return
-        if answer.status_code != status:
-            self.fail(call, status, f"{answer.status_code} {answer.text}")
-        headers = {name: answer.headers[name] for name in HEADERS if name in answer.headers}
+        if response.status_code != status:
+            self.fail(call, status, f"{response.status_code} {response.text}")
+        headers = {name: response.headers[name] for name in HEADERS if name in response.headers}
         if headers != step.get("answer_headers", USUAL):
             self.fail(call, step.get("answer_headers", USUAL), headers)
         for name, path in step.get("keep", {}).items():
-            self.kept[name] = value_at(answer.json(), path)
-        if "text" in step and answer.text != step["text"]:
-            self.fail(call, step["text"], answer.text)
+            self.kept[name] = value_at(response.json(), path)
+        if "text" in step and response.text != step["text"]:
+            self.fail(call, step["text"], response.text)
         if "body" in step:
-            self.compare(call, step["body"], answer.json() if answer.content else "")
+            self.compare(call, step["body"], response.json() if response.content else "")
 
     def compare(self, what: str, expected: Any, got: Any) -> None:
-        wrong = differences(self.filled(expected), got)
+        wrong = differences(self.fill_in(expected), got)
         if wrong:
             self.fail(what, *map(list, zip(*wrong, strict=True)))
 
-    def filled(self, value: Any) -> Any:
-        """With what was kept in the place of {name}, and {"<repeat>": [text, times]} written out."""
+    def fill_in(self, value: Any) -> Any:
+        """Return the value with kept values in the place of {name}, and {"<repeat>": [text, times]} expanded."""
         if isinstance(value, dict) and "<repeat>" in value:
             text, times = value["<repeat>"]
             return value.get("<before>", "") + text * times
         if isinstance(value, dict):
-            return {self.filled(name): self.filled(part) for name, part in value.items()}
+            return {self.fill_in(name): self.fill_in(part) for name, part in value.items()}
         if isinstance(value, list):
-            return [self.filled(part) for part in value]
+            return [self.fill_in(part) for part in value]
         if isinstance(value, str):
             return re.sub(r"(?<![$\w{])\{([a-z][a-z0-9.]*)\}", lambda found: str(self.kept[found[1]]), value)
         return value
 
-    # What a deploy has come to.
+    # Observations.
 
-    def do_look(self, step: dict[str, Any]) -> None:
-        """Status of an application, its newest three rows, and the queue."""
-        look = self.filled(step["look"])
-        id = {"applicationId": look["application"]}
+    def do_observe(self, step: dict[str, Any]) -> None:
+        """Compare an application's status, its newest three deployments, and the queue."""
+        expected = self.fill_in(step["observe"])
+        id = {"applicationId": expected["application"]}
         rows = self.simulator.ask("deployment.all", **id)
         got = {
             "status": self.simulator.ask("application.one", **id)["applicationStatus"],
@@ -317,27 +280,27 @@ class Play:
         }
         queue = self.simulator.ask("deployment.queueList")
         got["queue"] = [[job["data"]["titleLog"], job["state"]] for job in queue]
-        got = {name: got[name] for name in look if name != "application"}
-        del look["application"]
-        if got != look:
-            self.fail("application.one, deployment.all, deployment.queueList", look, got)
+        got = {name: got[name] for name in expected if name != "application"}
+        del expected["application"]
+        if got != expected:
+            self.fail("application.one, deployment.all, deployment.queueList", expected, got)
         for name, row in step.get("keep", {}).items():
             self.kept[name] = value_at(rows[0], row)
 
     def do_services(self, step: dict[str, Any]) -> None:
-        """Return the requests that the engine received."""
-        for name, expected in self.filled(step["services"]).items():
+        """Compare the services of the container engine."""
+        for name, expected in self.fill_in(step["services"]).items():
             service = next(row for row in self.simulator.state()["services"] if row["name"] == name)
-            self.compare("what the engine was told", expected, {part: service[part] for part in expected})
+            self.compare("the services of the engine", expected, {part: service[part] for part in expected})
 
-    def do_settle(self, step: dict[str, Any]) -> None:
+    def do_await_idle(self, step: dict[str, Any]) -> None:
         until(lambda: not self.simulator.ask("deployment.queueList"))
 
-    # The log, as it is written.
+    # The log of a deployment.
 
     def do_listen(self, step: dict[str, Any]) -> None:
         url = f"ws://127.0.0.1:{self.simulator.port}/listen-deployment"
-        path = self.filled(step["listen"])
+        path = self.fill_in(step["listen"])
         url += "" if path is None else f"?logPath={path}"
         headers = KEYS[step.get("key", "owner")]
         with connect(url, additional_headers=headers, compression=None, proxy=None) as socket:
@@ -351,10 +314,10 @@ class Play:
                     socket.recv(timeout=0.05)
 
     def frame(self, expected: dict[str, Any], socket: Any) -> None:
-        """Text in any number of frames, or a close."""
+        """Receive this text in any number of frames, or this close frame."""
         text = ""
         try:
-            while "closed" in expected or differences(self.filled(expected["text"]), text):
+            while "closed" in expected or differences(self.fill_in(expected["text"]), text):
                 text += socket.recv(timeout=2)
         except TimeoutError:
             self.fail("/listen-deployment", expected, text)
@@ -363,10 +326,10 @@ class Play:
             if code != expected.get("closed"):
                 self.fail("/listen-deployment", expected, {"text": text, "closed": code})
 
-    # Switches.
+    # Settings, keys and gates.
 
-    def do_turn(self, step: dict[str, Any]) -> None:
-        self.simulator.turn(**step["turn"])
+    def do_set(self, step: dict[str, Any]) -> None:
+        self.simulator.turn(**step["set"])
 
     def do_add_key(self, step: dict[str, Any]) -> None:
         given = {"key": KEYS["other"]["x-api-key"], **step["add_key"]}
@@ -385,8 +348,8 @@ class Play:
         self.simulator.switches.post("restart", json={"seconds": step["restart"]}).raise_for_status()
 
 
-VERBS = {name.removeprefix("do_") for name in vars(Play) if name.startswith("do_")}
-# A close frame without a code, as the library names it.
+VERBS = {name.removeprefix("do_") for name in vars(ScenarioPlayer) if name.startswith("do_")}
+# The library's code for a close frame without one.
 NO_CODE = 1005
 
 
@@ -397,7 +360,7 @@ def value_at(value: Any, path: str) -> Any:
 
 
 def differences(expected: Any, got: Any, path: str = "") -> list[tuple[str, str]]:
-    """Where they differ: (what should be at a path, what is)."""
+    """Return the differences as pairs: what is expected at a path, and what is there."""
     here = path or "the body"
     if isinstance(expected, dict) and "<shape>" in expected:
         row = {**SHAPES[expected["<shape>"]], **expected}

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.sync.client import connect
 
 from ..processes import IMAGE, KEY, ROOT, Simulator, command, until
 
@@ -210,6 +213,46 @@ def test_a_member_sees_its_own_membership_and_is_refused_admin_procedures(simula
     changed = {"json": {"buildsConcurrency": 2}, "headers": member}
     assert simulator.bare.post("/api/settings.updateBuildsConcurrency", **changed).status_code == 401
     assert simulator.ask("settings.getWebServerSettings")["buildsConcurrency"] == 1
+
+
+def test_a_key_that_is_not_valid_is_rejected(simulator: Simulator) -> None:
+    for wrong in (
+        {},
+        {"key": ""},
+        {"key": "k", "member": "project"},
+        {"key": "k", "rate_limit": -1},
+        {"key": 1},
+        {"key": "k", "member": [1]},
+    ):
+        assert simulator.switches.post("keys", json=wrong).status_code == 400
+
+
+def test_an_exhausted_key_is_refused_by_a_call_and_by_the_log(simulator: Simulator) -> None:
+    simulator.switches.post("keys", json={"key": "k", "rate_limit": 1}).raise_for_status()
+    given = {"x-api-key": "k"}
+    assert simulator.bare.get("/api/project.all", headers=given).json()["data"]["path"] == "project.all"
+    url = f"ws://127.0.0.1:{simulator.port}/listen-deployment"
+    with (
+        connect(url, additional_headers=given, compression=None, proxy=None) as socket,
+        pytest.raises(ConnectionClosed) as closed,
+    ):
+        socket.recv(timeout=5)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == CloseCode.NO_STATUS_RCVD
+
+
+# The log of a deployment.
+
+
+def test_a_restart_ends_a_followed_log_and_a_ping_is_answered(simulator: Simulator) -> None:
+    row = simulator.deploy(simulator.application())
+    url = f"ws://127.0.0.1:{simulator.port}/listen-deployment?logPath={row['logPath']}"
+    with connect(url, additional_headers={"x-api-key": KEY}, compression=None, proxy=None) as socket:
+        assert socket.recv(timeout=5)
+        assert socket.ping().wait(5)
+        simulator.switches.post("restart").raise_for_status()
+        with pytest.raises(ConnectionClosed):
+            socket.recv(timeout=5)
 
 
 # The control API.
