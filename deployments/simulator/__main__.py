@@ -52,7 +52,7 @@ def address(text: str) -> tuple[str, int]:
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Serve the API and the router until the process is told to end. Raises CannotStart."""
+    """Serve the API and the router until the process receives a signal to end. Raises CannotStart."""
     dokploy = create_server(options)
     control_api = ControlApi(os.environ.get("SIMULATOR_SWITCH_KEY", ""), dokploy)
     api = Server(Api(dokploy, control_api).answer)

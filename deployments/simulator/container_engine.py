@@ -132,7 +132,7 @@ class ContainerEngine:
         return serving is not None and (serving["id"] == task["id"] or serving["startedAt"] > task["startedAt"])
 
     def infrastructure_health(self, service: str) -> Row:
-        """Return what Dokploy reports after it asked the engine for one of its own services."""
+        """Return Dokploy's report on one of its own services, which it requests from the engine."""
         if self._settings.engine == "down":
             return {"status": "unhealthy", "message": NO_SOCKET}
         if self._settings.infrastructure == "missing":

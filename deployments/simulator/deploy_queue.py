@@ -42,7 +42,7 @@ class Job:
 
 
 class DeployQueue:
-    """The queue is kept in memory only. The server's setting says how many jobs run at a time, at first one."""
+    """The queue, kept in memory only. The server's setting limits how many jobs run at a time, initially one."""
 
     def __init__(self, store: Store, engine: ContainerEngine, settings: Settings, gates: Gates) -> None:
         # Set, and replaced by a new event, whenever a log has grown.

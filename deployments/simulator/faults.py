@@ -43,7 +43,7 @@ class Fault:
         return 0 if self.kind in ("hang", "slow_bytes") else self.seconds or 0
 
     def respond(self, procedure: str, response: Response) -> Response:
-        """Return what the client gets instead of this response."""
+        """Return the response that the client gets instead of this one."""
         return RESPONSES[self.kind](self, procedure, response)
 
 

@@ -18,7 +18,7 @@ class InvalidRequest(Exception):
 
 @dataclass
 class Settings:
-    """What the simulated server does. Times are in seconds.
+    """The behavior of the simulated server. Times are in seconds.
 
     pull, start and latency: how long an image pull, a container's start and an API call take.
     pull_error, engine_error: the message with which pulls, or updates of services, fail.

@@ -72,7 +72,7 @@ def coerce(rules: Field, value: Any) -> Any:
 
 
 def to_number(value: Any) -> Any:
-    """Return what JavaScript's Number() makes of a value, or the value itself where that is not a number."""
+    """Convert a value as JavaScript's Number() does. Return it unchanged where the result would be NaN."""
     if value is None or value == "":
         return 0
     if isinstance(value, bool):

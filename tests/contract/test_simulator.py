@@ -82,8 +82,8 @@ def test_it_imports_nothing_of_the_portal() -> None:
         "print([name for name in sys.modules if name.startswith(('django', 'deployportal', 'deployments.'))"
         " and not name.startswith('deployments.simulator')])"
     )
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout == "[]\n"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
 
 
 def test_the_database_survives_a_kill_and_the_queue_does_not(tmp_path: Path) -> None:

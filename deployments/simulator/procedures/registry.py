@@ -1,4 +1,4 @@
-"""The registry of Dokploy's procedures, and what they have in common: refusals, fields and SQL errors."""
+"""The registry of Dokploy's procedures, and their shared parts: refusals, fields and SQL errors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
