@@ -166,4 +166,5 @@ class StockChanges(Changes):
     def render(self, id: str) -> str:
         """Return the product's page of a deployment."""
         found = Deployment.objects.select_related("stack__owner", "template", "requested_by").get(pk=id)
-        return render_to_string("_live.html", {"live": deployment_page.live(found, list(found.events.all()), "owner")})
+        page = deployment_page.page_context(found, list(found.events.all()), "owner")
+        return render_to_string("_deployment.html", {"page": page})

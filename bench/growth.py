@@ -137,7 +137,7 @@ def calls(stacks: Stacks) -> dict[str, Callable[[], Any]]:
     from django.utils import timezone
 
     from deployments.models import Deployment, Orphan, Stack
-    from deployments.realtime import deployment_page, hub
+    from deployments.realtime import durations, topics
     from deployments.worker import sweeper
 
     from . import changes
@@ -148,16 +148,16 @@ def calls(stacks: Stacks) -> dict[str, Callable[[], Any]]:
         return signed_in
 
     operator, visitor = client(stacks.operator), client(stacks.model.stack.owner)
-    lists = [hub.StackListTopic(f"stacks.{user.pk}", user.pk) for user in stacks.owners]
-    topic = hub.DeploymentTopic("watched", stacks.watched.pk)
+    lists = [topics.StackListTopic(f"stacks.{user.pk}", user.pk) for user in stacks.owners]
+    topic = topics.DeploymentTopic("watched", stacks.watched.pk)
 
     def get(by: Client, path: str) -> None:
         answer = by.get(path, headers={"accept": "application/json"} if path.startswith("/api/") else {})
         assert answer.status_code == 200, (path, answer.status_code)
 
     def usual() -> None:
-        deployment_page._took = (0.0, [])
-        deployment_page.usual()
+        durations.clear_cache()
+        durations.usual_duration()
 
     def orphans() -> None:
         sweeper._recorded_ids()
@@ -179,7 +179,7 @@ def calls(stacks: Stacks) -> dict[str, Callable[[], Any]]:
     return {
         "admin's list of deployments": lambda: get(operator, admin),
         "  its search": lambda: get(operator, f"{admin}?q=grown-7"),
-        f"hub's comparison, {OWNERS} lists": lambda: hub._stale(list(lists)),
+        f"hub's comparison, {OWNERS} lists": lambda: topics.stale_topics(list(lists)),
         "home page of a user with 3 stacks": lambda: get(visitor, "/"),
         "usual times": usual,
         "sweeper's reads": Stack.objects.to_be_removed,

@@ -35,7 +35,7 @@ from .models import (
     request_removal,
     retry_deployment,
 )
-from .realtime.hub import DeploymentTopic
+from .realtime.topics import DeploymentTopic
 
 LONGEST_WAIT_SECONDS = 25.0
 EVENTS_PER_RESPONSE = 1000
@@ -317,7 +317,7 @@ async def events(request: ApiRequest, id: str) -> HttpResponse:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         while not _has_news(topic, after) and not watcher.expired and (remaining := deadline - loop.time()) > 0:
-            await watcher.news(remaining)
+            await watcher.wait_for_change(remaining)
     return JsonResponse(await sync_to_async(_events)(deployment, audience, after))
 
 

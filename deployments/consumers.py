@@ -20,7 +20,9 @@ from django.contrib.auth.models import AnonymousUser, User
 from .identity import Client, Credential, authenticate_scope, viewer_key
 from .models import Deployment, Refusal
 from .realtime import pubsub
-from .realtime.hub import Hub, Topic, Watcher
+from .realtime.hub import Hub
+from .realtime.topics import Topic
+from .realtime.watcher import Watcher
 from .worker.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -109,7 +111,7 @@ class PageConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has
 
     async def _close_when_expired(self, watcher: Watcher) -> None:
         while not watcher.expired:
-            await watcher.news(3600)
+            await watcher.wait_for_change(3600)
         await self.close(code=SIGNED_OUT)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:

@@ -12,7 +12,9 @@ from django.http import StreamingHttpResponse
 
 from .identity import ApiRequest, viewer_key
 from .models import Deployment, Event
-from .realtime.hub import DeploymentTopic, Hub, Watcher
+from .realtime.hub import Hub
+from .realtime.topics import DeploymentTopic
+from .realtime.watcher import Watcher
 
 KEEP_ALIVE_SECONDS = 8.0
 FINAL_EVENTS = {"success": "complete", "failure": "error"}  # the name of an event by the deployment's status
@@ -70,13 +72,13 @@ async def _events(
             yield _encode(deployment, topic.events[-1], audience)
         while not watcher.expired:
             deployment = topic.deployment or deployment
-            for event in topic.after(last_id):
+            for event in topic.events_after(last_id):
                 last_id = event.seq
                 if event.type == "phase" or all_types:
                     yield _encode(deployment, event, audience)
             if deployment.done and last_id >= deployment.version:
                 return
-            if not await watcher.news(KEEP_ALIVE_SECONDS):
+            if not await watcher.wait_for_change(KEEP_ALIVE_SECONDS):
                 yield b": still here\n\n"
     finally:
         await asyncio.shield(watch.__aexit__(None, None, None))

@@ -31,12 +31,13 @@ async def follow(deployment: Deployment, console: Console) -> Deployment:
     """Shows the run until it is over; returns it as it ended."""
     credential = Credential(deployment.stack.owner_id)
     screen = Live(console=console, auto_refresh=False) if console.is_terminal else None
-    async with Hub.current().watch_deployment(deployment.pk, credential, "owner", viewer="terminal") as (watch, topic):
+    watching = Hub.current().watch_deployment(deployment.pk, credential, "owner", viewer="terminal")
+    async with watching as (watcher, topic):
         shown = 0
         with screen or nullcontext():
             while True:
                 assert topic.deployment is not None
-                for event in topic.after(shown):
+                for event in topic.events_after(shown):
                     shown = event.seq
                     if screen is None and event.type in ("phase", "log", "note") and not event.data.get("alive"):
                         console.print(_one_line(event), highlight=False, markup=False, soft_wrap=True)
@@ -44,7 +45,7 @@ async def follow(deployment: Deployment, console: Console) -> Deployment:
                     screen.update(await sync_to_async(_rail)(topic.deployment, topic.events), refresh=True)
                 if topic.deployment.done:
                     break
-                if not await watch.news(SCAN_SECONDS):
+                if not await watcher.wait_for_change(SCAN_SECONDS):
                     await topic.refresh_frames()
     console.print(_end(topic.deployment))
     return topic.deployment
@@ -58,16 +59,16 @@ def _one_line(event: Event) -> str:
 
 
 def _rail(deployment: Deployment, events: list[Event]) -> Group:
-    shown = deployment_page.live(deployment, events, "owner")
+    shown = deployment_page.page_context(deployment, events, "owner")
     rail = Table.grid(padding=(0, 2))
-    for row in shown["rail"]:
+    for row in shown["phases"]:
         sign, style = SIGNS[row.state]
         took = f"{row.seconds:.1f} s" if row.seconds is not None else ""
         said = row.message if row.state in ("active", "failed") else ""
         rail.add_row(Text(sign, style), Text(row.title, style), Text(took, "dim"), Text(said[:80], "dim"))
     head = Text.assemble((deployment.stack.name, "bold"), "  ", shown["headline"], "  ", (deployment.stack.url, "dim"))
     bar = Table.grid()
-    if shown["shows_bar"]:
+    if shown["shows_progress"]:
         bar.add_row(ProgressBar(total=100, completed=shown["progress"], width=40))
     return Group(head, bar, rail)
 

@@ -20,7 +20,9 @@ from .engine.recipe import PHASES
 from .forms import DeployForm, RedeployForm, RemoveForm
 from .identity import PageRequest, UserPageRequest
 from .models import ApiToken, Deployment, Orphan, Refusal, Stack, request_removal, retry_deployment
-from .realtime import deployment_page
+from .realtime.deployment_page import page_context
+from .realtime.durations import usual_duration
+from .realtime.stack_list import newest_deployments, stack_rows
 
 require_page_method = require_http_methods(["GET", "HEAD", "POST"])
 
@@ -60,7 +62,7 @@ def check_name(request: UserPageRequest) -> HttpResponse:
     """Return the partial below the name field, which htmx requests while the user types."""
     name = request.GET.get("name", "").strip()[:64]
     availability = async_to_sync(name_availability.check)(request.user, name) if name else None
-    return render(request, "_check.html", {"availability": availability, **_address_parts()})
+    return render(request, "_name_availability.html", {"availability": availability, **_address_parts()})
 
 
 @require_GET
@@ -112,7 +114,7 @@ def _stack_is_gone(request: UserPageRequest, stack: Stack) -> HttpResponse:
 
 
 def _stack_rows(user: User) -> list[dict[str, Any]]:
-    return deployment_page.stacks(deployment_page.newest_deployments(user.pk))
+    return stack_rows(newest_deployments(user.pk))
 
 
 def _address_parts() -> dict[str, str]:
@@ -121,7 +123,7 @@ def _address_parts() -> dict[str, str]:
 
 
 def _usual_duration() -> str | None:
-    usual = deployment_page.usual()
+    usual = usual_duration()
     return f"{usual}, from the last deployments" if usual else None
 
 
@@ -132,7 +134,7 @@ def _usual_duration() -> str | None:
 def deployment(request: PageRequest, id: str) -> HttpResponse:
     """Show a deployment. The page is complete, and then updated over a WebSocket or by polling."""
     context: dict[str, Any] = {
-        "live": _deployment_context(request, id),
+        "page": _deployment_context(request, id),
         "socket": f"/ws/deployments/{id}",
         "fallback": reverse("deployment-live", args=[id]),
     }
@@ -142,14 +144,14 @@ def deployment(request: PageRequest, id: str) -> HttpResponse:
 @require_GET
 def deployment_partial(request: PageRequest, id: str) -> HttpResponse:
     """Return the changing part of the page, for a browser that polls."""
-    return render(request, "_live.html", {"live": _deployment_context(request, id)})
+    return render(request, "_deployment.html", {"page": _deployment_context(request, id)})
 
 
 def _deployment_context(request: PageRequest, id: str) -> dict[str, Any]:
     deployments = Deployment.objects.select_related("stack__owner", "template", "requested_by")
     deployment = get_object_or_404(deployments.visible_to(request.user), pk=id)
     events = list(deployment.events.filter(seq__lte=deployment.version))
-    return deployment_page.live(deployment, events, deployment.audience(request.user))
+    return page_context(deployment, events, deployment.audience(request.user))
 
 
 @require_page_method
@@ -164,7 +166,7 @@ def cancel(request: UserPageRequest, id: str) -> HttpResponse:
             "text": _cancel_text(deployment),
             "button": "Cancel deployment",
         }
-        return render(request, "ask.html", context)
+        return render(request, "confirm.html", context)
     try:
         deployment.cancel(request.user)
     except Refusal as refusal:
@@ -190,7 +192,7 @@ def retry(request: UserPageRequest, id: str) -> HttpResponse:
             "text": _retry_text(deployment),
             "button": "Try again",
         }
-        return render(request, "ask.html", context)
+        return render(request, "confirm.html", context)
     try:
         return _to_deployment(request, retry_deployment(deployment, request.user, via=Deployment.Via.FORM))
     except Refusal as refusal:
@@ -225,7 +227,7 @@ def remove_orphan(request: UserPageRequest, id: int) -> HttpResponse:
         "Everything with this mark will be deleted."
     )
     context = {"title": f"Remove the {orphan.resource_type} {orphan.name}?", "text": text, "button": "Remove"}
-    return render(request, "ask.html", context)
+    return render(request, "confirm.html", context)
 
 
 def _get_changeable_deployment(request: UserPageRequest, id: str) -> Deployment:

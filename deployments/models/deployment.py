@@ -388,7 +388,7 @@ class Deployment(models.Model):
         )
 
     def _publish(self) -> None:
-        pubsub.publish([f"run.{self.pk}", f"stacks.{self.stack.owner_id}"])
+        pubsub.publish([pubsub.deployment_topic(self.pk), pubsub.stack_list_topic(self.stack.owner_id)])
 
     # -- what was recorded ---------------------------------------------------------------------------------------------
 

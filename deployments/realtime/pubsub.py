@@ -1,7 +1,8 @@
-"""The channel layer and nothing else. A message only ever says “look”; losing one costs time, never truth.
+"""Publish and subscribe through the channel layer.
 
-Nothing here is awaited by a report or a request, and nothing here fails: sending is bounded to a second, and errors of
-the layer are swallowed (the sweep and the hub's comparison of versions make up for a lost message).
+A message only says that something changed; the receiver reads the state from the database. A lost message therefore
+delays an update and loses nothing. Sending takes SEND_SECONDS at most and never raises: an error of the channel layer
+is logged, and the sweeper and the hub's resync find what the message would have announced.
 """
 
 import asyncio
@@ -22,42 +23,52 @@ _loop: asyncio.AbstractEventLoop | None = None
 _sending: set[asyncio.Task[None]] = set()
 
 
+def deployment_topic(deployment_id: str) -> str:
+    """Return the name of a deployment's topic. Processes of two versions exchange it: do not change it."""
+    return f"run.{deployment_id}"
+
+
+def stack_list_topic(user_id: int) -> str:
+    """Return the name of the topic of a user's stacks. Processes of two versions exchange it: do not change it."""
+    return f"stacks.{user_id}"
+
+
 def bind_loop() -> None:
-    """Remembers the running loop as the one that sends for this process's threads."""
+    """Make the running event loop the one that sends the messages of this process's threads."""
     global _loop
     _loop = asyncio.get_running_loop()
 
 
 def notify_worker() -> None:
-    """Rings the runner's bell: something is due."""
+    """Tell one worker that a deployment may be due."""
     _send(partial(get_channel_layer().send, RUNNER_CHANNEL, {"type": "wake"}))
 
 
 def publish(topics: Iterable[str]) -> None:
-    """Tells every process that watches one of these topics to look."""
+    """Tell every process that subscribes to one of these topics that the topic changed."""
     layer = get_channel_layer()
     for topic in topics:
         _send(partial(layer.group_send, topic, {"type": "changed", "topic": topic}))
 
 
 async def unsubscribe(channel: str) -> None:
-    """Ends this process's subscription, so that the next receive subscribes anew.
+    """End this process's subscription to a channel, so that the next receive subscribes again.
 
-    The layer takes a subscription that failed for a live one. It forgets the channel of a receive that is cancelled.
+    The layer keeps a failed subscription as if it were alive. It forgets a channel when a receive is cancelled.
     """
-    with suppress(Exception):  # its end, or a message that cannot be read
+    with suppress(Exception):  # the timeout, or a message that cannot be decoded
         async with asyncio.timeout(0):
             await get_channel_layer().receive(channel)
 
 
 async def flush() -> None:
-    """Until what is being sent is sent or given up, SEND_SECONDS at most."""
+    """Wait until every message is sent or given up, SEND_SECONDS at most."""
     if _sending:
         await asyncio.wait(_sending)
 
 
 class Subscription:
-    """One subscription of this process; hears of all the topics that were joined."""
+    """This process's subscription to the topics that it joined."""
 
     def __init__(self) -> None:
         self._layer = get_channel_layer()
@@ -65,33 +76,35 @@ class Subscription:
         self._joined: set[str] = set()
 
     async def open(self) -> None:
-        """Subscribes, however long the layer stays away, and then to all that was joined meanwhile."""
+        """Create the channel, retrying until the layer answers, and subscribe it to the topics joined until then."""
         while self._channel is None:
             try:
                 self._channel = await self._layer.new_channel()
             except Exception as error:
-                log.warning("The channel layer does not answer: %s", type(error).__name__)
+                _log_failure(error)
                 await asyncio.sleep(SEND_SECONDS)
         for topic in list(self._joined):
-            await _quietly(self._layer.group_add(topic, self._channel))
+            await _send_safely(self._layer.group_add(topic, self._channel))
 
     async def join(self, topic: str) -> None:
+        """Subscribe to a topic, at once or when the channel is open."""
         self._joined.add(topic)
         if self._channel is not None:
-            await _quietly(self._layer.group_add(topic, self._channel))
+            await _send_safely(self._layer.group_add(topic, self._channel))
 
     async def leave(self, topic: str) -> None:
+        """Unsubscribe from a topic."""
         self._joined.discard(topic)
         if self._channel is not None:
-            await _quietly(self._layer.group_discard(topic, self._channel))
+            await _send_safely(self._layer.group_discard(topic, self._channel))
 
     async def topics(self) -> AsyncIterator[str]:
-        """Each topic of which somebody said that it changed. What a message holds besides is not looked at."""
+        """Yield the name of each topic that changed. Everything else in a message is ignored."""
         while True:
             try:
                 message = await self._layer.receive(self._channel)
-            except Exception as error:  # the layer is away: the comparison of versions goes on
-                log.warning("The channel layer does not answer: %s", type(error).__name__)
+            except Exception as error:
+                _log_failure(error)
                 await asyncio.sleep(SEND_SECONDS)
                 continue
             topic = message.get("topic") if isinstance(message, dict) else None
@@ -100,29 +113,35 @@ class Subscription:
 
 
 def _send(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """From a thread, or from the loop: starts it and returns. Without a loop (a command) it is awaited, bounded.
+    """Start sending on the bound loop and return. Without a bound loop (in a command), send before returning.
 
-    Where the loop has stopped the process is about to end, and a thread that waited for it would keep it from that.
+    A stopped loop means that the process is ending: the message is dropped, because a thread that waited for the loop
+    would keep the process from ending.
     """
     if _loop is None:
-        async_to_sync(_now)(send)
+        async_to_sync(_send_now)(send)
     elif _loop.is_running():
-        _loop.call_soon_threadsafe(_start, send)
+        _loop.call_soon_threadsafe(_start_sending, send)
 
 
-def _start(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    task = asyncio.ensure_future(_now(send))
+def _start_sending(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    task = asyncio.ensure_future(_send_now(send))
     _sending.add(task)
     task.add_done_callback(_sending.discard)
 
 
-async def _now(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    await _quietly(send())
+async def _send_now(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await _send_safely(send())
 
 
-async def _quietly(sending: Coroutine[Any, Any, None]) -> None:
+async def _send_safely(sending: Coroutine[Any, Any, None]) -> None:
+    """Await a call of the layer for SEND_SECONDS at most, and log its failure."""
     try:
         async with asyncio.timeout(SEND_SECONDS):
             await sending
     except Exception as error:
-        log.warning("The channel layer does not answer: %s", type(error).__name__)
+        _log_failure(error)
+
+
+def _log_failure(error: Exception) -> None:
+    log.warning("The channel layer does not answer: %s", type(error).__name__)

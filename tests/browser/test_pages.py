@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ..integration.test_live import GATES, held
+from ..gates import GATES, held
 from ..processes import Portal
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -27,7 +27,7 @@ from websockets.sync.client import ClientConnection
 
 from deployments.realtime.pubsub import RUNNER_CHANNEL
 
-from ..integration.test_live import GATES
+from ..gates import GATES
 from ..processes import Portal, ScaledOut, client, until
 from ..services import Redis, timed
 from ..users import PASSWORD, browser, new_token, operator, sign_in

@@ -9,7 +9,7 @@ import pytest
 
 from deployments.models.deployment import LEASE_SECONDS
 
-from ..integration.test_live import held
+from ..gates import held
 from ..processes import until
 from ..services import Clock
 from .assertions import (

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ..integration.test_live import held
+from ..gates import held
 from ..processes import until
 from .assertions import ONE_OF_EACH, RESUME_SECONDS, Figures, ScaledOutPortal, assert_one_of_each, wait_for_next_event
 

@@ -7,7 +7,7 @@ import pytest
 
 from deployments.realtime.pubsub import RUNNER_CHANNEL
 
-from ..integration.test_live import GATES, held, socket
+from ..gates import GATES, held, socket
 from ..processes import until
 from ..services import Redis
 from .assertions import (

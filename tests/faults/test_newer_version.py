@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ..integration.test_live import held, socket
+from ..gates import held, socket
 from ..processes import IMAGE, ROOT, until
 from .assertions import (
     Figures,

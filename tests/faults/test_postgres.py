@@ -11,7 +11,7 @@ import pytest
 
 from deployments.worker.claimed_deployment import SELF_STOP_SECONDS
 
-from ..integration.test_live import held, socket
+from ..gates import held, socket
 from ..processes import until
 from ..services import PostgreSQL
 from .assertions import RESUME_SECONDS, Figures, ScaledOutPortal, assert_one_of_each, let_last, wait_for_frame

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from ..integration.test_live import GATES, held, socket
+from ..gates import GATES, held, socket
 from ..processes import until
 from ..services import Redis, timed
 from .assertions import (

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from websockets.exceptions import WebSocketException
 
-from ..integration.test_live import socket
+from ..gates import socket
 from ..processes import ROOT, Simulator, until
 from ..services import PostgreSQL, Proxied, Redis
 from .assertions import SEED_DATA, Figures

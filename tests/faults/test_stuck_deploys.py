@@ -12,7 +12,7 @@ import pytest
 from deployments.engine import failures
 from deployments.engine.deploy import SETTLE_SECONDS
 
-from ..integration.test_live import held
+from ..gates import held
 from ..processes import until
 from ..users import operator
 from .assertions import Figures, OneMachinePortal, assert_objects, assert_same_everywhere, objects

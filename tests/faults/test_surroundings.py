@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ..integration.test_live import held
+from ..gates import held
 from ..processes import until
 from .assertions import Figures, OneMachinePortal, assert_objects, assert_same_everywhere, objects
 

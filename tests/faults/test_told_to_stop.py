@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ..integration.test_live import held
+from ..gates import held
 from ..processes import until
 from ..services import PostgreSQL, Redis
 from .assertions import (

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ..integration.test_live import held
+from ..gates import held
 from ..processes import ROOT, Portal, client, until
 from .assertions import Figures, OneMachinePortal, ScaledOutPortal, assert_objects, assert_same_everywhere, objects
 

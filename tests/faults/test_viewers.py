@@ -14,7 +14,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from .. import users
-from ..integration.test_live import held
+from ..gates import held
 from ..processes import until
 from ..services import PlainProxy
 from .assertions import Figures, OneMachinePortal, assert_objects, assert_same_everywhere, wait_for_frame

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ..integration.test_live import GATES, held
+from ..gates import GATES, held
 from ..processes import until
 from .assertions import (
     RESUME_SECONDS,

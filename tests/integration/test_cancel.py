@@ -13,10 +13,10 @@ from deployments.engine.errors import Cancelled
 from deployments.engine.spec import Progress
 from deployments.models import Deployment, Refusal, Stack, retry_deployment
 
+from ..gates import GATES, held
 from ..processes import Portal, until
 from ..users import People, browser, end, new_token, submit
 from ..users import token as token_of
-from .test_live import GATES, held
 from .test_removal import NONE, ONE, deployed, ended, there
 from .test_resume import no_event_is_missing
 from .test_sweeper import left_behind

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from ..gates import held
 from ..processes import Portal, until
 from ..users import browser, new_token, operator, submit
-from .test_live import held
 from .test_resume import KINDS, no_event_is_missing
 
 PHASES = ["removing_domain", "removing_application", "removing_project"]

@@ -9,8 +9,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from ..gates import held
 from ..processes import ROOT, Portal, until
-from .test_live import held
 
 # Each phase, before Dokploy has done the work and after it (the answer never arrives). The last place comes first, so
 # that each further deployment is held in front of the gates that are already closed.

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import ClientConnection
 
+from ..gates import GATES, SECONDS, held, long_poller, poller, socket, streamer, walk
 from ..processes import ScaledOut, Simulator, until
 from ..services import Proxied, timed
-from .test_live import GATES, SECONDS, held, long_poller, poller, socket, streamer, walk
 
 
 @pytest.fixture

@@ -35,9 +35,9 @@ from deployments.models.orphan import SCAN_SECONDS
 from deployments.models.stack import StackQuerySet
 from deployments.worker.sweeper import scan_for_orphans
 
+from ..gates import held
 from ..processes import KEY, Portal, Simulator, until
 from ..users import People, browser, end, new_token, operator, submit
-from .test_live import held
 from .test_removal import NONE, ONE, change_by_hand, deployed, ended, there
 
 

@@ -1,4 +1,4 @@
-"""Each change is read once and rendered once, reaches everybody who watches, and none is lost with a message."""
+"""The hub reads and renders each change once, passes it to every watcher, and survives lost messages."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from deployments import identity
 from deployments.engine.spec import Progress
 from deployments.identity import Credential
 from deployments.models import Deployment, DeploymentRequest, Template
-from deployments.realtime import hub, pubsub
+from deployments.realtime import hub, pubsub, topics
 from deployments.realtime.hub import Hub
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -23,123 +23,125 @@ SECONDS = 10
 
 
 @pytest.fixture
-async def run() -> AsyncIterator[Deployment]:
-    """A run that this test's worker holds."""
+async def deployment() -> AsyncIterator[Deployment]:
+    """Yield a deployment that this test's worker has claimed."""
 
-    def make() -> Any:
+    def create() -> Any:
         Template.follow_settings()
         DeploymentRequest(identity.demo_user(), Template.objects.first(), {}, "form").deploy("watched")
         return Deployment.claim("worker", excluding=[])
 
     pubsub.bind_loop()
-    yield await sync_to_async(make)()
-    this = Hub._current
-    if this is not None:
-        for task in this._tasks:
+    yield await sync_to_async(create)()
+    current = Hub._current
+    if current is not None:
+        for task in current._tasks:
             task.cancel()
         Hub._current = None
     await sync_to_async(connections.close_all)()
 
 
-class Watcher:
-    """One socket, without the socket: the frames that were pushed to it."""
+class FakeSocket:
+    """Records the frames that are pushed to it."""
 
     def __init__(self) -> None:
         self.frames: list[str] = []
-        self.came = asyncio.Event()
+        self.received = asyncio.Event()
 
     async def push(self, html: str) -> None:
         self.frames.append(html)
-        self.came.set()
+        self.received.set()
 
-    async def sees(self, text: str) -> None:
+    async def wait_for(self, text: str) -> None:
+        """Wait until the newest frame contains the text."""
         async with asyncio.timeout(SECONDS):
             while not self.frames or text not in self.frames[-1]:
-                self.came.clear()
-                await self.came.wait()
+                self.received.clear()
+                await self.received.wait()
 
 
-def watching(run: Deployment, watcher: Watcher, audience: str = "owner") -> Any:
-    return Hub.current().watch_deployment(run.pk, Credential(1), audience, viewer="test", push=watcher.push)
+def watching(deployment: Deployment, socket: FakeSocket, audience: str = "owner") -> Any:
+    return Hub.current().watch_deployment(deployment.pk, Credential(1), audience, viewer="test", push=socket.push)
 
 
-async def record(run: Deployment, message: str) -> None:
-    await sync_to_async(run.record)(Progress("phase", "deploying", message, progress=85))
+async def record(deployment: Deployment, message: str) -> None:
+    await sync_to_async(deployment.record)(Progress("phase", "deploying", message, progress=85))
 
 
-async def test_a_joiner_gets_the_present_state_and_then_each_change(run: Deployment) -> None:
-    watcher = Watcher()
-    async with watching(run, watcher):
-        assert watcher.frames  # perhaps two: that the run was claimed may be heard of only now
-        await record(run, "first words")
-        await watcher.sees("first words")
-        await record(run, "second words")
-        await watcher.sees("second words")
+async def test_a_new_watcher_gets_the_current_state_and_then_each_change(deployment: Deployment) -> None:
+    socket = FakeSocket()
+    async with watching(deployment, socket):
+        assert socket.frames  # perhaps two, if the message about the claim arrives late
+        await record(deployment, "first words")
+        await socket.wait_for("first words")
+        await record(deployment, "second words")
+        await socket.wait_for("second words")
 
 
-async def test_a_change_is_rendered_once_per_audience_however_many_watch(run: Deployment) -> None:
-    watchers = [Watcher() for _ in range(60)]
+async def test_a_change_is_rendered_once_per_audience_however_many_watch(deployment: Deployment) -> None:
+    sockets = [FakeSocket() for _ in range(60)]
     async with AsyncExitStack() as stack:
-        for number, watcher in enumerate(watchers):
+        for number, socket in enumerate(sockets):
             audience = ("owner", "operator", "link")[number % 3]
-            _, topic = await stack.enter_async_context(watching(run, watcher, audience))
+            _, topic = await stack.enter_async_context(watching(deployment, socket, audience))
         before = topic.renders
-        await record(run, "to everybody")
-        await asyncio.gather(*(watcher.sees("to everybody") for watcher in watchers))
+        await record(deployment, "to everybody")
+        await asyncio.gather(*(socket.wait_for("to everybody") for socket in sockets))
         assert topic.renders - before == 3
-        assert watchers[0].frames[-1] is watchers[3].frames[-1], "the same bytes"
+        assert sockets[0].frames[-1] is sockets[3].frames[-1], "the same string object"
 
 
-async def test_a_slow_reader_gets_the_newest_state_and_not_a_queue(run: Deployment) -> None:
-    watcher = Watcher()
-    async with watching(run, watcher):
+async def test_a_slow_reader_gets_the_newest_state_and_not_a_queue(deployment: Deployment) -> None:
+    socket = FakeSocket()
+    async with watching(deployment, socket):
         began = time.monotonic()
         for number in range(200):
-            await record(run, f"change {number} of many")
-        await watcher.sees("change 199 of many")
-        tenths = (time.monotonic() - began) / hub.FRAME_SECONDS
-        assert len(watcher.frames) <= tenths + 3
+            await record(deployment, f"change {number} of many")
+        await socket.wait_for("change 199 of many")
+        intervals = (time.monotonic() - began) / topics.FRAME_SECONDS
+        assert len(socket.frames) <= intervals + 3
 
 
-async def test_a_lost_message_costs_time_and_nothing_else(run: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_message_only_delays_an_update(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "RESYNC_SECONDS", 0.05)
-    watcher = Watcher()
-    async with watching(run, watcher):
+    socket = FakeSocket()
+    async with watching(deployment, socket):
         monkeypatch.setattr(pubsub, "publish", lambda topics: None)
-        await record(run, "nobody was told")
-        await watcher.sees("nobody was told")
+        await record(deployment, "not announced")
+        await socket.wait_for("not announced")
 
 
-async def test_a_message_that_is_lost_right_after_a_list_was_opened_costs_time_and_nothing_else(
-    run: Deployment, monkeypatch: pytest.MonkeyPatch
+async def test_a_message_lost_between_joining_a_list_and_its_first_resync_only_delays_an_update(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "RESYNC_SECONDS", 0.05)
-    watcher = Watcher()
+    socket = FakeSocket()
     monkeypatch.setattr(pubsub, "publish", lambda topics: None)
-    look = hub._stale
+    stale_topics = hub.stale_topics
 
-    def late(topics: list[hub.Topic]) -> list[hub.Topic]:
-        if topics and run.phase == "initializing":  # the list is joined, and its version was not compared yet
-            run.record(Progress("phase", "completed", "", "success", progress=100))
-        return look(topics)
+    def complete_then_compare(watched: list[topics.Topic]) -> list[topics.Topic]:
+        if watched and deployment.phase == "initializing":  # the list is joined but not compared yet
+            deployment.record(Progress("phase", "completed", "", "success", progress=100))
+        return stale_topics(watched)
 
-    monkeypatch.setattr(hub, "_stale", late)
-    async with Hub.current().watch_stack_list(run.stack.owner_id, Credential(1), viewer="test", push=watcher.push):
-        await watcher.sees("Live")
+    monkeypatch.setattr(hub, "stale_topics", complete_then_compare)
+    owner = deployment.stack.owner_id
+    async with Hub.current().watch_stack_list(owner, Credential(1), viewer="test", push=socket.push):
+        await socket.wait_for("Live")
 
 
-async def test_a_first_watcher_who_leaves_at_once_takes_nothing_from_the_second(
-    run: Deployment, monkeypatch: pytest.MonkeyPatch
+async def test_a_first_watcher_that_leaves_at_once_does_not_end_the_second_ones_topic(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    joining, go_on = asyncio.Event(), asyncio.Event()
-    first, second = Watcher(), Watcher()
+    joining, may_join = asyncio.Event(), asyncio.Event()
+    first, second = FakeSocket(), FakeSocket()
 
     async def join(self: pubsub.Subscription, name: str) -> None:
         joining.set()
-        await go_on.wait()
+        await may_join.wait()
 
-    async def watch(watcher: Watcher) -> None:
-        async with watching(run, watcher):
+    async def watch(socket: FakeSocket) -> None:
+        async with watching(deployment, socket):
             await asyncio.Event().wait()
 
     monkeypatch.setattr(pubsub.Subscription, "join", join)
@@ -148,64 +150,67 @@ async def test_a_first_watcher_who_leaves_at_once_takes_nothing_from_the_second(
     async with asyncio.timeout(SECONDS):
         await joining.wait()
         late = asyncio.create_task(watch(second))
-        while not any(len(topic.watches) for topic in Hub.current()._topics.values()):
+        while not any(len(topic.watchers) for topic in Hub.current()._topics.values()):
             await asyncio.sleep(0)
         early.cancel()
         await asyncio.wait({early})
-        await record(run, "after the first has left")
-        await second.sees("after the first has left")
+        await record(deployment, "after the first has left")
+        await second.wait_for("after the first has left")
         late.cancel()
         await asyncio.wait({late})
 
 
-async def test_a_forged_message_moves_nothing(run: Deployment) -> None:
-    watcher = Watcher()
-    async with watching(run, watcher):
+async def test_the_content_of_a_forged_message_is_ignored(deployment: Deployment) -> None:
+    socket = FakeSocket()
+    name = f"run.{deployment.pk}"
+    async with watching(deployment, socket):
         layer = pubsub.get_channel_layer()
-        for forged in ({"type": "changed", "topic": f"run.{run.pk}", "html": "<b>forged</b>"}, {"type": "changed"}, {}):
-            await layer.group_send(f"run.{run.pk}", forged)
-        await record(run, "the truth")
-        await watcher.sees("the truth")
-        assert not any("forged" in frame for frame in watcher.frames)
+        for forged in ({"type": "changed", "topic": name, "html": "<b>forged</b>"}, {"type": "changed"}, {}):
+            await layer.group_send(name, forged)
+        await record(deployment, "the truth")
+        await socket.wait_for("the truth")
+        assert not any("forged" in frame for frame in socket.frames)
 
 
-async def test_what_nobody_watches_any_more_is_forgotten(run: Deployment) -> None:
-    watcher = Watcher()
-    async with watching(run, watcher):
+async def test_a_topic_without_watchers_is_dropped(deployment: Deployment) -> None:
+    socket = FakeSocket()
+    async with watching(deployment, socket):
         assert Hub.current()._topics
     assert not Hub.current()._topics
     assert not Hub.current()._viewers
 
 
-async def test_a_layer_that_does_not_answer_holds_nobody_up(run: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A frozen Redis: it accepts, and says nothing."""
+async def test_a_report_does_not_wait_for_a_layer_that_does_not_answer(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen Redis accepts connections and never answers."""
 
-    async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def stay_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
-    frozen = await asyncio.start_server(silence, "127.0.0.1", 0)
+    frozen = await asyncio.start_server(stay_silent, "127.0.0.1", 0)
     port = frozen.sockets[0].getsockname()[1]
     layer = RedisPubSubChannelLayer(hosts=[{"address": f"redis://127.0.0.1:{port}", "socket_timeout": 2}])
     monkeypatch.setattr(pubsub, "get_channel_layer", lambda: layer)
-    await record(run, "committed all the same")
-    assert pubsub._sending, "the report did not wait for what is still being sent"
-    assert (await Deployment.objects.aget(pk=run.pk)).message == "committed all the same"
+    await record(deployment, "committed all the same")
+    assert pubsub._sending, "the report did not wait for the message"
+    assert (await Deployment.objects.aget(pk=deployment.pk)).message == "committed all the same"
     async with asyncio.timeout(SECONDS):
         while pubsub._sending:
             await asyncio.wait(pubsub._sending)
     frozen.close()
 
 
-async def test_a_layer_that_is_away_when_the_first_watcher_comes_costs_seconds_only(
-    run: Deployment, monkeypatch: pytest.MonkeyPatch
+async def test_a_layer_that_is_down_when_the_first_watcher_joins_only_delays_updates(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody listens where Redis should be: the page is right all the same."""
+    """Nothing listens at the address of Redis, and the page still shows the changes."""
     layer = RedisPubSubChannelLayer(hosts=["redis://127.0.0.1:9"])
     monkeypatch.setattr(pubsub, "get_channel_layer", lambda: layer)
     monkeypatch.setattr(pubsub, "SEND_SECONDS", 0.1)
     monkeypatch.setattr(hub, "RESYNC_SECONDS", 0.05)
-    watcher = Watcher()
-    async with watching(run, watcher):
-        await record(run, "seen without Redis")
-        await watcher.sees("seen without Redis")
+    socket = FakeSocket()
+    async with watching(deployment, socket):
+        await record(deployment, "shown without Redis")
+        await socket.wait_for("shown without Redis")

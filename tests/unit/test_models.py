@@ -28,7 +28,7 @@ from deployments.models import (
     request_removal,
     retry_deployment,
 )
-from deployments.realtime import deployment_page
+from deployments.realtime import deployment_page, stack_list
 
 pytestmark = pytest.mark.django_db
 
@@ -258,8 +258,8 @@ def test_a_crash_of_the_portal_does_not_count_as_an_undo(anna: Any) -> None:
     again.record(phase("failed", status="failure", error=error))
     again.stack.refresh_from_db()
     assert again.stack.state == "broken"
-    said = deployment_page.live(again, list(again.events.all()), "owner")
-    assert "could not be brought back" in said["failure"]["lost"]
+    said = deployment_page.page_context(again, list(again.events.all()), "owner")
+    assert "could not be brought back" in said["failure"]["impact"]
 
 
 def test_a_redeploy_that_had_progressed_before_an_older_version_resumed_it_is_not_called_harmless(anna: Any) -> None:
@@ -271,8 +271,8 @@ def test_a_redeploy_that_had_progressed_before_an_older_version_resumed_it_is_no
     again.record(phase("failed", status="failure", error=error))
     again.stack.refresh_from_db()
     assert again.stack.state == "broken"
-    said = deployment_page.live(again, list(again.events.all()), "owner")
-    assert "could not be brought back" in said["failure"]["lost"]
+    said = deployment_page.page_context(again, list(again.events.all()), "owner")
+    assert "could not be brought back" in said["failure"]["impact"]
 
 
 def test_every_later_deployment_knows_the_name_of_the_former_container(anna: Any) -> None:
@@ -308,10 +308,10 @@ def test_the_page_of_a_crash_says_what_is_left(anna: Any) -> None:
     deployment.record(made("p"))
     error = {"phase": "creating_project", "code": "DEPLOYMENT_FAILED", "message": "…", "retryable": True}
     deployment.record(phase("failed", status="failure", error=error))
-    said = deployment_page.live(deployment, list(deployment.events.all()), "owner")
+    said = deployment_page.page_context(deployment, list(deployment.events.all()), "owner")
     assert said["undo"]["title"] == "Not everything was removed"
-    assert [row["word"] for row in said["undo"]["rows"]] == ["still there"]
-    assert "something was left" in said["failure"]["lost"]
+    assert [row["state_text"] for row in said["undo"]["rows"]] == ["still there"]
+    assert "something was left" in said["failure"]["impact"]
 
 
 def test_leftovers_and_stacks_removed_since_are_shown_as_removed(anna: Any) -> None:
@@ -320,15 +320,16 @@ def test_leftovers_and_stacks_removed_since_are_shown_as_removed(anna: Any) -> N
     left.record(made("p"))
     left.record(Progress("receipt", "rolling_back", "", data={"state": "left", "kind": "project", "why": "busy"}))
     end(left, succeeded=False)
-    assert "something was left" in deployment_page.live(left, list(left.events.all()), "owner")["failure"]["lost"]
+    said = deployment_page.page_context(left, list(left.events.all()), "owner")
+    assert "something was left" in said["failure"]["impact"]
     ExternalResource.objects.update(state="gone")
     Stack.objects.update(state="gone")
-    said = deployment_page.live(Deployment.objects.get(pk=live.pk), [], "owner")
-    was = {"was": "It has been removed since then."}
+    said = deployment_page.page_context(Deployment.objects.get(pk=live.pk), [], "owner")
+    was = {"title": "It was live", "text": "It has been removed since then."}
     assert (said["headline"], said["url"], said["success"]) == ("Was live, removed since", None, was)
-    said = deployment_page.live(Deployment.objects.get(pk=left.pk), list(left.events.all()), "owner")
-    assert said["undo"]["gone"]
-    assert said["failure"]["lost"] == "Nothing of yours is lost, and the name “was-left” is free again."
+    said = deployment_page.page_context(Deployment.objects.get(pk=left.pk), list(left.events.all()), "owner")
+    assert said["undo"]["complete"]
+    assert said["failure"]["impact"] == "Nothing of yours is lost, and the name “was-left” is free again."
 
 
 def test_a_stack_broken_by_a_removal_is_shown_neither_as_live_nor_as_untouched(anna: Any) -> None:
@@ -342,12 +343,12 @@ def test_a_stack_broken_by_a_removal_is_shown_neither_as_live_nor_as_untouched(a
     removal.record(Progress("receipt", "removing_domain", "", data={"state": "gone", "kind": "domain", "id": "d"}))
     removal.record(phase("removing_domain", data={"step": "ends"}))
     end(removal, succeeded=False)
-    said = deployment_page.live(Deployment.objects.get(pk=live.pk), [], "owner")
-    was = {"was": "It has been broken since then."}
+    said = deployment_page.page_context(Deployment.objects.get(pk=live.pk), [], "owner")
+    was = {"title": "It was live", "text": "It has been broken since then."}
     assert (said["headline"], said["url"], said["success"]) == ("Was live, broken since", None, was)
-    said = deployment_page.live(Deployment.objects.get(pk=removal.pk), list(removal.events.all()), "owner")
-    assert "Not everything could be removed" in said["failure"]["lost"]
-    assert said["rail"][0].state == "done", "it is the deployment that is undone, not its removal"
+    said = deployment_page.page_context(Deployment.objects.get(pk=removal.pk), list(removal.events.all()), "owner")
+    assert "Not everything could be removed" in said["failure"]["impact"]
+    assert said["phases"][0].state == "done", "it is the deployment that is undone, not its removal"
 
 
 def test_the_list_shows_every_stack_however_often_another_was_deployed(anna: Any) -> None:
@@ -359,7 +360,7 @@ def test_the_list_shows_every_stack_however_often_another_was_deployed(anna: Any
     Deployment.objects.bulk_create([Deployment(**more, completed_at=timezone.now()) for _ in range(100)])
     Stack.objects.filter(name__startswith="gone").update(state="gone")
     request(anna, "gone-0")
-    listed = [deployment.stack.name for deployment in deployment_page.newest_deployments(anna.pk)]
+    listed = [deployment.stack.name for deployment in stack_list.newest_deployments(anna.pk)]
     assert sorted(listed) == ["gone-0", "gone-2", "gone-3", "gone-4", "often", "seldom"]
     assert listed[-1] == "seldom"
 

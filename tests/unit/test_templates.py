@@ -1,4 +1,4 @@
-"""Templates are well-formed, and hold to what the pages' security policy and the socket ask of them."""
+"""The templates are well-formed, and keep to the rules of the security policy and of shared frames."""
 
 import re
 from html.parser import HTMLParser
@@ -18,23 +18,23 @@ TEMPLATES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.html"))
 VOID = set("area base br col embed hr img input link meta source track wbr".split())
 
 
-class Balance(HTMLParser):
-    """Complains of tags that are not closed, or closed in the wrong order, and of ids that are there twice."""
+class MarkupChecker(HTMLParser):
+    """Collects tags that are unclosed or closed in the wrong order, inline code, and ids."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.ids: list[str] = []
-        self.wrong: list[str] = []
+        self.errors: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if given.get("id"):
-            self.ids.append(str(given["id"]))
-        if "style" in given or any(name.startswith("on") for name in given):
-            self.wrong.append(f"<{tag}> has a style or an event handler of its own")
-        if tag == "script" and not given.get("src"):
-            self.wrong.append("an inline script")
+        attributes = dict(attrs)
+        if attributes.get("id"):
+            self.ids.append(str(attributes["id"]))
+        if "style" in attributes or any(name.startswith("on") for name in attributes):
+            self.errors.append(f"<{tag}> has an inline style or event handler")
+        if tag == "script" and not attributes.get("src"):
+            self.errors.append("an inline script")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -47,15 +47,15 @@ class Balance(HTMLParser):
         if tag in VOID:
             return
         if not self.open or self.open.pop() != tag:
-            self.wrong.append(f"</{tag}> at {self.getpos()}")
+            self.errors.append(f"</{tag}> at {self.getpos()}")
 
 
-def well_formed(html: str) -> None:
-    balance = Balance()
-    balance.feed(html)
-    assert balance.wrong == []
-    assert balance.open == []
-    assert len(balance.ids) == len(set(balance.ids)), "an id is there twice"
+def assert_well_formed(html: str) -> None:
+    checker = MarkupChecker()
+    checker.feed(html)
+    assert checker.errors == []
+    assert checker.open == []
+    assert len(checker.ids) == len(set(checker.ids)), "an id is used twice"
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -65,8 +65,8 @@ def test_a_template_compiles_and_marks_nothing_as_safe(name: str) -> None:
     assert not re.search(r"\|\s*safe\b|autoescape off|hx-on|javascript:", source)
 
 
-@pytest.mark.parametrize("name", ["_live.html", "_stacks.html", "_row.html", "_failure.html"])
-def test_what_goes_to_all_watchers_holds_nothing_of_one(name: str) -> None:
+@pytest.mark.parametrize("name", ["_deployment.html", "_stacks.html", "_phase_row.html", "_failure.html"])
+def test_a_frame_for_all_watchers_contains_nothing_personal(name: str) -> None:
     source = (ROOT / name).read_text()
     assert not re.search(r"csrf|request\.|\buser\b|<form", source)
 
@@ -105,29 +105,29 @@ REPORTS = {
 @pytest.mark.parametrize("state", REPORTS)
 def test_every_page_is_well_formed(client: Client, state: str) -> None:
     Template.follow_settings()
-    person: Any = get_user_model().objects.create_user("anna")
+    user: Any = get_user_model().objects.create_user("anna")
     template = Template.objects.get(slug="web-page")
-    run = DeploymentRequest(person, template, {"GREETING": "<hi>"}, "form").deploy("shop")
+    deployment = DeploymentRequest(user, template, {"GREETING": "<hi>"}, "form").deploy("shop")
     if REPORTS[state]:
         claimed = Deployment.claim("worker", excluding=[])
         assert claimed is not None
         for report in REPORTS[state]:
             claimed.record(report)
-    ApiToken.issue(person, "<label>")
-    client.force_login(person)
+    ApiToken.issue(user, "<label>")
+    client.force_login(user)
     for address in [
         "/",
         "/?name=shop",
         "/tokens",
         "/help/",
         "/help/IMAGE_NOT_FOUND",
-        f"/deployments/{run.pk}",
+        f"/deployments/{deployment.pk}",
         "/none",
     ]:
         html = client.get(address).content.decode()
-        well_formed(html)
+        assert_well_formed(html)
         assert "<script>alert" not in html
         assert "<b>line" not in html
-    well_formed(client.post("/", {"name": "No Good", "template": "web-page"}).content.decode())
+    assert_well_formed(client.post("/", {"name": "No Good", "template": "web-page"}).content.decode())
     client.logout()
-    well_formed(client.get("/login").content.decode())
+    assert_well_formed(client.get("/login").content.decode())

@@ -1,77 +1,19 @@
-"""Live means that it answers. Every phase is held at a gate that opens only once the client has received that phase: an
-implementation that blocks never gets past the first one."""
+"""Every client receives each phase while it runs.
+
+Each phase is held at a gate that opens only after the client has received the phase: an implementation that blocks
+never gets past the first one.
+"""
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from html import unescape
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from websockets.sync.client import connect
 
-from ..processes import Portal, until
-
-# What holds each phase at Dokploy: the first call of the phase, the job, the container.
-GATES = {
-    "creating_project": "project.all",
-    "getting_environment": "environment.byProjectId",
-    "creating_application": "application.create",
-    "configuring_application": "application.saveDockerProvider",
-    "creating_domain": "domain.create",
-    "deploying": "job",
-    "verifying_health": "container",
-}
-PHASES = list(GATES)
-SECONDS = 20  # a generous end to every wait
-
-
-@contextmanager
-def held(portal: Portal, *gates: str) -> Iterator[None]:
-    """The gates closed; whatever happens, they are open in the end (those of a simulator that was killed are)."""
-    for gate in gates:
-        portal.close_gate(gate)
-    try:
-        yield
-    finally:
-        with suppress(httpx.TransportError):
-            for gate in gates:
-                portal.open_gate(gate)
-
-
-def walk(portal: Portal, received: Callable[[str], Any]) -> None:
-    """Opens the gate of each phase only after the client has received that phase."""
-    for phase, gate in GATES.items():
-        received(phase)
-        portal.open_gate(gate)
-
-
-def poller(portal: Portal, id: str) -> Callable[[str], Any]:
-    return lambda phase: until(lambda: portal.status(id)["phase"] == phase, SECONDS)
-
-
-def long_poller(portal: Portal, id: str) -> Callable[[str], Any]:
-    seen = 0
-
-    def received(phase: str) -> None:
-        nonlocal seen
-        while True:
-            answer = portal.events(id, after=seen, wait=SECONDS)
-            assert answer["events"], f"nothing came while waiting for {phase}"
-            for event in answer["events"]:
-                seen = event["seq"]
-                if event["phase"] == phase:
-                    return
-
-    return received
-
-
-def streamer(portal: Portal, id: str) -> Callable[[str], Any]:
-    stream = portal.stream(id, SECONDS)
-    return lambda phase: next(event for event in stream if event["data"]["phase"] == phase)
+from ..gates import GATES, SECONDS, held, long_poller, poller, socket, streamer, walk
+from ..processes import Portal
 
 
 @pytest.mark.parametrize("client", [poller, long_poller, streamer])
@@ -106,10 +48,6 @@ def test_a_socket_receives_each_phase_while_it_runs(portal: Portal) -> None:
             while "data-done" not in frame:
                 frame = page.recv(timeout=SECONDS)
     assert "It is live" in frame
-
-
-def socket(portal: Portal, id: str) -> Any:
-    return connect(f"{portal.url.replace('http', 'ws')}/ws/deployments/{id}", origin=portal.url)
 
 
 def test_all_clients_tell_the_same_story(portal: Portal) -> None:
@@ -169,7 +107,7 @@ def test_the_old_scenario_shows_rising_attempts_and_then_the_undo_while_it_happe
         id = portal.deploy("old-scenario")
         stream = portal.stream(id, SECONDS)
         with socket(portal, id) as page:
-            next(event for event in stream if "pulls the image" in event["data"]["message"])
+            next(event for event in stream if "Pulling the image" in event["data"]["message"])
             assert portal.status(id)["phase"] == "deploying"
             portal.open_gate("job")
             attempts: list[int] = []

@@ -1,0 +1,233 @@
+"""Every sentence that a deployment's page says about the deployment."""
+
+from typing import Any
+
+from django.conf import settings
+from django.urls import reverse
+
+from ..engine import failures
+from ..engine.recipe import RECIPES, TITLES
+from ..models import Deployment, Stack
+
+PHASE_STATES = {
+    "waiting": "not started",
+    "active": "running",
+    "done": "done",
+    "failed": "failed",
+    "cancelled": "cancelled",
+    "kept": "there already",
+    "skipped": "not reached",
+    "undone": "undone",
+}
+RESOURCE_STATES = {
+    "intended": "being made",
+    "made": "there",
+    "removing": "removing",
+    "gone": "gone, verified",
+    "left": "still there",
+}
+VERBS = {"deploy": "Deploying", "redeploy": "Deploying", "remove": "Removing"}
+CANCEL_QUESTIONS = {
+    "deploy": "Cancel it? What was made is undone.",
+    "redeploy": "Cancel it? What was made is undone.",
+}
+IMPACTS = {
+    "removal changed nothing": "Nothing was removed: your stack is as it was.",
+    "removal completed later": ("What was left has been removed since then, and the name “{name}” is free again."),
+    "removal incomplete": ("Not everything could be removed. The name “{name}” stays yours until it is; try again."),
+    "restoring": "Your stack is being brought back to its former settings.",
+    "redeploy changed nothing": "Nothing of yours is lost: your stack was not changed.",
+    "not restored": (
+        "Your stack could not be brought back to its former version. Deploy it again when the cause is gone."
+    ),
+    "settings restored": (
+        "Your stack has its former settings again, but its earlier image may be gone from the registry."
+    ),
+    "restored": "Nothing of yours is lost: your stack has its former settings again.",
+    "undoing": "Nothing of yours is lost. What was made is being removed again.",
+    "undo incomplete": (
+        "Nothing of yours is lost, but something was left at Dokploy. The name stays yours until it is gone."
+    ),
+    "undone": "Nothing of yours is lost, and the name “{name}” is free again.",
+}
+"""The first sentence of the failure card, by outcome: what the failure means for the owner's stack."""
+
+
+# -- status ------------------------------------------------------------------------------------------------------------
+
+
+def headline(deployment: Deployment) -> tuple[str, str]:
+    """Return the status in words, and its tone: the CSS class that colours it."""
+    if deployment.status == Deployment.Status.SUCCESS:
+        return _success_headline(deployment)
+    if deployment.status == Deployment.Status.FAILURE:
+        if is_cancelled(deployment):
+            return "Cancelled", "cancelled"
+        return f"Failed while {failed_phase_title(deployment).lower()}", "failed"
+    if deployment.error:
+        return ("Cancelling, undoing" if is_cancelled(deployment) else "Undoing"), "undoing"
+    if deployment.cancel_requested_at:
+        return "Cancel requested", "undoing"
+    if deployment.phase == "initializing" and deployment.lease_until is None:
+        ahead = deployment.queue_position()
+        return (f"Queued, {ahead} ahead" if ahead else "Queued, next"), "queued"
+    return f"{VERBS[deployment.kind]}, {step_number(deployment)} of {step_count(deployment)}", "running"
+
+
+def _success_headline(deployment: Deployment) -> tuple[str, str]:
+    if deployment.kind == Deployment.Kind.REMOVE:
+        return "Removed, nothing left behind", "gone"
+    if deployment.stack.state == Stack.State.LIVE:
+        return "Live", "live"
+    return ("Was live, removed since" if was_removed(deployment) else "Was live, broken since"), "idle"
+
+
+def tab_title(deployment: Deployment, text: str, tone: str) -> str:
+    """Return the title of the browser tab, for a headline and its tone."""
+    if tone in ("running", "slow"):
+        text = f"({step_number(deployment)}/{step_count(deployment)}) {VERBS[deployment.kind]}"
+    return f"{text} · {deployment.stack.name}"
+
+
+def progress_text(deployment: Deployment) -> str:
+    """Return the progress bar's value in words, for screen readers."""
+    title = TITLES.get(deployment.phase, deployment.phase).lower()
+    return f"{step_number(deployment)} of {step_count(deployment)}, {title}"
+
+
+def current_text(deployment: Deployment, active_message: str) -> str:
+    """Return what is being done now. active_message: the last message of the active phase, or ""."""
+    if deployment.error and deployment.kind == Deployment.Kind.DEPLOY:
+        return "Undoing: removing what was made"
+    return deployment.message if deployment.error else active_message or deployment.message
+
+
+def requester(deployment: Deployment) -> str:
+    """Return who requested the deployment, and how."""
+    user = deployment.requested_by
+    name = "somebody without an account" if user.username == settings.OPEN_USERNAME else user.get_username()
+    return f"{name}, through the {deployment.get_via_display()}"
+
+
+# -- success and failure -----------------------------------------------------------------------------------------------
+
+
+def success_card(deployment: Deployment) -> dict[str, str]:
+    """Return the title and the text of the card of a deployment that succeeded; the text may be empty."""
+    if deployment.kind == Deployment.Kind.REMOVE:
+        text = f"Nothing is left behind, and the name “{deployment.stack.name}” is free again."
+        return {"title": "It is gone", "text": text}
+    if deployment.stack.state == Stack.State.LIVE:
+        return {"title": "It is live", "text": ""}
+    what = "removed" if was_removed(deployment) else "broken"
+    return {"title": "It was live", "text": f"It has been {what} since then."}
+
+
+def failure_card(deployment: Deployment, audience: str, undo_complete: bool | None) -> dict[str, Any]:
+    """Return the card of a deployment that failed or is being undone.
+
+    undo_complete: whether every object was removed; None if there was nothing to remove.
+    """
+    error = deployment.error or {}
+    failure = failures.get(error["code"])
+    cancelled = is_cancelled(deployment)
+    evidence = error.get("evidence", "") if audience != "link" else ""
+    return {
+        "impact": impact_text(deployment, undo_complete),
+        "cancelled": cancelled,
+        "message": error["message"],
+        "cause": failure.causes[0] if failure.causes and not cancelled else "",
+        "evidence": evidence,
+        "advice": failure.advice[0] if failure.advice else "",
+        "operator": failure.operator if audience == "operator" else "",
+        "code": error["code"],
+        "help": reverse("help", args=[error["code"]]),
+        "report": _report(deployment, evidence),
+    }
+
+
+def _report(deployment: Deployment, evidence: str) -> str:
+    """Return the text that “Copy report” copies."""
+    error = deployment.error or {}
+    what = "Removal" if deployment.kind == Deployment.Kind.REMOVE else "Deployment"
+    where = failed_phase_title(deployment).lower()
+    lines = [
+        f"{what} {deployment.pk} of {deployment.stack.name} failed while {where}.",
+        f"{error['code']}: {error['message']}",
+        *([f"Evidence: {evidence}"] if evidence else []),
+        *(f"Left: {left}" for left in error.get("left", [])),
+        f"Requested {deployment.created_at:%Y-%m-%d %H:%M:%S} UTC, template {deployment.template.slug}.",
+    ]
+    return "\n".join(lines)
+
+
+def impact_text(deployment: Deployment, undo_complete: bool | None) -> str:
+    """Return what the failure means for the owner's stack."""
+    if deployment.kind == Deployment.Kind.REMOVE:
+        outcome = _removal_outcome(deployment)
+    elif deployment.kind == Deployment.Kind.REDEPLOY:
+        outcome = _redeploy_outcome(deployment)
+    else:
+        outcome = _deploy_outcome(deployment, undo_complete)
+    return IMPACTS[outcome].format(name=deployment.stack.name)
+
+
+def _removal_outcome(deployment: Deployment) -> str:
+    if deployment.stack.state == Stack.State.LIVE and not _left_behind(deployment):
+        return "removal changed nothing"
+    return "removal completed later" if was_removed(deployment) else "removal incomplete"
+
+
+def _redeploy_outcome(deployment: Deployment) -> str:
+    if not deployment.done:
+        return "restoring"
+    if deployment.changed_nothing((deployment.error or {})["phase"]) and not _left_behind(deployment):
+        return "redeploy changed nothing"
+    if _left_behind(deployment) or deployment.phase != "rolling_back":
+        return "not restored"
+    previous = deployment.last_successful()
+    return "settings restored" if previous is not None and not previous.is_pinned() else "restored"
+
+
+def _deploy_outcome(deployment: Deployment, undo_complete: bool | None) -> str:
+    if not deployment.done:
+        return "undoing"
+    left_behind = _left_behind(deployment) and not was_removed(deployment)
+    return "undo incomplete" if left_behind or undo_complete is False else "undone"
+
+
+def _left_behind(deployment: Deployment) -> list[str]:
+    """Return the objects that the undo or the removal could not remove."""
+    return (deployment.error or {}).get("left") or []
+
+
+# -- facts -------------------------------------------------------------------------------------------------------------
+
+
+def is_cancelled(deployment: Deployment) -> bool:
+    """Return whether the deployment ended, or is being undone, because a user cancelled it."""
+    return (deployment.error or {}).get("code") == "CANCELLED"
+
+
+def was_removed(deployment: Deployment) -> bool:
+    """Return whether the stack was removed after this deployment. Its name may belong to another user now."""
+    return deployment.done and deployment.stack.state == Stack.State.GONE
+
+
+def failed_phase_title(deployment: Deployment) -> str:
+    """Return the title of the phase that failed."""
+    return TITLES.get((deployment.error or {}).get("phase", ""), "Deploying")
+
+
+def step_count(deployment: Deployment) -> int:
+    """Return the number of phases."""
+    return len(RECIPES[deployment.kind])
+
+
+def step_number(deployment: Deployment) -> int:
+    """Return the number of the current phase, counted from 1; after a failure, of the phase that failed."""
+    names = [phase.name for phase in RECIPES[deployment.kind]]
+    name = deployment.error["phase"] if deployment.error else deployment.phase
+    if name == "completed":
+        return len(names)
+    return names.index(name) + 1 if name in names else 1

@@ -1,0 +1,38 @@
+"""One viewer of a topic."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from ..identity import Credential
+
+
+class Watcher:
+    """A WebSocket, a stream, a long poll or the terminal.
+
+    A watcher with `push` (a WebSocket) gets each rendered frame. A watcher without it waits for a change and reads the
+    topic.
+    """
+
+    def __init__(self, credential: Credential, audience: str, push: Callable[[str], Awaitable[None]] | None) -> None:
+        self.credential, self.audience, self.push = credential, audience, push
+        self.expired = False
+        self._changed = asyncio.Event()
+
+    def notify(self) -> None:
+        """Wake the watcher: its topic changed."""
+        self._changed.set()
+
+    def expire(self) -> None:
+        """End the watching: the viewer signed out or lost the role, or the token was revoked."""
+        self.expired = True
+        self._changed.set()
+
+    async def wait_for_change(self, seconds: float) -> bool:
+        """Wait for a change, or for the watcher to expire; return False after a timeout."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        self._changed.clear()
+        return True
