@@ -1,5 +1,7 @@
 """Hold a deployment in any phase: the gate of a phase blocks its first call to Dokploy until a test opens it."""
 
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -73,3 +75,13 @@ def streamer(portal: Portal, id: str) -> Callable[[str], Any]:
 def socket(portal: Portal, id: str) -> Any:
     """Open the WebSocket of a deployment's page, as the browser does."""
     return connect(f"{portal.url.replace('http', 'ws')}/ws/deployments/{id}", origin=portal.url)
+
+
+def wait_for_frame(page: Any, text: str) -> str:
+    """Receive frames from a page's socket until one matches a regular expression, and return it."""
+    pattern, deadline = re.compile(text, re.DOTALL), time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        frame = page.recv(timeout=SECONDS)
+        if pattern.search(frame):
+            return str(frame)
+    raise AssertionError(f"no frame matched {text}")
