@@ -1,4 +1,4 @@
-"""A server of the tests' own on a real socket, that answers what a test says, byte for byte."""
+"""An HTTP server on a real socket that sends what a test tells it to, byte for byte."""
 
 import asyncio
 import json
@@ -20,14 +20,43 @@ class Request:
 
 
 Behaviour = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
+"""Responds to one request, or does not."""
+
+
+def http_response(status: int, body: bytes, **headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def responds(status: int, body: bytes, **headers: str) -> Behaviour:
+    async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(http_response(status, body, **headers))
+        await writer.drain()
+
+    return behave
+
+
+def responds_json(status: int, value: Any) -> Behaviour:
+    return responds(status, json.dumps(value).encode(), Content_Type="application/json")
+
+
+def in_turn(*behaviours: Behaviour) -> Behaviour:
+    """Return a behaviour that uses these one after the other, and the last one from then on."""
+    remaining = list(behaviours)
+
+    async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
+        await (remaining.pop(0) if len(remaining) > 1 else remaining[0])(request, writer)
+
+    return behave
 
 
 class Server:
-    """Remembers what it was sent; `does` answers, and `health` answers the question after Dokploy's health."""
+    """Records its requests. `behaviour` responds to them, but `health` to those for Dokploy's health."""
 
     def __init__(self) -> None:
-        self.does: Behaviour = says(200, b"[]")
-        self.health: Behaviour = says(200, b"{}")
+        self.behaviour: Behaviour = responds(200, b"[]")
+        self.health: Behaviour = responds(200, b"{}")
         self.requests: list[Request] = []
         self.connections = 0
         self.arrived = asyncio.Event()
@@ -45,7 +74,8 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
-    def asked(self) -> list[str]:
+    def procedures(self) -> list[str]:
+        """The procedures that were called, in order."""
         return [request.path.partition("?")[0].removeprefix("/api/") for request in self.requests]
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,48 +94,18 @@ class Server:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = [line.partition(":")[2] for line in head.lower().split("\r\n") if "content-length:" in line]
+            lengths = [line.partition(":")[2] for line in head.lower().split("\r\n") if "content-length:" in line]
             method, path, _ = head.split(" ", 2)
-            request = Request(method, path, head, await reader.readexactly(int(length[0]) if length else 0))
+            request = Request(method, path, head, await reader.readexactly(int(lengths[0]) if lengths else 0))
             self.requests.append(request)
             self.arrived.set()
-            await (self.health if "trpc/settings.health" in path else self.does)(request, writer)
+            await (self.health if "trpc/settings.health" in path else self.behaviour)(request, writer)
             if writer.is_closing():
                 break
 
 
-def answer(status: int, body: bytes, **headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def says(status: int, body: bytes, **headers: str) -> Behaviour:
-    async def does(request: Request, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer(status, body, **headers))
-        await writer.drain()
-
-    return does
-
-
-def says_json(status: int, value: Any) -> Behaviour:
-    return says(status, json.dumps(value).encode(), Content_Type="application/json")
-
-
-def in_turn(*behaviours: Behaviour) -> Behaviour:
-    left = list(behaviours)
-
-    async def does(request: Request, writer: asyncio.StreamWriter) -> None:
-        await (left.pop(0) if len(left) > 1 else left[0])(request, writer)
-
-    return does
-
-
 async def error_of(call: Awaitable[Any]) -> DokployError:
+    """Return the error that the call raises."""
     with pytest.raises(DokployError) as caught:
         await asyncio.wait_for(call, 20)
     return caught.value
-
-
-def kind_of(error: DokployError) -> type[DokployError]:
-    return type(error)

@@ -1,7 +1,6 @@
-"""Every answer that was recorded from Dokploy v0.30.2, through the client over a socket: each has its right meaning.
+"""Every response that was recorded from Dokploy v0.30.2, read by the client over a socket.
 
-tests/contract/answers.json holds each distinct answer once, with the meaning that the documents of the recordings
-give it, and names what is left out.
+answers.json contains each distinct response once, with its meaning, and lists the recordings that are left out.
 """
 
 import asyncio
@@ -28,11 +27,11 @@ from deployments.engine.errors import (
 )
 
 from ..processes import ROOT
-from ..scripted_server import Behaviour, Request, Server, error_of, says
+from ..scripted_server import Behaviour, Request, Server, error_of, responds
 
 CONTRACT = Path(__file__).parent
 DATA = json.loads((CONTRACT / "answers.json").read_text())
-USUAL = {"content-type": "application/json", "transfer-encoding": "chunked"}
+USUAL_HEADERS = {"content-type": "application/json", "transfer-encoding": "chunked"}
 HEALTH = "GET trpc/settings.health"
 ANSWERS = [entry for entry in DATA["answers"] if entry["call"] != HEALTH]
 UP, DOWN = (entry for entry in DATA["answers"] if entry["call"] == HEALTH)
@@ -52,7 +51,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 Call = Callable[[Dokploy], Awaitable[Any]]
 
 
-# What the client makes of what was answered well, by name; None where it only has to be good.
+# What the client returns for a successful response: the expected fields by name, or None when it returns nothing.
 
 
 def project(row: dict[str, Any]) -> dict[str, Any]:
@@ -80,12 +79,12 @@ def application(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def environment(row: dict[str, Any]) -> dict[str, Any]:
-    kinds = ("applications", "mariadb", "mongo", "mysql", "postgres", "redis", "compose", "libsql")
+    service_lists = ("applications", "mariadb", "mongo", "mysql", "postgres", "redis", "compose", "libsql")
     return {
         "id": row["environmentId"],
         "is_default": row["isDefault"],
         "applications": tuple(application(entry) for entry in row["applications"]),
-        "services": sum(len(row[kind]) for kind in kinds),
+        "services": sum(len(row[name]) for name in service_lists),
     }
 
 
@@ -100,7 +99,7 @@ def domain(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def job(row: dict[str, Any]) -> dict[str, Any]:
+def queue_entry(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "application_id": row["data"]["applicationId"],
         "title": row["data"]["titleLog"],
@@ -109,7 +108,7 @@ def job(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build(row: dict[str, Any]) -> dict[str, Any]:
+def dokploy_deployment(row: dict[str, Any]) -> dict[str, Any]:
     return {"id": row["deploymentId"], "title": row["title"], "status": row["status"]}
 
 
@@ -125,12 +124,12 @@ def nothing(body: Any) -> None:
     return None
 
 
-def as_it_is(body: Any) -> Any:
+def unchanged(body: Any) -> Any:
     return body
 
 
 TYPED: dict[str, tuple[Call, Callable[[Any], Any]]] = {
-    "GET settings.getDokployVersion": (lambda client: client.version(), as_it_is),
+    "GET settings.getDokployVersion": (lambda client: client.version(), unchanged),
     "GET project.all": (lambda client: client.projects(), each(project)),
     "POST project.create": (lambda client: client.create_project("a", "b"), lambda body: project(body["project"])),
     "POST project.remove": (lambda client: client.remove_project("a"), nothing),
@@ -140,9 +139,9 @@ TYPED: dict[str, tuple[Call, Callable[[Any], Any]]] = {
     "POST application.saveEnvironment": (lambda client: client.save_environment("a", ""), nothing),
     "POST application.update": (lambda client: client.save_limits("a", 1, 1.0), nothing),
     "POST application.deploy": (lambda client: client.deploy("a", "b"), nothing),
-    "GET deployment.all": (lambda client: client.dokploy_deployments("a"), each(build)),
-    "GET deployment.queueList": (lambda client: client.queue(), each(job)),
-    "GET deployment.readLogs": (lambda client: client.read_deploy_log("a"), as_it_is),
+    "GET deployment.all": (lambda client: client.dokploy_deployments("a"), each(dokploy_deployment)),
+    "GET deployment.queueList": (lambda client: client.queue(), each(queue_entry)),
+    "GET deployment.readLogs": (lambda client: client.read_deploy_log("a"), unchanged),
     "POST application.cleanQueues": (lambda client: client.clean_queue("a"), nothing),
     "GET docker.getContainersByAppNameMatch": (lambda client: client.containers("web-xdqmvf"), each(container)),
     "POST domain.create": (
@@ -177,33 +176,33 @@ LOWER = {name.lower(): name for name in TYPED}  # Dokploy's paths are case-insen
 
 
 def call_of(entry: dict[str, Any]) -> tuple[Call, Callable[[Any], Any]]:
-    """Call the client's own method for the procedure, or the private method that all of them use."""
+    """Return the client's method for the procedure, or a call of the transport if it has none."""
     if name := LOWER.get(entry["call"].lower()):
         return TYPED[name]
     method, procedure = entry["call"].split()
     if method == "GET":
-        return (lambda client: client._transport.query(procedure)), as_it_is
-    return (lambda client: client._transport.change(procedure)), as_it_is
+        return (lambda client: client._transport.query(procedure)), unchanged
+    return (lambda client: client._transport.change(procedure)), unchanged
 
 
-def agrees(value: Any, said: Any) -> bool:
-    """Objects against what they must hold, by the names of their fields."""
-    if isinstance(said, dict) and not isinstance(value, dict):
-        return all(agrees(getattr(value, name), part) for name, part in said.items())
-    if isinstance(said, list | tuple):
-        return len(value) == len(said) and all(map(agrees, value, said))
-    return type(value) is type(said) and bool(value == said)
+def agrees(value: Any, expected: Any) -> bool:
+    """Return whether a value is the expected one. An object is compared by the fields that are expected of it."""
+    if isinstance(expected, dict) and not isinstance(value, dict):
+        return all(agrees(getattr(value, name), part) for name, part in expected.items())
+    if isinstance(expected, list | tuple):
+        return len(value) == len(expected) and all(map(agrees, value, expected))
+    return type(value) is type(expected) and bool(value == expected)
 
 
 def class_of(error: DokployError) -> type[DokployError]:
-    """Return the most specific error class of the table."""
-    return next(kind for kind in type(error).__mro__ if kind in ERRORS.values())
+    """Return the most specific class of the error that answers.json knows."""
+    return next(error_type for error_type in type(error).__mro__ if error_type in ERRORS.values())
 
 
 def bytes_of(entry: dict[str, Any]) -> bytes:
-    """As Dokploy sent it: chunked, or of a declared length."""
+    """Return the response as Dokploy sent it: chunked, or with a content length."""
     text = entry["text"] if "text" in entry else json.dumps(entry["body"], ensure_ascii=False, separators=(",", ":"))
-    body, headers = text.encode(), entry.get("headers", USUAL)
+    body, headers = text.encode(), entry.get("headers", USUAL_HEADERS)
     lines = [f"HTTP/1.1 {entry['status']} Recorded", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     if "content-length" in headers:
         assert int(headers["content-length"]) == len(body)
@@ -214,11 +213,11 @@ def bytes_of(entry: dict[str, Any]) -> bytes:
 
 
 def replays(entry: dict[str, Any]) -> Behaviour:
-    async def does(request: Request, writer: asyncio.StreamWriter) -> None:
+    async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(bytes_of(entry))
         await writer.drain()
 
-    return does
+    return behave
 
 
 def names(entries: list[dict[str, Any]]) -> list[str]:
@@ -227,7 +226,7 @@ def names(entries: list[dict[str, Any]]) -> list[str]:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def shared() -> AsyncIterator[tuple[Server, Dokploy]]:
-    """One for all tests: to load the certificates that plain HTTP does not need takes longer than a test."""
+    """Yield one server and one client for all tests: loading the certificates takes longer than a test."""
     server = Server()
     client = Dokploy(await server.start(), KEY)
     yield server, client
@@ -249,56 +248,56 @@ def client(shared: tuple[Server, Dokploy]) -> Dokploy:
     return shared[1]
 
 
-# Each answer.
+# -- each response -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("entry", ANSWERS, ids=names(ANSWERS))
-async def test_an_answer_has_its_meaning(server: Server, client: Dokploy, entry: dict[str, Any]) -> None:
-    call, said = call_of(entry)
+async def test_a_response_has_its_meaning(server: Server, client: Dokploy, entry: dict[str, Any]) -> None:
+    call, expected = call_of(entry)
     method, procedure = entry["call"].split()
-    server.does = replays(entry)
+    server.behaviour = replays(entry)
     if entry["meaning"] in ("made", "done"):
         value = await asyncio.wait_for(call(client), 5)
-        assert agrees(value, said(entry.get("body")))
+        assert agrees(value, expected(entry.get("body")))
     else:
-        kind = ERRORS[entry["meaning"]]
-        if kind is OutcomeUnknown and method == "GET":  # a question leaves nothing behind
-            kind = Unavailable
+        error_type = ERRORS[entry["meaning"]]
+        if error_type is OutcomeUnknown and method == "GET":  # a read can be repeated
+            error_type = Unavailable
         error = await error_of(call(client))
-        assert class_of(error) is kind
-        assert error.permanent is issubclass(kind, Refused)
+        assert class_of(error) is error_type
+        assert error.permanent is issubclass(error_type, Refused)
         assert str(error).endswith(".")
         assert "\n" not in f"{error}{error.evidence}"
         assert "Failed query" not in f"{error}{error.evidence}"
-    sent = [(request.method, path.lower()) for request, path in zip(server.requests, server.asked, strict=True)]
+    sent = [(request.method, path.lower()) for request, path in zip(server.requests, server.procedures, strict=True)]
     once, health = (method, procedure.lower()), ("GET", "trpc/settings.health")
     assert sent == ([once, health, once] if entry["meaning"] == "key" else [once])
 
 
-BARE = [entry for entry in ANSWERS if entry["meaning"] == "key"]
+AMBIGUOUS = [entry for entry in ANSWERS if entry["meaning"] == "key"]
 
 
-@pytest.mark.parametrize("entry", BARE, ids=names(BARE))
-async def test_a_bare_401_while_the_database_is_down_is_an_outage(
+@pytest.mark.parametrize("entry", AMBIGUOUS, ids=names(AMBIGUOUS))
+async def test_an_ambiguous_401_while_the_database_is_down_means_unavailable(
     server: Server, client: Dokploy, entry: dict[str, Any]
 ) -> None:
-    server.does, server.health = replays(entry), replays(DOWN)
+    server.behaviour, server.health = replays(entry), replays(DOWN)
     error = await error_of(call_of(entry)[0](client))
     assert class_of(error) is Unavailable
-    assert server.asked == [entry["call"].split()[1], "trpc/settings.health"]
+    assert server.procedures == [entry["call"].split()[1], "trpc/settings.health"]
 
 
-async def test_health_is_what_its_own_answers_say(server: Server, client: Dokploy) -> None:
+async def test_health_responses_are_understood(server: Server, client: Dokploy) -> None:
     assert [UP["meaning"], DOWN["meaning"]] == ["done", "wait"]
     assert await client.healthy() is True
     server.health = replays(DOWN)
     assert await client.healthy() is False
 
 
-# Nothing is left out without a reason.
+# -- completeness ------------------------------------------------------------------------------------------------------
 
 
-async def test_every_recording_is_an_answer_or_left_out_with_its_reason() -> None:
+async def test_every_recording_is_used_or_left_out_with_a_reason() -> None:
     answered = [name for entry in DATA["answers"] for name in entry["recordings"]]
     left_out = [name for entry in DATA["left_out"] for name in entry["recordings"]]
     assert Counter(answered + left_out) == Counter(json.loads((CONTRACT / "recordings.json").read_text()))
@@ -309,72 +308,74 @@ async def test_every_meaning_is_explained_and_used() -> None:
     assert set(DATA["meanings"]) == {entry["meaning"] for entry in DATA["answers"]} == {"made", "done", *ERRORS}
 
 
-async def test_every_procedure_of_the_client_is_asked_by_its_own_method_in_its_good_case() -> None:
-    client = (ROOT / "deployments/engine/dokploy/client.py").read_text()
-    good = {entry["call"] for entry in ANSWERS if entry["meaning"] in ("made", "done")}
+async def test_every_procedure_of_the_client_is_tested_with_a_successful_response() -> None:
+    source = (ROOT / "deployments/engine/dokploy/client.py").read_text()
+    successful = {entry["call"] for entry in ANSWERS if entry["meaning"] in ("made", "done")}
     for name in TYPED:
-        assert f'"{name.split()[1]}"' in client
-        assert name in good
-    assert {name.split()[1] for name in TYPED} == set(re.findall(r'"([a-z]+\.[a-zA-Z]+)"', client))
+        assert f'"{name.split()[1]}"' in source
+        assert name in successful
+    assert {name.split()[1] for name in TYPED} == set(re.findall(r'"([a-z]+\.[a-zA-Z]+)"', source))
 
 
-# No secret comes out of an answer that went wrong.
+# -- secrets -----------------------------------------------------------------------------------------------------------
 
 
-def planted(value: Any) -> Any:
-    """Return the same answer with a canary in each field that holds secrets."""
+def with_canaries(value: Any) -> Any:
+    """Return the value with a canary in each field that may contain a secret."""
     if isinstance(value, dict):
         return {
-            name: f"A={CANARY}" if name in SECRETS and not isinstance(part, dict | list) else planted(part)
+            name: f"A={CANARY}" if name in SECRETS and not isinstance(part, dict | list) else with_canaries(part)
             for name, part in value.items()
         }
-    return [planted(part) for part in value] if isinstance(value, list) else value
+    return [with_canaries(part) for part in value] if isinstance(value, list) else value
 
 
-def of_wrong_types(value: Any) -> Any:
+def with_wrong_types(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: part if name in SECRETS else of_wrong_types(part) for name, part in value.items()}
+        return {name: part if name in SECRETS else with_wrong_types(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [of_wrong_types(part) for part in value]
+        return [with_wrong_types(part) for part in value]
     return 7 if isinstance(value, str) else value
 
 
 def with_secrets(error: dict[str, Any]) -> dict[str, Any]:
-    """Return an error that repeats the request in every field except its sentences."""
-    about = dict.fromkeys(SECRETS, CANARY)
-    more: dict[str, Any] = {**error, **about}
+    """Return the error with secrets in every object that it contains, but not in its messages."""
+    canaries = dict.fromkeys(SECRETS, CANARY)
+    more: dict[str, Any] = {**error, **canaries}
     if "data" in error:
-        more["data"] = {**error["data"], **about}
+        more["data"] = {**error["data"], **canaries}
     if "issues" in error:
-        more["issues"] = [{**issue, **about, "input": about} for issue in error["issues"]]
+        more["issues"] = [{**issue, **canaries, "input": canaries} for issue in error["issues"]]
     return more
 
 
-HOLDERS = [entry for entry in ANSWERS if entry["status"] == 200 and planted(entry.get("body")) != entry.get("body")]
-SAID = [entry for entry in ANSWERS if entry["status"] >= 400 and "body" in entry]
+WITH_SECRETS = [
+    entry for entry in ANSWERS if entry["status"] == 200 and with_canaries(entry.get("body")) != entry.get("body")
+]
+WITH_ERROR_BODY = [entry for entry in ANSWERS if entry["status"] >= 400 and "body" in entry]
 
 
-async def told(server: Server, client: Dokploy, call: Call, status: int, body: bytes) -> str:
-    """All that comes out: the error in each of its forms, and the record. Empty when there was no error."""
-    server.does = says(status, body, Content_Type="application/json")
+async def error_output(server: Server, client: Dokploy, call: Call, status: int, body: bytes) -> str:
+    """Return the error in each of its forms, and the recorded exchanges. Empty when there was no error."""
+    server.behaviour = responds(status, body, Content_Type="application/json")
     exchanges: list[Exchange] = []
     try:
         await asyncio.wait_for(call(client.for_deployment(lambda procedure: None, exchanges.append)), 5)
     except DokployError as error:
         assert exchanges
-        shown = "".join(traceback.format_exception(error))
-        return f"{shown} {error!r} {error.args} {vars(error)} {exchanges} {' '.join(map(str, exchanges))}"
+        formatted = "".join(traceback.format_exception(error))
+        return f"{formatted} {error!r} {error.args} {vars(error)} {exchanges} {' '.join(map(str, exchanges))}"
     return ""
 
 
-@pytest.mark.parametrize("entry", HOLDERS, ids=names(HOLDERS))
-async def test_no_secret_of_an_answer_comes_out_when_it_is_broken_or_an_error(
+@pytest.mark.parametrize("entry", WITH_SECRETS, ids=names(WITH_SECRETS))
+async def test_no_secret_of_a_broken_response_is_shown(
     server: Server, client: Dokploy, caplog: pytest.LogCaptureFixture, entry: dict[str, Any]
 ) -> None:
     caplog.set_level("DEBUG")
     call, _ = call_of(entry)
-    whole = json.dumps(planted(entry["body"])).encode()
-    wrong = json.dumps(of_wrong_types(planted(entry["body"]))).encode()
+    whole = json.dumps(with_canaries(entry["body"])).encode()
+    wrong = json.dumps(with_wrong_types(with_canaries(entry["body"]))).encode()
     for status, body in (
         *((200, broken) for broken in (whole[:-1], b"<html>" + whole, whole * 2, whole.replace(b"A=", b"\xff"))),
         *(
@@ -383,18 +384,18 @@ async def test_no_secret_of_an_answer_comes_out_when_it_is_broken_or_an_error(
             for body in (whole, whole[:-1])
         ),
     ):
-        text = await told(server, client, call, status, body)
+        text = await error_output(server, client, call, status, body)
         assert text
         assert CANARY not in text
-    assert CANARY not in await told(server, client, call, 200, wrong)
+    assert CANARY not in await error_output(server, client, call, 200, wrong)
     assert CANARY not in caplog.text
 
 
-@pytest.mark.parametrize("entry", SAID, ids=names(SAID))
-async def test_no_secret_of_an_error_comes_out_beside_its_sentence(
+@pytest.mark.parametrize("entry", WITH_ERROR_BODY, ids=names(WITH_ERROR_BODY))
+async def test_no_secret_of_an_error_is_shown_apart_from_its_message(
     server: Server, client: Dokploy, entry: dict[str, Any]
 ) -> None:
     call, _ = call_of(entry)
-    text = await told(server, client, call, entry["status"], json.dumps(with_secrets(entry["body"])).encode())
+    text = await error_output(server, client, call, entry["status"], json.dumps(with_secrets(entry["body"])).encode())
     assert text
     assert CANARY not in text

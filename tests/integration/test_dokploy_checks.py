@@ -1,4 +1,4 @@
-"""`manage.py check --tag dokploy`: the real command asks the simulator, or a server that is none."""
+"""`manage.py check --tag dokploy` against the simulator, and against servers that are not Dokploy."""
 
 import asyncio
 import os
@@ -20,20 +20,21 @@ from deployments import dokploy_checks
 from ..processes import KEY, ROOT, Portal, Simulator
 from ..unit.test_probe import certificate
 
-Found = tuple[int, set[str], str]
-GOOD = {"I101", "I102", "I103", "I104"}
+Result = tuple[int, set[str], str]
+"""The exit code, the ids of the messages, and the output."""
+ALL_GOOD = {"I101", "I102", "I103", "I104"}
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    running = Simulator(tmp_path_factory.mktemp("dokploy"))
-    yield running
-    assert running.close() == 0
+    simulator = Simulator(tmp_path_factory.mktemp("dokploy"))
+    yield simulator
+    assert simulator.close() == 0
 
 
 @pytest.fixture
 def simulator(shared: Simulator) -> Iterator[Simulator]:
-    """Yield the shared process; afterwards its switches are reset."""
+    """Yield the shared simulator, and reset its switches after the test."""
     before = shared.switches.get("settings").json()
     yield shared
     shared.turn(**before)
@@ -42,126 +43,128 @@ def simulator(shared: Simulator) -> Iterator[Simulator]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Found]:
-    """Run `manage.py check`; return its exit code, the ids of its messages, and its output."""
+def run(tmp_path: Path) -> Callable[..., Result]:
+    """Return a function that runs `manage.py check`."""
 
-    def run(url: Any, *options: str, key: str = KEY) -> Found:
+    def run(url: Any, *options: str, key: str = KEY) -> Result:
         env = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
         env |= {"DATA_DIR": str(tmp_path), "DOKPLOY_URL": address(url), "DOKPLOY_API_KEY": key}
         env |= {"STACK_IMAGE": "registry.test/shop/web:1", "STACK_DOMAIN_SUFFIX": "apps.test"}
         command = [sys.executable, "manage.py", "check", *options]
-        ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
-        said = ended.stdout + ended.stderr
-        assert "Traceback" not in said
-        assert not key or key not in said, "the key is shown"
-        return ended.returncode, ids_of(said), said
+        process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+        output = process.stdout + process.stderr
+        assert "Traceback" not in output
+        assert not key or key not in output, "the output contains the key"
+        return process.returncode, ids_of(output), output
 
     return run
 
 
 @pytest.fixture
-def check(run: Callable[..., Found]) -> Callable[..., Found]:
+def check(run: Callable[..., Result]) -> Callable[..., Result]:
     return lambda url, *options, **more: run(url, "--tag", "dokploy", *options, **more)
 
 
-def ids_of(said: str) -> set[str]:
-    return set(re.findall(r"\(deployportal\.(\w+)\)", said))
+def ids_of(output: str) -> set[str]:
+    return set(re.findall(r"\(deployportal\.(\w+)\)", output))
 
 
 def address(url: Any) -> str:
     return f"http://127.0.0.1:{url.port}" if hasattr(url, "port") else str(url)
 
 
-# -- a server that is as it should be ----------------------------------------------------------------------------------
+# -- a server without errors -------------------------------------------------------------------------------------------
 
 
-def test_what_is_good_is_said_too(simulator: Simulator, check: Any) -> None:
-    code, ids, said = check(simulator)
-    assert (code, ids) == (0, GOOD)
-    assert "Dokploy is v0.30.2, the version that the portal was made for." in said
-    assert "roles of its user: owner" in said
-    assert "one deployment at a time" in said
+def test_what_is_right_is_reported_too(simulator: Simulator, check: Any) -> None:
+    code, ids, output = check(simulator)
+    assert (code, ids) == (0, ALL_GOOD)
+    assert "Dokploy is v0.30.2, the version that the portal was made for." in output
+    assert "roles of its user: owner" in output
+    assert "one deployment at a time" in output
 
 
-def test_how_many_deployments_run_at_a_time_is_said(simulator: Simulator, check: Any) -> None:
+def test_the_number_of_concurrent_deployments_is_reported(simulator: Simulator, check: Any) -> None:
     simulator.do("settings.updateBuildsConcurrency", buildsConcurrency=4)
-    code, ids, said = check(simulator)
-    assert (code, ids) == (0, GOOD)
-    assert "4 deployments at a time" in said
+    code, ids, output = check(simulator)
+    assert (code, ids) == (0, ALL_GOOD)
+    assert "4 deployments at a time" in output
 
 
-def test_in_the_demo_it_is_the_simulator_that_is_asked(portal: Portal) -> None:
+def test_the_demo_checks_its_simulator(portal: Portal) -> None:
     command = [sys.executable, "manage.py", "check", "--tag", "dokploy"]
-    ended = subprocess.run(command, cwd=ROOT, env=portal.env, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ids_of(ended.stderr)) == (0, GOOD)
+    process = subprocess.run(command, cwd=ROOT, env=portal.env, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, ids_of(process.stderr)) == (0, ALL_GOOD)
 
 
 # -- the key -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def other(simulator: Simulator) -> Callable[..., str]:
-    def make(**more: Any) -> str:
-        simulator.switches.post("keys", json={"key": "key-canary-of-another", **more}).raise_for_status()
+def new_key(simulator: Simulator) -> Callable[..., str]:
+    """Return a function that creates a key at the simulator and returns it."""
+
+    def create(**options: Any) -> str:
+        simulator.switches.post("keys", json={"key": "key-canary-of-another", **options}).raise_for_status()
         return "key-canary-of-another"
 
-    return make
+    return create
 
 
-def test_a_members_key_is_an_error(simulator: Simulator, check: Any, other: Any) -> None:
-    code, ids, said = check(simulator, key=other(member=["project", "service"]))
+def test_a_members_key_is_an_error(simulator: Simulator, check: Any, new_key: Any) -> None:
+    code, ids, output = check(simulator, key=new_key(member=["project", "service"]))
     assert (code, ids) == (1, {"E109", "I101", "I103"})
-    assert "roles of its user: member" in said
+    assert "roles of its user: member" in output
 
 
-def test_a_wrong_key_is_an_error_and_nothing_else_is_asked(simulator: Simulator, check: Any) -> None:
-    code, ids, said = check(simulator, key="key-canary-that-is-wrong")
+def test_a_wrong_key_is_an_error_and_ends_the_check(simulator: Simulator, check: Any) -> None:
+    code, ids, output = check(simulator, key="key-canary-that-is-wrong")
     assert (code, ids) == (1, {"E107"})
-    assert "wrong or revoked, or its rate limit is reached" in said
+    assert "wrong or revoked, or its rate limit is reached" in output
 
 
 @pytest.mark.parametrize("limit", [10, 9, 5])
-def test_a_limited_key_is_known_by_its_end(simulator: Simulator, check: Any, other: Any, limit: int) -> None:
-    """Ten is the limit of a key that was made without saying rateLimitEnabled; nine and five end within a call."""
-    code, ids, said = check(simulator, key=other(rate_limit=limit))
+def test_the_rate_limit_of_a_key_is_noticed(simulator: Simulator, check: Any, new_key: Any, limit: int) -> None:
+    """Ten is the limit of a key that was created without rateLimitEnabled. Nine and five are reached during a call."""
+    code, ids, output = check(simulator, key=new_key(rate_limit=limit))
     assert (code, ids & {"E107", "E108", "I101"}) == (1, {"E108", "I101"})
-    assert "rateLimitEnabled:false" in said
+    assert "rateLimitEnabled:false" in output
 
 
-def test_a_limited_key_that_is_used_up_already_may_also_be_a_wrong_one(
-    simulator: Simulator, check: Any, other: Any
+def test_a_key_whose_rate_limit_is_already_reached_looks_like_a_wrong_one(
+    simulator: Simulator, check: Any, new_key: Any
 ) -> None:
-    code, ids, said = check(simulator, key=other(rate_limit=0))
+    code, ids, output = check(simulator, key=new_key(rate_limit=0))
     assert (code, ids) == (1, {"E107"})
-    assert "rateLimitEnabled:false" in said
+    assert "rateLimitEnabled:false" in output
 
 
 # -- the server --------------------------------------------------------------------------------------------------------
 
 
-def test_a_database_that_is_down_is_no_wrong_key(simulator: Simulator, check: Any) -> None:
+def test_a_database_that_is_down_is_not_taken_for_a_wrong_key(simulator: Simulator, check: Any) -> None:
     simulator.turn(database="down")
     code, ids, _ = check(simulator)
     assert (code, ids) == (1, {"E106"})
 
 
-def test_an_engine_that_is_gone_is_an_error(simulator: Simulator, check: Any) -> None:
+def test_a_container_engine_that_does_not_answer_is_an_error(simulator: Simulator, check: Any) -> None:
     simulator.turn(engine="down")
-    code, ids, said = check(simulator)
-    assert (code, ids) == (1, {"E111", *GOOD} - {"I104"})
-    assert "connect ENOENT /var/run/docker.sock" in said
+    code, ids, output = check(simulator)
+    assert (code, ids) == (1, {"E111", *ALL_GOOD} - {"I104"})
+    assert "connect ENOENT /var/run/docker.sock" in output
 
 
-def test_a_router_that_is_missing_is_a_warning_which_fails_where_warnings_do(simulator: Simulator, check: Any) -> None:
+def test_a_missing_router_is_a_warning_and_fails_if_warnings_fail(simulator: Simulator, check: Any) -> None:
     simulator.turn(infrastructure="missing")
-    code, ids, said = check(simulator)
-    assert (code, ids) == (0, {"W102", *GOOD} - {"I104"})
-    assert "dokploy-traefik not found" in said
+    code, ids, output = check(simulator)
+    assert (code, ids) == (0, {"W102", *ALL_GOOD} - {"I104"})
+    assert "dokploy-traefik not found" in output
     assert check(simulator, "--fail-level", "WARNING")[0] == 1
 
 
 @pytest.mark.parametrize(
-    ("version", "id", "says"),
+    ("version", "id", "text"),
     [
         ("v0.28.8", "E110", "anyone can become an administrator"),
         ("v0.29.12", "E110", "Update it to v0.29.13 or later."),
@@ -170,27 +173,27 @@ def test_a_router_that_is_missing_is_a_warning_which_fails_where_warnings_do(sim
         ("canary", "W101", "'canary'"),
     ],
 )
-def test_a_version_is_judged(simulator: Simulator, check: Any, version: str, id: str, says: str) -> None:
+def test_the_version_is_checked(simulator: Simulator, check: Any, version: str, id: str, text: str) -> None:
     simulator.turn(version=version)
-    code, ids, said = check(simulator)
-    assert (code, ids) == (int(id[0] == "E"), {id, *GOOD - {"I101"}})
-    assert says in " ".join(said.split())
+    code, ids, output = check(simulator)
+    assert (code, ids) == (int(id[0] == "E"), {id, *ALL_GOOD - {"I101"}})
+    assert text in " ".join(output.split())
 
 
-def test_an_answer_that_fails_halfway_is_an_outage_after_what_was_found(simulator: Simulator, check: Any) -> None:
+def test_an_error_halfway_is_reported_after_the_earlier_results(simulator: Simulator, check: Any) -> None:
     simulator.fault("settings.getWebServerSettings", "error500")
     code, ids, _ = check(simulator)
     assert (code, ids) == (1, {"I101", "E105"})
 
 
-# -- no Dokploy --------------------------------------------------------------------------------------------------------
+# -- other servers -----------------------------------------------------------------------------------------------------
 
 Answer = tuple[int, str]
 HEALTHY = {"health": (200, '{"ok":true}'), "trpc/settings.health": (200, "{}")}
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each path below /api/ as it is told; `{key}` in an answer stands for the key that it was sent."""
+    """Responds to each path below /api/ with a given status and body, where `{key}` stands for the sent key."""
 
     def __init__(self, answers: dict[str, Answer], otherwise: Answer, tls: ssl.SSLContext | None = None) -> None:
         self.answers, self.otherwise = answers, otherwise
@@ -202,7 +205,7 @@ class Server(ThreadingHTTPServer):
         self.thread.start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Disconnect as a client does that rejects the certificate."""
+        """Ignore a client that closes the connection because of the certificate."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -226,8 +229,8 @@ class Handler(BaseHTTPRequestHandler):
 def serve() -> Iterator[Callable[..., Server]]:
     running: list[Server] = []
 
-    def start(*args: Any, **more: Any) -> Server:
-        running.append(Server(*args, **more))
+    def start(*args: Any, **options: Any) -> Server:
+        running.append(Server(*args, **options))
         return running[-1]
 
     yield start
@@ -238,7 +241,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "id", "says"),
+    ("answer", "id", "text"),
     [
         ((404, "<html>404 page not found</html>"), "E104", "is not Dokploy"),
         ((200, "<html>hello</html>"), "E104", "is not Dokploy"),
@@ -247,34 +250,34 @@ def serve() -> Iterator[Callable[..., Server]]:
         ((502, "<html>502 Bad Gateway</html>"), "E105", "502"),
     ],
 )
-def test_what_is_not_dokploy_or_not_yet_is_told_apart(
-    serve: Any, check: Any, answer: Answer, id: str, says: str
+def test_a_server_that_is_not_dokploy_differs_from_one_that_is_not_ready(
+    serve: Any, check: Any, answer: Answer, id: str, text: str
 ) -> None:
-    code, ids, said = check(serve({}, answer))
+    code, ids, output = check(serve({}, answer))
     assert (code, ids) == (1, {id})
-    assert says in said
+    assert text in output
 
 
-def test_an_older_dokploy_that_cannot_tell_of_its_engine_is_judged_by_the_rest(serve: Any, check: Any) -> None:
+def test_an_older_version_that_does_not_report_its_engine_is_checked_for_the_rest(serve: Any, check: Any) -> None:
     answers = {
         **HEALTHY,
         "settings.getDokployVersion": (200, '"v0.28.8"'),
         "organization.all": (200, '[{"members": [{"role": "owner"}]}]'),
         "settings.getWebServerSettings": (200, '{"sshPrivateKey": "canary"}'),
     }
-    code, ids, said = check(serve(answers, (404, '{"message":"Not found","code":"NOT_FOUND"}')))
+    code, ids, output = check(serve(answers, (404, '{"message":"Not found","code":"NOT_FOUND"}')))
     assert (code, ids) == (1, {"E110", "I102", "I103", "W103"})
-    assert "canary" not in said
+    assert "canary" not in output
     answers["organization.all"] = (200, '[{"members": [{"role": "owner"}]}, {"members": [{"role": "member"}]}]')
-    code, ids, said = check(serve(answers, (404, "{}")))
-    assert "E109" in ids, "as whom the key acts is not known, and it may be as the member"
+    code, ids, output = check(serve(answers, (404, "{}")))
+    assert "E109" in ids, "the key may act as the member"
 
 
 @pytest.mark.parametrize(
     ("engine", "id"),
     [("(HTTP code 503) unexpected - This node is not a swarm manager. ", "E111"), ("Container is not running", "W102")],
 )
-def test_an_engine_that_cannot_run_services_is_told_from_a_router_that_stopped(
+def test_an_engine_that_cannot_run_services_differs_from_a_router_that_stopped(
     serve: Any, check: Any, engine: str, id: str
 ) -> None:
     part = f'{{"status": "unhealthy", "message": "{engine}"}}'
@@ -285,104 +288,106 @@ def test_an_engine_that_cannot_run_services_is_told_from_a_router_that_stopped(
         "settings.getWebServerSettings": (200, '{"buildsConcurrency": 2}'),
         "settings.checkInfrastructureHealth": (200, f'{{"postgres": {part}, "traefik": {part}}}'),
     }
-    code, ids, said = check(serve(answers, (404, "{}")))
-    assert (code, ids) == (int(id[0] == "E"), {id, *GOOD} - {"I104"})
-    assert engine.strip() in said
+    code, ids, output = check(serve(answers, (404, "{}")))
+    assert (code, ids) == (int(id[0] == "E"), {id, *ALL_GOOD} - {"I104"})
+    assert engine.strip() in output
 
 
-def test_a_permission_that_is_missing_is_said(serve: Any, check: Any) -> None:
+def test_a_missing_permission_is_reported(serve: Any, check: Any) -> None:
     refusal = '{"message": "unauthorized to access", "data": {"path": "settings.getWebServerSettings"}}'
     answers = {
         **HEALTHY,
         "settings.getDokployVersion": (200, '"v0.30.2"'),
         "organization.all": (200, '[{"members": [{"role": "auditor"}]}]'),
     }
-    code, ids, said = check(serve(answers, (401, refusal)))
+    code, ids, output = check(serve(answers, (401, refusal)))
     assert (code, ids) == (1, {"I101", "E109"})
-    assert "settings.getWebServerSettings" in said
+    assert "settings.getWebServerSettings" in output
 
 
-def test_a_server_that_repeats_the_key_does_not_get_it_shown(serve: Any, check: Any) -> None:
+def test_a_key_that_the_server_repeats_is_not_shown(serve: Any, check: Any) -> None:
     answers = {**HEALTHY, "settings.getDokployVersion": (200, '"{key}"')}
-    code, ids, said = check(serve(answers, (500, '{"message": "{key}", "data": {"path": "{key}"}}')), key="key-canary")
+    code, ids, output = check(
+        serve(answers, (500, '{"message": "{key}", "data": {"path": "{key}"}}')), key="key-canary"
+    )
     assert (code, ids) == (1, {"W101", "E105"})
-    assert "'***'" in said
+    assert "'***'" in output
 
 
-# -- no connection -----------------------------------------------------------------------------------------------------
+# -- connection errors -------------------------------------------------------------------------------------------------
 
 
-def test_nobody_listening_is_said_with_host_and_port(check: Any) -> None:
-    with socket.socket() as taken:  # bound, but it does not listen
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        code, ids, said = check(f"http://127.0.0.1:{port}")
+def test_a_closed_port_is_reported_with_host_and_port(check: Any) -> None:
+    with socket.socket() as bound:  # it does not listen
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        code, ids, output = check(f"http://127.0.0.1:{port}")
     assert (code, ids) == (1, {"E102"})
-    assert f"127.0.0.1, port {port}" in said
-    assert "Connection refused" in said
+    assert f"127.0.0.1, port {port}" in output
+    assert "Connection refused" in output
 
 
-async def test_a_name_that_is_not_in_the_dns_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def getaddrinfo(*args: Any, **more: Any) -> Any:
+async def test_a_name_that_is_not_in_the_dns_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def getaddrinfo(*args: Any, **options: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    [found] = await dokploy_checks.examine("https://dokploy.example.org", KEY)
-    assert found.id == "deployportal.E101"
-    assert "dokploy.example.org" in found.msg
+    [message] = await dokploy_checks.examine("https://dokploy.example.org", KEY)
+    assert message.id == "deployportal.E101"
+    assert "dokploy.example.org" in message.msg
 
 
-async def test_a_host_that_swallows_connections_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_that_drops_connections_is_reported_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dokploy_checks, "CONNECT_SECONDS", 0.2)
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
-        crowd = [socket.socket() for _ in range(4)]
-        for one in crowd:  # once the queue of the listener is full, Linux drops what else wants to connect
-            one.setblocking(False)
-            one.connect_ex(deaf.getsockname())
-        [found] = await dokploy_checks.examine(f"http://127.0.0.1:{deaf.getsockname()[1]}", KEY)
-        for one in crowd:
-            one.close()
-    assert found.id == "deployportal.E102"
-    assert "firewall" in str(found.hint)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:  # Linux drops further connections when the listener's queue is full
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        [message] = await dokploy_checks.examine(f"http://127.0.0.1:{listener.getsockname()[1]}", KEY)
+        for filler in fillers:
+            filler.close()
+    assert message.id == "deployportal.E102"
+    assert "firewall" in str(message.hint)
 
 
-def test_a_connection_that_is_not_safe_is_said(serve: Any, check: Any, tmp_path: Path) -> None:
+def test_an_insecure_connection_is_reported(serve: Any, check: Any, tmp_path: Path) -> None:
     tls, _ = certificate(tmp_path, "dokploy.test")
     server = serve(HEALTHY, (404, ""), tls=tls)
-    code, ids, said = check(f"https://127.0.0.1:{server.port}")
+    code, ids, output = check(f"https://127.0.0.1:{server.port}")
     assert (code, ids) == (1, {"E103"})
-    assert "self-signed certificate" in said
+    assert "self-signed certificate" in output
     plain = serve(HEALTHY, (404, ""))
-    code, ids, said = check(f"https://127.0.0.1:{plain.port}")
+    code, ids, output = check(f"https://127.0.0.1:{plain.port}")
     assert (code, ids) == (1, {"E103"})
-    assert "the server has no TLS" in said
+    assert "the server has no TLS" in output
 
 
-# -- only when it is asked for -----------------------------------------------------------------------------------------
+# -- the tag -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [[], ["--deploy"], ["--list-tags"], ["--tag", "security"], ["deployments"]])
-def test_without_the_tag_no_connection_is_made(run: Any, options: list[str]) -> None:
+def test_without_the_tag_the_check_opens_no_connection(run: Any, options: list[str]) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         server.setblocking(False)
-        code, ids, said = run(f"http://127.0.0.1:{server.getsockname()[1]}", *options)
+        code, ids, output = run(f"http://127.0.0.1:{server.getsockname()[1]}", *options)
         with pytest.raises(BlockingIOError):
             server.accept()
     assert code == 0
     assert not {id for id in ids if id[1:].startswith("1")}
-    assert "dokploy" in said or options != ["--list-tags"]
+    assert "dokploy" in output or options != ["--list-tags"]
 
 
-def test_settings_that_are_wrong_are_said_and_the_server_is_not_asked(serve: Any, check: Any) -> None:
+def test_wrong_settings_are_reported_without_asking_the_server(serve: Any, check: Any) -> None:
     server = serve({}, (404, ""))
     assert check(server, key="")[:2] == (1, {"E001"})
     assert check(server, key="sch\u00fcssel-canary")[:2] == (1, {"E015"})
     assert check(f"http://127.0.0.1:{server.port}/api")[:2] == (1, {"E002"})
 
 
-def test_the_short_option_and_other_tags_beside_it_will_do(simulator: Simulator, run: Any) -> None:
-    assert run(simulator, "-t", "dokploy", "-t", "models")[:2] == (0, GOOD)
+def test_the_short_option_and_further_tags_are_accepted(simulator: Simulator, run: Any) -> None:
+    assert run(simulator, "-t", "dokploy", "-t", "models")[:2] == (0, ALL_GOOD)

@@ -1,4 +1,4 @@
-"""What went wrong has a sentence for the person and one for the operator, and leaves nothing half made."""
+"""Failures of the Dokploy server: a text for users, another for operators, and nothing is left behind."""
 
 from contextlib import closing
 from typing import Any
@@ -11,45 +11,41 @@ from deployments.engine import errors, failures
 from ..processes import Portal
 from ..users import People, end, operator, token
 
-OPERATORS_MATTER = [
-    entry for entry in failures.FAILURES if entry.code.startswith("DOKPLOY_") or "AT_DOKPLOY" in entry.code
-]
+SERVER_FAILURES = [kind for kind in failures.FAILURES if kind.code.startswith("DOKPLOY_") or "AT_DOKPLOY" in kind.code]
 
 
-@pytest.mark.parametrize("entry", OPERATORS_MATTER, ids=lambda entry: entry.code)
-def test_what_concerns_the_server_tells_the_person_and_the_operator_different_things(
-    entry: failures.FailureKind,
-) -> None:
-    told = (entry.text, *entry.causes, *entry.advice)
-    assert entry.text.endswith(".")
-    assert entry.advice
-    assert entry.operator.endswith(".")
-    assert entry.operator not in told
+@pytest.mark.parametrize("kind", SERVER_FAILURES, ids=lambda kind: kind.code)
+def test_a_failure_of_the_server_has_different_texts_for_users_and_operators(kind: failures.FailureKind) -> None:
+    assert kind.text.endswith(".")
+    assert kind.advice
+    assert kind.operator.endswith(".")
+    assert kind.operator not in (kind.text, *kind.causes, *kind.advice)
 
 
-def test_every_error_of_the_client_has_its_entry() -> None:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.DokployError)]
-    assert len(kinds) > 8
-    for kind in kinds:
-        assert kind is errors.DokployError or kind.code in failures.BY_CODE, kind
+def test_every_error_of_the_client_has_a_failure_kind() -> None:
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    client_errors = [value for value in classes if issubclass(value, errors.DokployError)]
+    assert len(client_errors) > 8
+    for error in client_errors:
+        assert error is errors.DokployError or error.code in failures.BY_CODE, error
 
 
 @pytest.mark.django_db
-def test_the_operators_sentence_is_shown_to_operators_alone() -> None:
+def test_the_text_for_operators_is_shown_to_operators_only() -> None:
     people = People()
-    run = end(people.run(people.owner, "shop"), "failure", code="DOKPLOY_TOO_OLD")
+    deployment = end(people.run(people.owner, "shop"), "failure", code="DOKPLOY_TOO_OLD")
     sentence = failures.BY_CODE["DOKPLOY_TOO_OLD"].operator
-    for person, sees in ((people.operator, True), (people.owner, False)):
-        http = Client()
-        http.force_login(person)
-        for page in (f"/deployments/{run.pk}", "/help/DOKPLOY_TOO_OLD"):
-            assert (sentence in http.get(page).content.decode()) is sees
-        answer = Client().get(f"/api/deployments/{run.pk}", headers=token(person)).json()
-        assert answer["error"].get("operator") == (sentence if sees else None)
+    for user, is_operator in ((people.operator, True), (people.owner, False)):
+        client = Client()
+        client.force_login(user)
+        for page in (f"/deployments/{deployment.pk}", "/help/DOKPLOY_TOO_OLD"):
+            assert (sentence in client.get(page).content.decode()) is is_operator
+        answer = Client().get(f"/api/deployments/{deployment.pk}", headers=token(user)).json()
+        assert answer["error"].get("operator") == (sentence if is_operator else None)
 
 
 @pytest.mark.parametrize(
-    ("name", "turns", "fault", "code"),
+    ("name", "switches", "fault", "code"),
     [
         ("too-old", {"version": "v0.28.8"}, None, "DOKPLOY_TOO_OLD"),
         ("forgets", {}, None, "DEPLOY_LOST"),
@@ -57,40 +53,40 @@ def test_the_operators_sentence_is_shown_to_operators_alone() -> None:
         ("no-such-call", {}, ("domain.byApplicationId", "redirect"), "DOKPLOY_ADDRESS_WRONG"),
     ],
 )
-def test_a_server_that_is_not_as_it_should_be_leaves_nothing_half_made(
-    own_portal: Any, name: str, turns: dict[str, Any], fault: tuple[str, str] | None, code: str
+def test_a_deployment_that_fails_because_of_the_server_leaves_nothing_behind(
+    own_portal: Any, name: str, switches: dict[str, Any], fault: tuple[str, str] | None, code: str
 ) -> None:
     portal: Portal = own_portal().start()
-    portal.turn(**turns)
+    portal.turn(**switches)
     if fault:
         portal.fault(*fault)
     if code == "NAME_IN_USE_AT_DOKPLOY":
         key = (portal.data / "simulator-key").read_text()
-        made = portal.http.post(
+        created = portal.http.post(
             f"http://127.0.0.1:{portal.port + 1}/api/project.create", json={"name": name}, headers={"x-api-key": key}
         )
-        assert made.status_code == 200
+        assert created.status_code == 200
     before = portal.dokploy()["projects"]
     if code == "DEPLOY_LOST":
-        id = forgotten(portal, name)
+        id = deploy_and_lose(portal, name)
     else:
         id = portal.deploy(name)
     state = portal.finished(id, 60)
     assert (state["status"], state["error"]["code"]) == ("failure", code)
-    there = portal.dokploy()
-    assert there["projects"] == before
-    assert (there["applications"], there["domains"], there["services"]) == ([], [], [])
+    after = portal.dokploy()
+    assert after["projects"] == before
+    assert (after["applications"], after["domains"], after["services"]) == ([], [], [])
     with closing(operator(portal)) as admin:
         html = admin.get(f"/deployments/{id}").text
-    entry = failures.BY_CODE[code]
+    kind = failures.BY_CODE[code]
     assert "Nothing of yours is lost" in html
     assert "For operators" in html
-    assert entry.operator.split("'")[0] in html
-    assert entry.operator not in portal.http.get(f"/deployments/{id}").text
+    assert kind.operator.split("'")[0] in html
+    assert kind.operator not in portal.http.get(f"/deployments/{id}").text
 
 
-def forgotten(portal: Portal, name: str) -> str:
-    """Return a deployment that Dokploy loses each time it is sent."""
+def deploy_and_lose(portal: Portal, name: str) -> str:
+    """Start a deployment that Dokploy loses each time that it is sent. Return its id."""
     portal.close_gate("job")
     id = portal.deploy(name)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The ladder against servers of the test's own: where it connects, what it reads, and which rung it says is broken."""
+"""The probe against servers of the tests: where it connects, what it reads, and which step it reports as failed."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ from ..conftest import need
 HOST = "shop.apps.test"
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
-# -- which addresses are public ----------------------------------------------------------------------------------------
+# -- public addresses --------------------------------------------------------------------------------------------------
 
 NOT_PUBLIC = {
     "this network": "0.0.0.0 0.1.2.3 ::",
@@ -48,7 +48,7 @@ NOT_PUBLIC = {
     "6to4": "2002:7f00:1:: 2002:a00:1::1 2002:c0a8:101:: 2002:a9fe:a9fe:: 2002:6440:1:: 2002:e000:1::",
     "NAT64": "64:ff9b::127.0.0.1 64:ff9b::10.0.0.1 64:ff9b::169.254.169.254 64:ff9b::100.64.0.1 64:ff9b::0.0.0.0",
     "local NAT64": "64:ff9b:1::127.0.0.1 64:ff9b:1::8.8.8.8",
-    # Teredo holds its server's address as it is and its client's address inverted.
+    # Teredo contains its server's address as it is, and its client's address inverted.
     "Teredo": "2001:0:7f00:1::f7f7:f7f7 2001:0:808:808::80ff:fffe 2001:0:808:808::f5ff:fffe 2001:0:a00:1::f7f7:f7f7",
 }
 PUBLIC = "1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.1 100.63.255.255 100.128.0.1 172.15.255.255 172.32.0.1 192.167.255.255"
@@ -57,35 +57,35 @@ PUBLIC += " 64:ff9b::8.8.8.8"
 
 
 @pytest.mark.parametrize(
-    ("kind", "address"), [(kind, address) for kind, addresses in NOT_PUBLIC.items() for address in addresses.split()]
+    ("block", "address"), [(block, address) for block, addresses in NOT_PUBLIC.items() for address in addresses.split()]
 )
-def test_an_address_that_is_not_public_is_known_in_every_notation(kind: str, address: str) -> None:
+def test_an_address_that_is_not_public_is_recognized_in_every_notation(block: str, address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC.split())
-def test_a_public_address_is_known_as_one(address: str) -> None:
+def test_a_public_address_is_recognized(address: str) -> None:
     assert is_public(address)
 
 
-def test_an_address_inside_ipv6_is_public_only_if_it_is_public_itself() -> None:
+def test_an_ipv6_address_with_an_ipv4_address_is_public_only_if_that_one_is() -> None:
     for number in range(256):
-        plain = ipaddress.IPv4Address((number << 24) + 1)
-        sixtofour = ipaddress.IPv6Address((0x2002 << 112) + (int(plain) << 80))
-        for address in (f"::ffff:{plain}", f"64:ff9b::{plain}", str(sixtofour)):
-            assert is_public(address) is is_public(str(plain))
+        ipv4 = ipaddress.IPv4Address((number << 24) + 1)
+        sixtofour = ipaddress.IPv6Address((0x2002 << 112) + (int(ipv4) << 80))
+        for address in (f"::ffff:{ipv4}", f"64:ff9b::{ipv4}", str(sixtofour)):
+            assert is_public(address) is is_public(str(ipv4))
 
 
 # -- servers -----------------------------------------------------------------------------------------------------------
 
 
 class Server:
-    def __init__(self, does: Behaviour, address: str, tls: ssl.SSLContext | None) -> None:
-        self.does = does
+    def __init__(self, behaviour: Behaviour, address: str, tls: ssl.SSLContext | None) -> None:
+        self.behaviour = behaviour
         self.address = address
         self.tls = tls
         self.connections = 0
-        self.heard = b""
+        self.received = b""
         self.sent = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -100,8 +100,8 @@ class Server:
         assert task is not None
         self._tasks.add(task)
         try:
-            self.heard += await reader.readuntil(b"\r\n\r\n")
-            await self.does(reader, writer)
+            self.received += await reader.readuntil(b"\r\n\r\n")
+            await self.behaviour(reader, writer)
             await writer.drain()
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
@@ -123,8 +123,8 @@ Serve = Callable[..., Awaitable[Server]]
 async def serve() -> AsyncIterator[Serve]:
     running: list[Server] = []
 
-    async def start(does: Behaviour, *, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Server:
-        running.append(await Server(does, address, tls).start())
+    async def start(behaviour: Behaviour, *, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Server:
+        running.append(await Server(behaviour, address, tls).start())
         return running[-1]
 
     yield start
@@ -132,26 +132,26 @@ async def serve() -> AsyncIterator[Serve]:
         await server.stop()
 
 
-def says(status: int, *headers: str, body: bytes = b"ok") -> Behaviour:
-    async def does(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+def responds(status: int, *headers: str, body: bytes = b"ok") -> Behaviour:
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", "Connection: close", *headers, "", ""]
         writer.write("\r\n".join(lines).encode() + body)
 
-    return does
+    return behave
 
 
 async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
-async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def stays_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
 
 
 def spec(
     port: int = 80, *, scheme: str = "http", pinned: bool = True, address: str = "127.0.0.1", **more: Any
 ) -> StackSpec:
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "installation": "inst",
         "stack": "stk",
         "deployment": "dep",
@@ -162,19 +162,19 @@ def spec(
         "url": f"{scheme}://{HOST}:{port}",
         "router_address": f"{address}:{port}" if pinned else "",
     }
-    return StackSpec(**{**given, **more})
+    return StackSpec(**{**fields, **more})
 
 
-def rungs(seen: ProbeResult) -> list[tuple[str, bool]]:
-    return [(rung.name, rung.ok) for rung in seen.steps]
+def steps_of(result: ProbeResult) -> list[tuple[str, bool]]:
+    return [(step.name, step.ok) for step in result.steps]
 
 
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
-    """Has the system's resolver answer so; the names that were asked for."""
-    asked: list[str] = []
+    """Let the system's resolver return these addresses. Return the list of the names that it resolves."""
+    resolved: list[str] = []
 
     async def getaddrinfo(host: str, port: int, **more: Any) -> list[Any]:
-        asked.append(host)
+        resolved.append(host)
         if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [
@@ -183,10 +183,10 @@ def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
         ]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    return asked
+    return resolved
 
 
-# -- where it connects -------------------------------------------------------------------------------------------------
+# -- connections -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -196,10 +196,10 @@ def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
         *("8.8.8.8 127.0.0.1", "127.0.0.1 8.8.8.8", "2606:4700:4700::1111 10.0.0.1"),
     ],
 )
-async def test_a_name_that_leads_to_a_private_address_is_refused_and_nothing_connects(
+async def test_a_name_with_a_private_address_is_refused_without_connecting(
     monkeypatch: pytest.MonkeyPatch, serve: Serve, addresses: str
 ) -> None:
-    server = await serve(says(200))
+    server = await serve(responds(200))
     resolves_to(monkeypatch, *addresses.split())
     with pytest.raises(Failure) as caught:
         await probe_stack(spec(server.port, pinned=False))
@@ -208,46 +208,44 @@ async def test_a_name_that_leads_to_a_private_address_is_refused_and_nothing_con
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_a_private_address_is_refused_by_the_real_resolver_too(serve: Serve, host: str) -> None:
-    server = await serve(says(200))
+async def test_a_private_address_of_the_real_resolver_is_refused(serve: Serve, host: str) -> None:
+    server = await serve(responds(200))
     with pytest.raises(Failure) as caught:
         await probe_stack(spec(server.port, pinned=False, host=host, url=f"http://{host}:{server.port}"))
     assert caught.value.code == "ADDRESS_REFUSED"
     assert server.connections == 0
 
 
-async def test_the_name_is_resolved_once_so_that_a_second_answer_cannot_differ(
-    monkeypatch: pytest.MonkeyPatch, serve: Serve
-) -> None:
-    """DNS rebinding: public when it is checked, private when it is connected to."""
-    server = await serve(says(200))
-    asked = resolves_to(monkeypatch, "192.0.2.1")
+async def test_the_name_is_resolved_only_once(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+    """Prevent DNS rebinding: an address that is public when it is validated and private when it is connected to."""
+    server = await serve(responds(200))
+    resolved = resolves_to(monkeypatch, "192.0.2.1")
     monkeypatch.setattr(probe, "is_public", lambda address: address == "192.0.2.1")
     monkeypatch.setattr(probe, "CONNECT_SECONDS", 0.2)
-    seen = await probe_stack(spec(server.port, pinned=False))
-    assert asked == [HOST]
-    assert rungs(seen)[0] == ("DNS", True)
-    assert seen.steps[0].text == "192.0.2.1"
-    assert not seen.answered
+    result = await probe_stack(spec(server.port, pinned=False))
+    assert resolved == [HOST]
+    assert steps_of(result)[0] == ("DNS", True)
+    assert result.steps[0].text == "192.0.2.1"
+    assert not result.answered
     assert server.connections == 0
 
 
-async def test_the_operators_router_is_connected_to_whatever_the_name_says(
+async def test_the_operators_router_is_used_without_resolving_the_name(
     monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
-    asked = resolves_to(monkeypatch)
-    server = await serve(says(200))
-    seen = await probe_stack(spec(server.port, url=f"http://{HOST}"))
-    assert seen.answered
-    assert asked == []
-    assert f"\r\nhost: {HOST}\r\n" in server.heard.decode().lower(), "a default port is not named"
+    resolved = resolves_to(monkeypatch)
+    server = await serve(responds(200))
+    result = await probe_stack(spec(server.port, url=f"http://{HOST}"))
+    assert result.answered
+    assert resolved == []
+    assert f"\r\nhost: {HOST}\r\n" in server.received.decode().lower(), "the Host header contains the default port"
 
 
-async def test_the_host_header_names_a_port_that_is_not_the_default(serve: Serve) -> None:
-    server = await serve(says(200))
+async def test_the_host_header_contains_a_port_that_is_not_the_default(serve: Serve) -> None:
+    server = await serve(responds(200))
     await probe_stack(spec(server.port, health_path="/healthz?deep=1"))
-    assert server.heard.startswith(b"GET /healthz?deep=1 HTTP/1.1\r\n")
-    assert f"\r\nhost: {HOST}:{server.port}\r\n" in server.heard.decode().lower()
+    assert server.received.startswith(b"GET /healthz?deep=1 HTTP/1.1\r\n")
+    assert f"\r\nhost: {HOST}:{server.port}\r\n" in server.received.decode().lower()
 
 
 def need_ipv6() -> None:
@@ -255,42 +253,42 @@ def need_ipv6() -> None:
         need(probe.connect_ex(("::1", 9)) == errno.ECONNREFUSED, "this machine has no IPv6")
 
 
-async def test_an_ipv6_address_is_connected_to(serve: Serve) -> None:
+async def test_a_router_with_an_ipv6_address_is_probed(serve: Serve) -> None:
     need_ipv6()
-    server = await serve(says(200), address="::1")
-    seen = await probe_stack(spec(server.port, address="[::1]"))
-    assert seen.answered
+    server = await serve(responds(200), address="::1")
+    result = await probe_stack(spec(server.port, address="[::1]"))
+    assert result.answered
     assert server.connections == 1
 
 
-async def test_an_ipv6_address_of_the_resolver_is_connected_to(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+async def test_an_ipv6_address_of_the_resolver_is_probed(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
     need_ipv6()
-    server = await serve(says(200), address="::1")
+    server = await serve(responds(200), address="::1")
     resolves_to(monkeypatch, "::1")
     monkeypatch.setattr(probe, "is_public", lambda address: True)
     assert (await probe_stack(spec(server.port, pinned=False))).answered
 
 
 async def test_a_redirect_is_not_followed(serve: Serve) -> None:
-    elsewhere = await serve(says(200))
-    server = await serve(says(302, f"Location: http://127.0.0.1:{elsewhere.port}/"))
-    seen = await probe_stack(spec(server.port))
-    assert (seen.answered, seen.status) == (True, 302)
+    elsewhere = await serve(responds(200))
+    server = await serve(responds(302, f"Location: http://127.0.0.1:{elsewhere.port}/"))
+    result = await probe_stack(spec(server.port))
+    assert (result.answered, result.status) == (True, 302)
     assert (server.connections, elsewhere.connections) == (1, 0)
 
 
-async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
-    proxy, server = await serve(says(200)), await serve(says(200))
+async def test_proxies_in_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+    proxy, server = await serve(responds(200)), await serve(responds(200))
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
     assert (await probe_stack(spec(server.port))).answered
     assert (server.connections, proxy.connections) == (1, 0)
 
 
-# -- what it reads -----------------------------------------------------------------------------------------------------
+# -- reading the response ----------------------------------------------------------------------------------------------
 
 
-async def test_hardly_anything_of_an_endless_body_is_read(serve: Serve) -> None:
+async def test_an_endless_body_is_not_read(serve: Serve) -> None:
     sent = 0
 
     async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -302,22 +300,22 @@ async def test_hardly_anything_of_an_endless_body_is_read(serve: Serve) -> None:
             sent += 65536
 
     server = await serve(floods)
-    began = time.monotonic()
+    started = time.monotonic()
     assert (await probe_stack(spec(server.port))).answered
-    assert time.monotonic() - began < 20
-    assert sent < 16 * 1024 * 1024, "what the kernel's buffers take, and no more"
+    assert time.monotonic() - started < 20
+    assert sent < 16 * 1024 * 1024, "more was accepted than the kernel's buffers hold"
 
 
-async def test_a_page_that_is_a_stream_without_end_counts_as_an_answer(serve: Serve) -> None:
+async def test_an_endless_stream_counts_as_an_answer(serve: Serve) -> None:
     async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hello\n\n")
         await reader.read()
 
-    seen = await probe_stack(spec((await serve(streams)).port))
-    assert (seen.answered, seen.status) == (True, 200)
+    result = await probe_stack(spec((await serve(streams)).port))
+    assert (result.answered, result.status) == (True, 200)
 
 
-async def test_a_head_without_end_is_given_up_on(serve: Serve) -> None:
+async def test_an_endless_head_is_an_error(serve: Serve) -> None:
     sent = 0
 
     async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -328,41 +326,41 @@ async def test_a_head_without_end_is_given_up_on(serve: Serve) -> None:
             await writer.drain()
             sent += 8010
 
-    seen = await probe_stack(spec((await serve(floods)).port))
-    assert not seen.answered
-    assert rungs(seen)[-1] == ("HTTP", False)
+    result = await probe_stack(spec((await serve(floods)).port))
+    assert not result.answered
+    assert steps_of(result)[-1] == ("HTTP", False)
     assert sent < 16 * 1024 * 1024
 
 
-async def test_a_head_of_one_byte_at_a_time_is_given_up_on_in_time(
+async def test_a_head_that_arrives_byte_by_byte_is_an_error_in_time(
     monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
     monkeypatch.setattr(probe, "CONNECT_SECONDS", 1.0)
 
-    async def dribbles(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def trickles(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for byte in b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 1000:
             writer.write(bytes([byte]))
             await asyncio.sleep(0.05)
 
-    began = time.monotonic()
-    seen = await probe_stack(spec((await serve(dribbles)).port))
-    assert time.monotonic() - began < 20
-    assert (rungs(seen)[-1], seen.steps[-1].text) == (("HTTP", False), "no answer in time")
+    started = time.monotonic()
+    result = await probe_stack(spec((await serve(trickles)).port))
+    assert time.monotonic() - started < 20
+    assert (steps_of(result)[-1], result.steps[-1].text) == (("HTTP", False), "no answer in time")
 
 
-# -- what it makes of the answer ---------------------------------------------------------------------------------------
+# -- statuses ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 301, 302, 307, 400, 401, 403, 405, 429])
-async def test_the_stacks_own_statuses_are_answers(serve: Serve, status: int) -> None:
-    seen = await probe_stack(spec((await serve(says(status, body=b""))).port))
-    assert (seen.answered, seen.status, seen.code) == (True, status, "")
-    assert seen.summary == f"the stack answers {status}"
-    assert rungs(seen) == [("DNS", True), ("TCP", True), ("HTTP", True)]
+async def test_a_status_of_the_stack_is_an_answer(serve: Serve, status: int) -> None:
+    result = await probe_stack(spec((await serve(responds(status, body=b""))).port))
+    assert (result.answered, result.status, result.code) == (True, status, "")
+    assert result.summary == f"the stack answers {status}"
+    assert steps_of(result) == [("DNS", True), ("TCP", True), ("HTTP", True)]
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "summary"),
     [
         (404, "404, the router does not know the address yet, or the stack does not have this page"),
         (421, "421, the router does not serve this address yet"),
@@ -373,24 +371,26 @@ async def test_the_stacks_own_statuses_are_answers(serve: Serve, status: int) ->
         (599, "the stack answers 599, it is not ready"),
     ],
 )
-async def test_the_routers_statuses_and_broken_stacks_are_none(serve: Serve, status: int, said: str) -> None:
-    seen = await probe_stack(spec((await serve(says(status))).port))
-    assert (seen.answered, seen.status, seen.summary, seen.code) == (False, status, said, "HEALTH_NO_ANSWER")
-    assert rungs(seen) == [("DNS", True), ("TCP", True), ("HTTP", False)]
+async def test_a_status_of_the_router_or_a_server_error_is_not_an_answer(
+    serve: Serve, status: int, summary: str
+) -> None:
+    result = await probe_stack(spec((await serve(responds(status))).port))
+    assert (result.answered, result.status, result.summary, result.code) == (False, status, summary, "HEALTH_NO_ANSWER")
+    assert steps_of(result) == [("DNS", True), ("TCP", True), ("HTTP", False)]
 
 
-# -- broken rungs ------------------------------------------------------------------------------------------------------
+# -- failed steps ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_name_that_is_not_known_breaks_the_first_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_name_fails_at_dns(monkeypatch: pytest.MonkeyPatch) -> None:
     resolves_to(monkeypatch)
-    seen = await probe_stack(spec(pinned=False))
-    assert (rungs(seen), seen.code) == ([("DNS", False)], "HEALTH_NO_DNS")
-    assert HOST in seen.summary
+    result = await probe_stack(spec(pinned=False))
+    assert (steps_of(result), result.code) == ([("DNS", False)], "HEALTH_NO_DNS")
+    assert HOST in result.summary
 
 
-async def test_a_resolver_that_hangs_breaks_the_first_rung_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def hangs(*given: Any, **more: Any) -> None:
+async def test_a_resolver_that_hangs_fails_at_dns_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hangs(*args: Any, **more: Any) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", hangs)
@@ -398,71 +398,71 @@ async def test_a_resolver_that_hangs_breaks_the_first_rung_in_time(monkeypatch: 
     assert (await probe_stack(spec(pinned=False))).code == "HEALTH_NO_DNS"
 
 
-async def test_a_port_that_nobody_listens_at_breaks_the_second_rung(serve: Serve) -> None:
-    server = await serve(says(200))
+async def test_a_closed_port_fails_at_tcp(serve: Serve) -> None:
+    server = await serve(responds(200))
     await server.stop()
-    seen = await probe_stack(spec(server.port))
-    assert (rungs(seen), seen.code) == ([("DNS", True), ("TCP", False)], "HEALTH_NO_CONNECTION")
-    assert seen.steps[-1].text == "refused"
+    result = await probe_stack(spec(server.port))
+    assert (steps_of(result), result.code) == ([("DNS", True), ("TCP", False)], "HEALTH_NO_CONNECTION")
+    assert result.steps[-1].text == "refused"
 
 
-async def test_a_host_that_swallows_connections_breaks_the_second_rung_in_time(
+async def test_a_host_that_drops_connections_fails_at_tcp_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(probe, "CONNECT_SECONDS", 0.2)
-    with socket.socket() as deaf, contextlib.ExitStack() as crowd:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
-        for _ in range(4):  # once the listener's queue is full, Linux drops what else wants to connect
-            one = crowd.enter_context(socket.socket())
-            one.setblocking(False)
-            one.connect_ex(deaf.getsockname())
-        seen = await probe_stack(spec(deaf.getsockname()[1]))
-    assert (rungs(seen), seen.code) == ([("DNS", True), ("TCP", False)], "HEALTH_NO_CONNECTION")
-    assert seen.steps[-1].text == "no answer"
+    with socket.socket() as listener, contextlib.ExitStack() as fillers:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):  # Linux drops further connections when the listener's queue is full
+            filler = fillers.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        result = await probe_stack(spec(listener.getsockname()[1]))
+    assert (steps_of(result), result.code) == ([("DNS", True), ("TCP", False)], "HEALTH_NO_CONNECTION")
+    assert result.steps[-1].text == "no answer"
 
 
-@pytest.mark.parametrize(("does", "text"), [(closes, "connection lost"), (says_nothing, "no answer in time")])
-async def test_a_router_that_does_not_answer_breaks_the_last_rung(
-    monkeypatch: pytest.MonkeyPatch, serve: Serve, does: Behaviour, text: str
+@pytest.mark.parametrize(("behaviour", "text"), [(closes, "connection lost"), (stays_silent, "no answer in time")])
+async def test_a_router_that_does_not_respond_fails_at_http(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, behaviour: Behaviour, text: str
 ) -> None:
-    if does is says_nothing:
+    if behaviour is stays_silent:
         monkeypatch.setattr(probe, "CONNECT_SECONDS", 1.0)
-    seen = await probe_stack(spec((await serve(does)).port))
-    assert rungs(seen) == [("DNS", True), ("TCP", True), ("HTTP", False)]
-    assert (seen.steps[-1].text, seen.code) == (text, "HEALTH_NO_ANSWER")
+    result = await probe_stack(spec((await serve(behaviour)).port))
+    assert steps_of(result) == [("DNS", True), ("TCP", True), ("HTTP", False)]
+    assert (result.steps[-1].text, result.code) == (text, "HEALTH_NO_ANSWER")
 
 
-async def test_what_is_no_http_breaks_the_last_rung(serve: Serve) -> None:
-    async def is_no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_a_response_that_is_not_http_fails_at_http(serve: Serve) -> None:
+    async def sends_ssh(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
 
-    seen = await probe_stack(spec((await serve(is_no_http)).port))
-    assert (rungs(seen)[-1], seen.answered) == (("HTTP", False), False)
+    result = await probe_stack(spec((await serve(sends_ssh)).port))
+    assert (steps_of(result)[-1], result.answered) == (("HTTP", False), False)
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------------
 
 
 def certificate(directory: Path, *names: str, days: int = 1) -> tuple[ssl.SSLContext, Path]:
-    """Create a self-signed certificate for these names: the server's context, and the file to trust."""
+    """Create a self-signed certificate for these names. Return the server's context and the file to trust it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "TRAEFIK DEFAULT CERT")])
-    begin = datetime.now(UTC) - timedelta(days=5)
-    made = (
+    not_before = datetime.now(UTC) - timedelta(days=5)
+    signed = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
+        .not_valid_before(not_before)
         .not_valid_after(datetime.now(UTC) + timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
     trusted, whole = directory / "trusted.pem", directory / "whole.pem"
-    trusted.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    trusted.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -473,55 +473,53 @@ def certificate(directory: Path, *names: str, days: int = 1) -> tuple[ssl.SSLCon
 
 
 def trust(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    """As if the system's list of authorities held it."""
+    """Let the probe trust this certificate, as if the system's list of authorities contained it."""
     context = ssl.create_default_context(cafile=str(file))
     monkeypatch.setattr(probe, "_tls_context", lambda: context)
 
 
-async def test_a_valid_certificate_holds_the_third_rung(
-    monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path
-) -> None:
+async def test_a_valid_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path) -> None:
     tls, trusted = certificate(tmp_path, HOST)
     trust(monkeypatch, trusted)
-    server = await serve(says(200), tls=tls)
-    seen = await probe_stack(spec(server.port, scheme="https"))
-    assert seen.answered
-    assert rungs(seen) == [("DNS", True), ("TCP", True), ("TLS", True), ("HTTP", True)]
+    server = await serve(responds(200), tls=tls)
+    result = await probe_stack(spec(server.port, scheme="https"))
+    assert result.answered
+    assert steps_of(result) == [("DNS", True), ("TCP", True), ("TLS", True), ("HTTP", True)]
 
 
-@pytest.mark.parametrize("trouble", ["self-signed", "another name", "expired"])
-async def test_a_certificate_that_is_not_valid_breaks_the_third_rung_before_a_byte_of_http(
-    monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path, trouble: str
+@pytest.mark.parametrize("defect", ["self-signed", "another name", "expired"])
+async def test_an_invalid_certificate_fails_at_tls_before_http_is_sent(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path, defect: str
 ) -> None:
-    name = "other.apps.test" if trouble == "another name" else HOST
-    tls, trusted = certificate(tmp_path, name, days=-1 if trouble == "expired" else 1)
-    if trouble != "self-signed":
+    name = "other.apps.test" if defect == "another name" else HOST
+    tls, trusted = certificate(tmp_path, name, days=-1 if defect == "expired" else 1)
+    if defect != "self-signed":
         trust(monkeypatch, trusted)
-    server = await serve(says(200), tls=tls)
-    seen = await probe_stack(spec(server.port, scheme="https"))
-    assert rungs(seen) == [("DNS", True), ("TCP", True), ("TLS", False)]
-    assert (seen.answered, seen.code, seen.waits_for_certificate) == (False, "HEALTH_NO_CERTIFICATE", True)
-    assert server.heard == b""
+    server = await serve(responds(200), tls=tls)
+    result = await probe_stack(spec(server.port, scheme="https"))
+    assert steps_of(result) == [("DNS", True), ("TCP", True), ("TLS", False)]
+    assert (result.answered, result.code, result.waits_for_certificate) == (False, "HEALTH_NO_CERTIFICATE", True)
+    assert server.received == b""
 
 
-async def test_a_router_that_speaks_no_tls_breaks_the_third_rung(serve: Serve) -> None:
-    async def is_plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_a_router_without_tls_fails_at_tls(serve: Serve) -> None:
+    async def responds_without_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await reader.read()
         writer.close()
 
-    async with await asyncio.start_server(is_plain, "127.0.0.1", 0) as server:
-        seen = await probe_stack(spec(server.sockets[0].getsockname()[1], scheme="https"))
-    assert rungs(seen) == [("DNS", True), ("TCP", True), ("TLS", False)]
+    async with await asyncio.start_server(responds_without_tls, "127.0.0.1", 0) as server:
+        result = await probe_stack(spec(server.sockets[0].getsockname()[1], scheme="https"))
+    assert steps_of(result) == [("DNS", True), ("TCP", True), ("TLS", False)]
 
 
-async def test_the_name_and_not_the_address_is_asked_for_in_the_handshake(
+async def test_the_handshake_requests_the_name_and_not_the_address(
     monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path
 ) -> None:
     tls, trusted = certificate(tmp_path, HOST)
     trust(monkeypatch, trusted)
-    asked: list[str | None] = []
-    tls.sni_callback = lambda connection, name, context: asked.append(name)
-    server = await serve(says(200), tls=tls)
+    requested: list[str | None] = []
+    tls.sni_callback = lambda connection, name, context: requested.append(name)
+    server = await serve(responds(200), tls=tls)
     assert (await probe_stack(spec(server.port, scheme="https"))).answered
-    assert asked == [HOST]
+    assert requested == [HOST]

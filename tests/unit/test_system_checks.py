@@ -1,4 +1,4 @@
-"""What the portal says about its settings before it starts."""
+"""The system checks of the portal's settings."""
 
 import os
 import subprocess
@@ -11,8 +11,8 @@ from django.core.checks import ERROR, CheckMessage, run_checks
 
 from ..processes import ROOT
 
-# A real Dokploy, with nothing to complain about.
-SOUND = {
+# Settings for a real Dokploy, with which every check passes.
+VALID = {
     "DEMO": False,
     "DOKPLOY_URL": "https://dokploy.example.org",
     "DOKPLOY_API_KEY": "a-key-for-the-checks",
@@ -30,7 +30,7 @@ SOUND = {
     "REDIS_URL": "",
 }
 
-REHEARSAL = {
+FAULT_TEST = {
     "DOKPLOY_URL": "http://127.0.0.1:3000",
     "ALLOWED_HOSTS": ["localhost"],
     "STACK_DOMAIN_SUFFIX": "apps.test",
@@ -38,30 +38,30 @@ REHEARSAL = {
 
 
 @pytest.fixture
-def complaints(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the ids of the messages when these settings differ from sound ones."""
+def run_portal_checks(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that runs the checks with some settings changed. It returns the messages by their id."""
     monkeypatch.setenv("STACK_IMAGE", "set")
     monkeypatch.setenv("STACK_DOMAIN_SUFFIX", "set")
 
-    def complain(**changed: Any) -> dict[str, CheckMessage]:
-        for name, value in {**SOUND, **changed}.items():
+    def run(**changed: Any) -> dict[str, CheckMessage]:
+        for name, value in {**VALID, **changed}.items():
             setattr(settings, name, value)
-        found = [message for message in run_checks() if message.id.startswith("deployportal.")]
-        return {message.id.removeprefix("deployportal."): message for message in found}
+        messages = [message for message in run_checks() if message.id.startswith("deployportal.")]
+        return {message.id.removeprefix("deployportal."): message for message in messages}
 
-    return complain
-
-
-def test_sound_settings_are_not_complained_about(complaints: Any) -> None:
-    assert complaints() == {}
+    return run
 
 
-def test_the_demo_is_not_complained_about() -> None:
+def test_valid_settings_pass(run_portal_checks: Any) -> None:
+    assert run_portal_checks() == {}
+
+
+def test_the_demo_passes() -> None:
     assert [message for message in run_checks() if message.id.startswith("deployportal.")] == []
 
 
 @pytest.mark.parametrize(
-    ("changed", "id", "says"),
+    ("changed", "id", "text"),
     [
         ({"DOKPLOY_API_KEY": ""}, "E001", "DOKPLOY_API_KEY"),
         ({"DOKPLOY_API_KEY": "canary-schl\u00fcssel"}, "E015", "plain letters"),
@@ -106,9 +106,9 @@ def test_the_demo_is_not_complained_about() -> None:
         ({"SECRET_KEY": "k" * 39}, "E010", "40"),
         ({"SIMULATOR_SWITCH_KEY": "canary"}, "E011", "Remove"),
         ({"FAULT": "creating_project:project.create:answered"}, "E016", "Remove"),
-        ({"FAULT": "record:canary", **REHEARSAL, "ALLOWED_HOSTS": ["portal.example.org"]}, "E016", "Remove"),
-        ({"FAULT": "record:canary", **REHEARSAL, "DOKPLOY_URL": "https://dokploy.example.org"}, "E016", "Remove"),
-        ({"FAULT": "record:canary", **REHEARSAL, "STACK_DOMAIN_SUFFIX": "apps.example.net"}, "E016", "Remove"),
+        ({"FAULT": "record:canary", **FAULT_TEST, "ALLOWED_HOSTS": ["portal.example.org"]}, "E016", "Remove"),
+        ({"FAULT": "record:canary", **FAULT_TEST, "DOKPLOY_URL": "https://dokploy.example.org"}, "E016", "Remove"),
+        ({"FAULT": "record:canary", **FAULT_TEST, "STACK_DOMAIN_SUFFIX": "apps.example.net"}, "E016", "Remove"),
         ({"FAULT": "record:canary", "DEMO": True}, "E016", "Remove"),
         ({"PORT": 0}, "E012", "PORT"),
         ({"PORT": 65536}, "E012", "PORT"),
@@ -119,13 +119,15 @@ def test_the_demo_is_not_complained_about() -> None:
         ({"STACK_URL": "https://{name}.elsewhere.example"}, "W009", "STACK_DOMAIN_SUFFIX"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(complaints: Any, changed: dict[str, Any], id: str, says: str) -> None:
-    found = complaints(**changed)[id]
-    assert says in f"{found.msg} {found.hint}"
-    assert (found.msg[-1], found.hint[-1]) == (".", "."), "not a sentence"
-    assert any(name in found.msg for name in [*changed, "portal", "STACK_IMAGE"]), "does not name the setting"
-    assert (found.level >= ERROR) == id.startswith("E")
-    assert "canary" not in f"{found.msg} {found.hint}"
+def test_a_wrong_setting_is_reported_in_a_sentence(
+    run_portal_checks: Any, changed: dict[str, Any], id: str, text: str
+) -> None:
+    message = run_portal_checks(**changed)[id]
+    assert text in f"{message.msg} {message.hint}"
+    assert (message.msg[-1], message.hint[-1]) == (".", "."), "not a sentence"
+    assert any(name in message.msg for name in [*changed, "portal", "STACK_IMAGE"]), "does not name the setting"
+    assert (message.level >= ERROR) == id.startswith("E")
+    assert "canary" not in f"{message.msg} {message.hint}"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_what_is_wrong_is_said_in_a_sentence(complaints: Any, changed: dict[str,
     [
         {"DOKPLOY_URL": "https://dokploy.example.org/"},
         {"DOKPLOY_URL": "http://127.0.0.1:3000"},
-        {"FAULT": "record:points", **REHEARSAL, "STACK_URL": "https://{name}.apps.test"},
+        {"FAULT": "record:points", **FAULT_TEST, "STACK_URL": "https://{name}.apps.test"},
         {"DOKPLOY_URL": "http://[::1]:3000"},
         {"DOKPLOY_URL": "http://localhost:3000"},
         {"STACK_ROUTER_ADDRESS": "router.example.org:443"},
@@ -145,51 +147,51 @@ def test_what_is_wrong_is_said_in_a_sentence(complaints: Any, changed: dict[str,
         {"PORT": 65535},
     ],
 )
-def test_what_is_right_is_let_be(complaints: Any, changed: dict[str, Any]) -> None:
-    assert complaints(**changed) == {}
+def test_other_valid_settings_pass(run_portal_checks: Any, changed: dict[str, Any]) -> None:
+    assert run_portal_checks(**changed) == {}
 
 
 @pytest.mark.parametrize(("name", "id"), [("STACK_IMAGE", "W003"), ("STACK_DOMAIN_SUFFIX", "W004")])
-def test_a_default_of_the_former_service_is_loud_against_a_real_dokploy(
-    complaints: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, id: str
+def test_a_default_of_the_former_service_is_a_warning_with_a_real_dokploy(
+    run_portal_checks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, id: str
 ) -> None:
     monkeypatch.delenv(name)
-    assert SOUND[name] in complaints()[id].msg
-    assert id not in complaints(DEMO=True)
+    assert VALID[name] in run_portal_checks()[id].msg
+    assert id not in run_portal_checks(DEMO=True)
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "value"))
-    assert complaints() == {}
+    assert run_portal_checks() == {}
 
 
-def test_two_warnings_about_a_database_without_its_companions(complaints: Any, settings: Any) -> None:
-    given = {"DATABASE_URL": "sqlite:////tmp/portal.sqlite3"}
-    assert set(complaints(**given)) == {"W007", "W008"}
-    assert set(complaints(**given, REDIS_URL="redis://localhost")) == {"W008"}
+def test_an_untested_database_and_missing_redis_are_warnings(run_portal_checks: Any, settings: Any) -> None:
+    database = {"DATABASE_URL": "sqlite:////tmp/portal.sqlite3"}
+    assert set(run_portal_checks(**database)) == {"W007", "W008"}
+    assert set(run_portal_checks(**database, REDIS_URL="redis://localhost")) == {"W008"}
 
 
-def manage(data: Path, command: str, **env: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
+def manage(data_dir: Path, command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
     return subprocess.run(
         [sys.executable, "manage.py", *command.split()],
         cwd=ROOT,
-        env={**kept, "DATA_DIR": str(data), **env},
+        env={**inherited, "DATA_DIR": str(data_dir), **env},
         capture_output=True,
         text=True,
         timeout=30,
     )
 
 
-def test_a_fault_switch_refuses_the_start_with_a_real_dokploy(tmp_path: Path) -> None:
+def test_the_portal_does_not_start_with_fault_switches_and_a_real_dokploy(tmp_path: Path) -> None:
     real = {"DOKPLOY_URL": "https://dokploy.example.org", "DOKPLOY_API_KEY": "a-key"}
-    refused = manage(tmp_path, "serve", **real, SIMULATOR_SWITCH_KEY="switch-canary")
-    assert refused.returncode != 0
-    assert "fault switches are for the demo only" in refused.stderr
-    assert "canary" not in refused.stdout + refused.stderr
+    process = manage(tmp_path, "serve", **real, SIMULATOR_SWITCH_KEY="switch-canary")
+    assert process.returncode != 0
+    assert "fault switches are for the demo only" in process.stderr
+    assert "canary" not in process.stdout + process.stderr
     assert not (tmp_path / "portal.sqlite3").exists()
 
 
 def test_the_scaled_out_settings_pass_the_deployment_checks(tmp_path: Path) -> None:
-    line = next(text for text in (ROOT / "Makefile").read_text().split("\n\n") if "SCALED_OUT :=" in text)
-    words = line.partition(":=")[2].replace("\\\n", " ").split()
+    paragraph = next(text for text in (ROOT / "Makefile").read_text().split("\n\n") if "SCALED_OUT :=" in text)
+    words = paragraph.partition(":=")[2].replace("\\\n", " ").split()
     env = dict(word.split("=", 1) for word in words if not word.startswith(("DATA_DIR", "-d)")))
-    checked = manage(tmp_path, "check --deploy --fail-level WARNING", **env)
-    assert checked.returncode == 0, checked.stderr
+    process = manage(tmp_path, "check --deploy --fail-level WARNING", **env)
+    assert process.returncode == 0, process.stderr
