@@ -355,8 +355,10 @@ FAILURES = (
         operator="Check the memory of the portal's machine, and why it restarts. The portal's log may show more.",
     ),
 )
-BY_CODE = {kind.code: kind for kind in FAILURES}
-_LOG_PATTERNS = [(re.compile(kind.pattern, re.IGNORECASE), kind) for kind in FAILURES if kind.pattern]
+BY_CODE = {failure_kind.code: failure_kind for failure_kind in FAILURES}
+_LOG_PATTERNS = [
+    (re.compile(failure_kind.pattern, re.IGNORECASE), failure_kind) for failure_kind in FAILURES if failure_kind.pattern
+]
 
 
 def get(code: str) -> FailureKind:
@@ -367,9 +369,11 @@ def get(code: str) -> FailureKind:
 def from_log(log: str) -> Failure:
     """Return the failure that a deploy log describes. Its evidence is the last line that matches the pattern."""
     lines = [" ".join(line.split()) for line in log.splitlines() if line.strip()]
-    for pattern, kind in _LOG_PATTERNS:
+    for pattern, failure_kind in _LOG_PATTERNS:
         for line in reversed(lines):
             if pattern.search(line):
-                return Failure(kind.code, kind.text, evidence=line[:300], retryable=kind.retryable)
-    kind = BY_CODE["DEPLOY_FAILED"]
-    return Failure(kind.code, kind.text, evidence=lines[-1][:300] if lines else "")
+                return Failure(
+                    failure_kind.code, failure_kind.text, evidence=line[:300], retryable=failure_kind.retryable
+                )
+    failure_kind = BY_CODE["DEPLOY_FAILED"]
+    return Failure(failure_kind.code, failure_kind.text, evidence=lines[-1][:300] if lines else "")

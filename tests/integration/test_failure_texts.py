@@ -11,15 +11,21 @@ from deployments.engine import errors, failures
 from ..processes import Portal
 from ..users import People, end, operator, token
 
-SERVER_FAILURES = [kind for kind in failures.FAILURES if kind.code.startswith("DOKPLOY_") or "AT_DOKPLOY" in kind.code]
+SERVER_FAILURES = [
+    failure_kind
+    for failure_kind in failures.FAILURES
+    if failure_kind.code.startswith("DOKPLOY_") or "AT_DOKPLOY" in failure_kind.code
+]
 
 
-@pytest.mark.parametrize("kind", SERVER_FAILURES, ids=lambda kind: kind.code)
-def test_a_failure_of_the_server_has_different_texts_for_users_and_operators(kind: failures.FailureKind) -> None:
-    assert kind.text.endswith(".")
-    assert kind.advice
-    assert kind.operator.endswith(".")
-    assert kind.operator not in (kind.text, *kind.causes, *kind.advice)
+@pytest.mark.parametrize("failure_kind", SERVER_FAILURES, ids=lambda failure_kind: failure_kind.code)
+def test_a_failure_of_the_server_has_different_texts_for_users_and_operators(
+    failure_kind: failures.FailureKind,
+) -> None:
+    assert failure_kind.text.endswith(".")
+    assert failure_kind.advice
+    assert failure_kind.operator.endswith(".")
+    assert failure_kind.operator not in (failure_kind.text, *failure_kind.causes, *failure_kind.advice)
 
 
 def test_every_error_of_the_client_has_a_failure_kind() -> None:
@@ -78,11 +84,11 @@ def test_a_deployment_that_fails_because_of_the_server_leaves_nothing_behind(
     assert (after["applications"], after["domains"], after["services"]) == ([], [], [])
     with closing(operator(portal)) as admin:
         html = admin.get(f"/deployments/{id}").text
-    kind = failures.BY_CODE[code]
+    failure_kind = failures.BY_CODE[code]
     assert "Nothing of yours is lost" in html
     assert "For operators" in html
-    assert kind.operator.split("'")[0] in html
-    assert kind.operator not in portal.http.get(f"/deployments/{id}").text
+    assert failure_kind.operator.split("'")[0] in html
+    assert failure_kind.operator not in portal.http.get(f"/deployments/{id}").text
 
 
 def deploy_and_lose(portal: Portal, name: str) -> str:

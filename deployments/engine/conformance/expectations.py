@@ -114,8 +114,8 @@ async def _container_names(session: Session, stack: ThrowawayStack) -> list[str]
 
 
 async def _has_running_container(session: Session, stack: ThrowawayStack) -> bool:
-    found = await session.dokploy.containers(stack.resources.app_name or "")
-    return any(container.state == "running" for container in found)
+    reported = await session.dokploy.containers(stack.resources.app_name or "")
+    return any(container.state == "running" for container in reported)
 
 
 async def _answers(stack: ThrowawayStack) -> bool:
