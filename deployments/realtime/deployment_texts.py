@@ -15,40 +15,38 @@ PHASE_STATES = {
     "done": "done",
     "failed": "failed",
     "cancelled": "cancelled",
-    "kept": "there already",
+    "kept": "already exists",
     "skipped": "not reached",
     "undone": "undone",
 }
 RESOURCE_STATES = {
-    "intended": "being made",
-    "made": "there",
+    "intended": "creating",
+    "made": "created",
     "removing": "removing",
     "gone": "gone, verified",
     "left": "still there",
 }
 VERBS = {"deploy": "Deploying", "redeploy": "Deploying", "remove": "Removing"}
 CANCEL_QUESTIONS = {
-    "deploy": "Cancel it? What was made is undone.",
-    "redeploy": "Cancel it? What was made is undone.",
+    "deploy": "Cancel this deployment? Everything it created will be removed.",
+    "redeploy": "Cancel this deployment? Your current version will be restored.",
 }
 IMPACTS = {
-    "removal changed nothing": "Nothing was removed: your stack is as it was.",
-    "removal completed later": ("What was left has been removed since then, and the name “{name}” is free again."),
-    "removal incomplete": ("Not everything could be removed. The name “{name}” stays yours until it is; try again."),
-    "restoring": "Your stack is being brought back to its former settings.",
-    "redeploy changed nothing": "Nothing of yours is lost: your stack was not changed.",
-    "not restored": (
-        "Your stack could not be brought back to its former version. Deploy it again when the cause is gone."
-    ),
+    "removal changed nothing": "Nothing was removed. Your stack is unchanged.",
+    "removal completed later": "The leftovers have been removed since. The name “{name}” is free again.",
+    "removal incomplete": "Not everything could be removed. The name “{name}” stays yours until it is. Try again.",
+    "restoring": "Your stack's former settings are being restored.",
+    "redeploy changed nothing": "You lost nothing: your stack was not changed.",
+    "not restored": ("Your stack's former version could not be restored. Fix the cause, then deploy again."),
     "settings restored": (
-        "Your stack has its former settings again, but its earlier image may be gone from the registry."
+        "Your stack's former settings are restored, but its earlier image may no longer be in the registry."
     ),
-    "restored": "Nothing of yours is lost: your stack has its former settings again.",
-    "undoing": "Nothing of yours is lost. What was made is being removed again.",
+    "restored": "You lost nothing: your stack's former settings are restored.",
+    "undoing": "You lost nothing. Everything that was created is being removed.",
     "undo incomplete": (
-        "Nothing of yours is lost, but something was left at Dokploy. The name stays yours until it is gone."
+        "You lost nothing, but something is left at Dokploy. The name stays yours until it is removed."
     ),
-    "undone": "Nothing of yours is lost, and the name “{name}” is free again.",
+    "undone": "You lost nothing, and the name “{name}” is free again.",
 }
 """The first sentence of the failure card, by outcome: what the failure means for the owner's stack."""
 
@@ -65,7 +63,7 @@ def headline(deployment: Deployment) -> tuple[str, str]:
             return "Cancelled", "cancelled"
         return f"Failed while {failed_phase_title(deployment).lower()}", "failed"
     if deployment.error:
-        return ("Cancelling, undoing" if is_cancelled(deployment) else "Undoing"), "undoing"
+        return ("Cancelling" if is_cancelled(deployment) else "Undoing"), "undoing"
     if deployment.cancel_requested_at:
         return "Cancel requested", "undoing"
     if deployment.phase == "initializing" and deployment.lease_until is None:
@@ -79,7 +77,7 @@ def _success_headline(deployment: Deployment) -> tuple[str, str]:
         return "Removed, nothing left behind", "gone"
     if deployment.stack.state == Stack.State.LIVE:
         return "Live", "live"
-    return ("Was live, removed since" if was_removed(deployment) else "Was live, broken since"), "idle"
+    return ("Removed" if was_removed(deployment) else "No longer live"), "idle"
 
 
 def tab_title(deployment: Deployment, text: str, tone: str) -> str:
@@ -98,14 +96,14 @@ def progress_text(deployment: Deployment) -> str:
 def current_text(deployment: Deployment, active_message: str) -> str:
     """Return what is being done now. active_message: the last message of the active phase, or ""."""
     if deployment.error and deployment.kind == Deployment.Kind.DEPLOY:
-        return "Undoing: removing what was made"
+        return "Undoing: removing everything that was created"
     return deployment.message if deployment.error else active_message or deployment.message
 
 
 def requester(deployment: Deployment) -> str:
     """Return who requested the deployment, and how."""
     user = deployment.requested_by
-    name = "somebody without an account" if user.username == settings.OPEN_USERNAME else user.get_username()
+    name = "an anonymous user" if user.username == settings.OPEN_USERNAME else user.get_username()
     return f"{name}, through the {deployment.get_via_display()}"
 
 
@@ -119,8 +117,8 @@ def success_card(deployment: Deployment) -> dict[str, str]:
         return {"title": "It is gone", "text": text}
     if deployment.stack.state == Stack.State.LIVE:
         return {"title": "It is live", "text": ""}
-    what = "removed" if was_removed(deployment) else "broken"
-    return {"title": "It was live", "text": f"It has been {what} since then."}
+    text = "It has been removed since." if was_removed(deployment) else "It has stopped working since."
+    return {"title": "It was live", "text": text}
 
 
 def failure_card(deployment: Deployment, audience: str, undo_complete: bool | None) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def test_a_page_says_that_a_cancel_is_requested_and_that_it_is_done(
         answer = start(portal, "cancel-page")
         page = answer.json()["pageUrl"]
         portal.wait_at("application.create")  # during this call nothing is reported, so the cancel is noticed later
-        assert "Cancel cancel-page?" in person.get(f"{page}/cancel").text
+        assert "Cancel the deployment of cancel-page?" in person.get(f"{page}/cancel").text
         assert portal.status(answer.json()["deploymentId"])["cancelRequested"] is False, "GET changes nothing"
         assert submit(person, f"{page}/cancel", {}).headers["Location"] == page
         assert "Cancel requested" in person.get(page).text
@@ -184,7 +184,7 @@ def test_a_retry_on_the_page_leads_to_the_new_deployment_and_uses_what_is_left(
     events = no_event_is_missing(portal, again.rpartition("/")[2])
     begun = [event["phase"] for event in events if event["data"].get("step") == "begins"]
     assert begun == ["initializing", "configuring_application", "creating_domain", "deploying", "verifying_health"]
-    assert person.get(again).text.count("there already") == 3
+    assert person.get(again).text.count("already exists") == 3
 
 
 def csrf(person: httpx.Client) -> dict[str, str]:

@@ -85,7 +85,7 @@ def test_a_deployment_that_fails_because_of_the_server_leaves_nothing_behind(
     with closing(operator(portal)) as admin:
         html = admin.get(f"/deployments/{id}").text
     failure_kind = failures.BY_CODE[code]
-    assert "Nothing of yours is lost" in html
+    assert "You lost nothing" in html
     assert "For operators" in html
     assert failure_kind.operator.split("'")[0] in html
     assert failure_kind.operator not in portal.http.get(f"/deployments/{id}").text

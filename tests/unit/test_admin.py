@@ -95,11 +95,11 @@ def test_an_operator_lists_and_searches_everything(operator: Client, run: Deploy
 def test_an_operator_sees_a_run_with_its_events_and_a_stack_with_its_receipts(
     operator: Client, run: Deployment
 ) -> None:
-    shown = operator.get(f"/admin/deployments/deployment/{run.pk}/change/").content.decode()
+    shown = operator.get(f"/admin/deployments/deployment/{quote(run.pk)}/change/").content.decode()
     for text in ("IMAGE_NOT_FOUND", "Rollback completed", "a line", "Queued"):
         assert text in shown
     assert "spec_encrypted" not in shown
-    shown = operator.get(f"/admin/deployments/stack/{run.stack_id}/change/").content.decode()
+    shown = operator.get(f"/admin/deployments/stack/{quote(run.stack_id)}/change/").content.decode()
     for text in ("admin-shop", "project-77", "It hung.", run.pk, "deployportal/x/y"):
         assert text in shown
 
@@ -298,7 +298,7 @@ def test_only_operators_enter(people: People, run: Deployment) -> None:
     for client in (mine, Client()):
         for path in (
             "/admin/",
-            f"/admin/deployments/deployment/{run.pk}/change/",
+            f"/admin/deployments/deployment/{quote(run.pk)}/change/",
             "/admin/deployments/template/add/",
             "/admin/auth/user/",
             "/admin/jsi18n/",

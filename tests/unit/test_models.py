@@ -259,7 +259,7 @@ def test_a_crash_of_the_portal_does_not_count_as_an_undo(anna: Any) -> None:
     again.stack.refresh_from_db()
     assert again.stack.state == "broken"
     said = deployment_page.page_context(again, list(again.events.all()), "owner")
-    assert "could not be brought back" in said["failure"]["impact"]
+    assert "could not be restored" in said["failure"]["impact"]
 
 
 def test_a_redeploy_that_had_progressed_before_an_older_version_resumed_it_is_not_called_harmless(anna: Any) -> None:
@@ -272,7 +272,7 @@ def test_a_redeploy_that_had_progressed_before_an_older_version_resumed_it_is_no
     again.stack.refresh_from_db()
     assert again.stack.state == "broken"
     said = deployment_page.page_context(again, list(again.events.all()), "owner")
-    assert "could not be brought back" in said["failure"]["impact"]
+    assert "could not be restored" in said["failure"]["impact"]
 
 
 def test_every_later_deployment_knows_the_name_of_the_former_container(anna: Any) -> None:
@@ -311,7 +311,7 @@ def test_the_page_of_a_crash_says_what_is_left(anna: Any) -> None:
     said = deployment_page.page_context(deployment, list(deployment.events.all()), "owner")
     assert said["undo"]["title"] == "Not everything was removed"
     assert [row["state_text"] for row in said["undo"]["rows"]] == ["still there"]
-    assert "something was left" in said["failure"]["impact"]
+    assert "something is left" in said["failure"]["impact"]
 
 
 def test_leftovers_and_stacks_removed_since_are_shown_as_removed(anna: Any) -> None:
@@ -321,15 +321,15 @@ def test_leftovers_and_stacks_removed_since_are_shown_as_removed(anna: Any) -> N
     left.record(Progress("receipt", "rolling_back", "", data={"state": "left", "kind": "project", "why": "busy"}))
     end(left, succeeded=False)
     said = deployment_page.page_context(left, list(left.events.all()), "owner")
-    assert "something was left" in said["failure"]["impact"]
+    assert "something is left" in said["failure"]["impact"]
     ExternalResource.objects.update(state="gone")
     Stack.objects.update(state="gone")
     said = deployment_page.page_context(Deployment.objects.get(pk=live.pk), [], "owner")
-    was = {"title": "It was live", "text": "It has been removed since then."}
-    assert (said["headline"], said["url"], said["success"]) == ("Was live, removed since", None, was)
+    was = {"title": "It was live", "text": "It has been removed since."}
+    assert (said["headline"], said["url"], said["success"]) == ("Removed", None, was)
     said = deployment_page.page_context(Deployment.objects.get(pk=left.pk), list(left.events.all()), "owner")
     assert said["undo"]["complete"]
-    assert said["failure"]["impact"] == "Nothing of yours is lost, and the name “was-left” is free again."
+    assert said["failure"]["impact"] == "You lost nothing, and the name “was-left” is free again."
 
 
 def test_a_stack_broken_by_a_removal_is_shown_neither_as_live_nor_as_untouched(anna: Any) -> None:
@@ -344,8 +344,8 @@ def test_a_stack_broken_by_a_removal_is_shown_neither_as_live_nor_as_untouched(a
     removal.record(phase("removing_domain", data={"step": "ends"}))
     end(removal, succeeded=False)
     said = deployment_page.page_context(Deployment.objects.get(pk=live.pk), [], "owner")
-    was = {"title": "It was live", "text": "It has been broken since then."}
-    assert (said["headline"], said["url"], said["success"]) == ("Was live, broken since", None, was)
+    was = {"title": "It was live", "text": "It has stopped working since."}
+    assert (said["headline"], said["url"], said["success"]) == ("No longer live", None, was)
     said = deployment_page.page_context(Deployment.objects.get(pk=removal.pk), list(removal.events.all()), "owner")
     assert "Not everything could be removed" in said["failure"]["impact"]
     assert said["phases"][0].state == "done", "it is the deployment that is undone, not its removal"
