@@ -16,6 +16,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from cryptography.fernet import Fernet
 from django.apps import apps
+from django.contrib.admin.utils import quote
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.test import Client
@@ -106,7 +107,7 @@ def test_a_secret_is_at_dokploy_and_nowhere_else(shared_portal: Portal, boss: ht
             seen[f"{name}: {path}"] = mine.get(path).text
             seen[f"{name}: {path} for an operator"] = boss.get(path).text
         shared_portal.switches.delete("faults")
-        seen[f"{name}: admin"] = boss.get(f"/admin/deployments/deployment/{id}/change/").text
+        seen[f"{name}: admin"] = boss.get(f"/admin/deployments/deployment/{quote(id)}/change/").text
     shared_portal.turn(pull_error=None)
     for page in ("template", "stack", "deployment", "receipt", "apitoken"):
         shown = boss.get(f"/admin/deployments/{page}/", params={"q": "secret-"}).text

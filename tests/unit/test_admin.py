@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib.admin.utils import quote
 from django.contrib.auth import get_user_model
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
@@ -66,7 +67,11 @@ def operator(people: People) -> Client:
 
 
 def ids(run: Deployment) -> dict[str, Any]:
-    return {"stack": run.stack_id, "deployment": run.pk, "externalresource": ExternalResource.objects.get().pk}
+    return {
+        "stack": quote(run.stack_id),
+        "deployment": quote(run.pk),
+        "externalresource": ExternalResource.objects.get().pk,
+    }
 
 
 def rows() -> dict[str, list[Any]]:
