@@ -161,7 +161,7 @@ def cancel(request: UserPageRequest, id: str) -> HttpResponse:
     deployment = _get_changeable_deployment(request, id)
     if request.method != "POST":
         context = {
-            "run": deployment,
+            "deployment": deployment,
             "title": f"Cancel the deployment of {deployment.stack.name}?",
             "text": _cancel_text(deployment),
             "button": "Cancel deployment",
@@ -187,7 +187,7 @@ def retry(request: UserPageRequest, id: str) -> HttpResponse:
     deployment = _get_changeable_deployment(request, id)
     if request.method != "POST":
         context = {
-            "run": deployment,
+            "deployment": deployment,
             "title": f"Try {deployment.stack.name} again?",
             "text": _retry_text(deployment),
             "button": "Try again",

@@ -1,17 +1,19 @@
-/* Deploy Portal: what the pages do beyond htmx. Everything here is an extra; the pages work without it. */
+/* Deploy Portal: what the pages do in addition to htmx. The pages also work without this script. */
 (() => {
   "use strict";
   const $ = (selector, from = document) => from.querySelector(selector);
   const $$ = (selector, from = document) => from.querySelectorAll(selector);
-  const setText = (el, text) => { if (el.textContent !== text) el.textContent = text; };
+  const setText = (element, text) => {
+    if (element.textContent !== text) element.textContent = text;
+  };
 
-  // --- Time: the server's clock, so that a wrong clock here shows no nonsense ---
+  // --- Time: measured with the server's clock, because the browser's clock may be wrong ---
   const navigation = performance.getEntriesByType("navigation")[0];
-  const rendered = Number(document.body.dataset.now) * 1000;
-  const arrived = performance.timeOrigin + (navigation ? navigation.responseStart : 0);
-  const skew = rendered && Number.isFinite(arrived) ? arrived - rendered : 0;
+  const renderedAt = Number(document.body.dataset.now) * 1000;
+  const receivedAt = performance.timeOrigin + (navigation ? navigation.responseStart : 0);
+  const clockOffset = renderedAt && Number.isFinite(receivedAt) ? receivedAt - renderedAt : 0;
 
-  function span(seconds) {
+  function formatDuration(seconds) {
     if (!Number.isFinite(seconds)) return "";
     const s = Math.max(0, Math.floor(seconds)), m = Math.floor(s / 60), h = Math.floor(m / 60);
     if (s < 60) return `${s} s`;
@@ -19,47 +21,56 @@
     return h < 24 ? `${h} h ${m % 60} m` : `${Math.floor(h / 24)} d ${h % 24} h`;
   }
 
-  function tick() {
-    for (const el of $$("time[data-since]")) {
-      const text = span((Date.now() - skew - Date.parse(el.dataset.since)) / 1000);
-      if (text) setText(el, text + (el.dataset.after || ""));
+  function updateElapsedTimes() {
+    for (const element of $$("time[data-since]")) {
+      const text = formatDuration((Date.now() - clockOffset - Date.parse(element.dataset.since)) / 1000);
+      if (text) setText(element, text + (element.dataset.after || ""));
     }
   }
 
-  function localTimes() {
-    for (const el of $$("time[datetime]:not([title])")) {
-      const at = new Date(el.dateTime);
-      if (Number.isNaN(at.getTime())) continue;
-      el.title = at.toLocaleString([], { dateStyle: "full", timeStyle: "long" });
-      if (el.dataset.local === "clock") setText(el, at.toLocaleTimeString([], { hourCycle: "h23" }));
-      if (el.dataset.local === "day") setText(el, at.toLocaleString([], { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" }));
+  function localizeTimes() {
+    const day = { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+    for (const element of $$("time[datetime]:not([title])")) {
+      const time = new Date(element.dateTime);
+      if (Number.isNaN(time.getTime())) continue;
+      element.title = time.toLocaleString([], { dateStyle: "full", timeStyle: "long" });
+      if (element.dataset.local === "clock") setText(element, time.toLocaleTimeString([], { hourCycle: "h23" }));
+      if (element.dataset.local === "day") setText(element, time.toLocaleString([], day));
     }
-    for (const el of $$("[data-seconds]")) if (el.dataset.seconds >= 60) setText(el, span(Number(el.dataset.seconds)));
+    for (const element of $$("[data-seconds]")) {
+      if (element.dataset.seconds >= 60) setText(element, formatDuration(Number(element.dataset.seconds)));
+    }
   }
 
-  // --- After each swap: tab, announcement, failure card, log ---
-  const live = () => $("#live");
-  const over = () => !!live() && live().hasAttribute("data-done");
+  // --- After each update: tab title, announcement, failure card, log ---
+  const deployment = () => $("#deployment");
+  const isDone = () => !!deployment() && deployment().hasAttribute("data-done");
   const scrolledUp = new WeakSet();
-  let announced = live() ? live().dataset.announce : "", failed = !!$("#failure");
+  let announced = deployment() ? deployment().dataset.announcement : "";
+  let hasFailed = !!$("#failure");
 
-  function follow(from = document) {
-    for (const log of $$("details[open] [data-follow]", from)) if (!scrolledUp.has(log)) log.scrollTop = log.scrollHeight;
+  function scrollLogsToEnd(from = document) {
+    for (const log of $$("details[open] [data-follow]", from)) {
+      if (!scrolledUp.has(log)) log.scrollTop = log.scrollHeight;
+    }
   }
 
-  function refresh() {
-    localTimes();
-    tick();
-    follow();
-    const root = live(), icon = $("#favicon");
-    if (!root) return;
-    if (root.dataset.title) document.title = root.dataset.title;
-    const href = icon.dataset[root.dataset.favicon];
+  function afterUpdate() {
+    localizeTimes();
+    updateElapsedTimes();
+    scrollLogsToEnd();
+    const page = deployment(), icon = $("#favicon");
+    if (!page) return;
+    if (page.dataset.title) document.title = page.dataset.title;
+    const href = icon.dataset[page.dataset.favicon];
     if (href && icon.getAttribute("href") !== href) icon.setAttribute("href", href);
-    if (root.dataset.announce !== announced) setText($("#announce"), announced = root.dataset.announce || "");
-    if ($("#failure") && !failed) $("#failure").focus();
-    failed = !!$("#failure");
-    for (const el of $$("#chip, [data-while-running]")) el.hidden = over();
+    if (page.dataset.announcement !== announced) {
+      announced = page.dataset.announcement || "";
+      setText($("#announcement"), announced);
+    }
+    if ($("#failure") && !hasFailed) $("#failure").focus();
+    hasFailed = !!$("#failure");
+    for (const element of $$("#chip, [data-while-running]")) element.hidden = isDone();
   }
 
   document.addEventListener("scroll", ({ target }) => {
@@ -67,90 +78,140 @@
     const atEnd = target.scrollHeight - target.scrollTop - target.clientHeight < 24;
     if (atEnd) scrolledUp.delete(target); else scrolledUp.add(target);
   }, true);
-  document.addEventListener("toggle", ({ target }) => follow(target.parentElement || document), true);
+  document.addEventListener("toggle", ({ target }) => scrollLogsToEnd(target.parentElement || document), true);
 
-  // --- Morphing keeps what the person did: folds, ticking times, a button that says "Copied" ---
-  const touched = new Set(), busy = new WeakSet();
+  // --- An update keeps what the user changed: opened details, elapsed times, a button that says "Copied" ---
+  const toggled = new Set(), copying = new WeakSet();
   Object.assign(Idiomorph.defaults.callbacks, {
-    beforeAttributeUpdated: (name, el) => !(name === "open" && touched.has(el.id)),
+    beforeAttributeUpdated: (name, element) => !(name === "open" && toggled.has(element.id)),
     beforeNodeMorphed(old, fresh) {
       if (old.nodeType !== Node.ELEMENT_NODE || !fresh.getAttribute) return true;
-      if (busy.has(old)) return false;
-      if (old.id === "live" && Number(fresh.dataset.version) < Number(old.dataset.version)) return false;
+      if (copying.has(old)) return false;
+      if (old.id === "deployment" && Number(fresh.dataset.version) < Number(old.dataset.version)) return false;
       const same = (name) => old.getAttribute(name) === fresh.getAttribute(name);
       if (old.localName === "time" && old.title) {
         if (same("datetime") && same("data-since") && same("data-local")) return false;
       }
       return true;
     },
-    afterNodeMorphed(node) { if (node.id === "live" || node.id === "stacks") refresh(); },
+    afterNodeMorphed(node) {
+      if (node.id === "deployment" || node.id === "stacks") afterUpdate();
+    },
   });
 
-  document.addEventListener("click", async (event) => {
-    const summary = event.target.closest("summary"), copy = event.target.closest("[data-copy]"), fill = event.target.closest("[data-fill]");
-    if (summary && summary.parentElement.id) touched.add(summary.parentElement.id);
-    if (fill && $("#id_name")) {
-      event.preventDefault();
-      $("#id_name").value = fill.dataset.fill;
-      $("#id_name").dispatchEvent(new Event("input", { bubbles: true }));
-      $("#id_name").focus();
-    }
-    if (!copy || busy.has(copy)) return;
-    const label = $("[data-copy-label]", copy) || copy, before = label.textContent;
-    busy.add(copy);
-    setText(label, await write(copy.dataset.copy) ? "Copied" : "Could not copy");
-    setTimeout(() => { setText(label, before); busy.delete(copy); }, 2000);
+  document.addEventListener("click", ({ target }) => {
+    const summary = target.closest("summary");
+    if (summary && summary.parentElement.id) toggled.add(summary.parentElement.id);
   });
 
-  async function write(text) {
-    try { await navigator.clipboard.writeText(text); return true; } catch { /* no clipboard without TLS: the old way */ }
-    const area = Object.assign(document.createElement("textarea"), { value: text, className: "visually-hidden" }), focused = document.activeElement;
+  document.addEventListener("click", (event) => {
+    const suggestion = event.target.closest("[data-fill]"), input = $("#id_name");
+    if (!suggestion || !input) return;
+    event.preventDefault();
+    input.value = suggestion.dataset.fill;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+    input.focus();
+  });
+
+  document.addEventListener("click", async ({ target }) => {
+    const button = target.closest("[data-copy]");
+    if (!button || copying.has(button)) return;
+    const label = $("[data-copy-label]", button) || button, before = label.textContent;
+    copying.add(button);
+    setText(label, await copyText(button.dataset.copy) ? "Copied" : "Could not copy");
+    setTimeout(() => {
+      setText(label, before);
+      copying.delete(button);
+    }, 2000);
+  });
+
+  async function copyText(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch { /* the clipboard API needs TLS; fall back to execCommand */ }
+    const area = Object.assign(document.createElement("textarea"), { value: text, className: "visually-hidden" });
+    const focused = document.activeElement;
     document.body.append(area);
     area.select();
-    const done = document.execCommand("copy");
+    const copied = document.execCommand("copy");
     area.remove();
     if (focused) focused.focus({ preventScroll: true });
-    return done;
+    return copied;
   }
 
-  // --- Connection: socket first, polling when it does not come (back) within 5 s ---
+  // --- Connection: a WebSocket, and polling while the socket has been away for 5 s ---
   htmx.config.wsReconnectDelay = (attempt) => 500 + Math.random() * Math.min(10000, 1000 * 2 ** attempt);
-  const EVERY = 5000, QUIET = 20000, RETRIED_BY_HTMX = [1006, 1011, 1012, 1013];
-  const shell = $("[ws-connect]"), poll = $("#poll"), chip = $("#chip");
-  let open = false, grace = 0, timer = 0, heard = Date.now();
+  const POLL_MS = 5000, SILENT_MS = 20000, RETRIED_BY_HTMX = [1006, 1011, 1012, 1013];
+  const socketRoot = $("[ws-connect]"), pollElement = $("#poll"), chip = $("#chip");
+  let isOpen = false, graceTimer = 0, pollTimer = 0, lastMessageAt = Date.now();
 
-  const say = (state) => { if (chip) { chip.dataset.state = state; setText(chip, chip.dataset[state]); } };
-  const ask = () => { if (poll && !over()) htmx.trigger(poll, "portal:poll"); };
-  const stop = () => { clearTimeout(grace); clearInterval(timer); grace = timer = 0; };
-  const start = () => { grace = 0; timer = setInterval(() => over() ? stop() : ask(), EVERY); ask(); };
-  const lost = () => {
-    if (open) say("lost");
-    open = false;
-    if (!grace && !timer && !over()) grace = setTimeout(start, EVERY);
-  };
-
-  if (shell) {
-    grace = setTimeout(start, EVERY);
-    shell.addEventListener("htmx:wsOpen", () => { open = true; heard = Date.now(); stop(); say("live"); });
-    shell.addEventListener("htmx:wsAfterMessage", () => { heard = Date.now(); });
-    shell.addEventListener("htmx:wsError", lost);
-    shell.addEventListener("htmx:wsClose", ({ detail }) => {
-      lost();
-      if (detail.event.code < 4000 && !RETRIED_BY_HTMX.includes(detail.event.code)) setTimeout(() => over() || detail.socketWrapper.reconnect(), 2000 + Math.random() * 6000);
-    });
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
-    window.addEventListener("online", ask);
+  function showState(state) {
+    if (!chip) return;
+    chip.dataset.state = state;
+    setText(chip, chip.dataset[state]);
   }
-  if (poll) poll.addEventListener("htmx:afterRequest", ({ detail }) => { if (!open) say(detail.successful ? "poll" : "lost"); });
 
-  // --- A button that led nowhere (a stale page, a session that is over): the page behind it says why ---
+  function poll() {
+    if (pollElement && !isDone()) htmx.trigger(pollElement, "portal:poll");
+  }
+
+  function startPolling() {
+    graceTimer = 0;
+    pollTimer = setInterval(() => isDone() ? stopPolling() : poll(), POLL_MS);
+    poll();
+  }
+
+  function stopPolling() {
+    clearTimeout(graceTimer);
+    clearInterval(pollTimer);
+    graceTimer = pollTimer = 0;
+  }
+
+  function onConnectionLost() {
+    if (isOpen) showState("lost");
+    isOpen = false;
+    if (!graceTimer && !pollTimer && !isDone()) graceTimer = setTimeout(startPolling, POLL_MS);
+  }
+
+  if (socketRoot) {
+    graceTimer = setTimeout(startPolling, POLL_MS);
+    socketRoot.addEventListener("htmx:wsOpen", () => {
+      isOpen = true;
+      lastMessageAt = Date.now();
+      stopPolling();
+      showState("connected");
+    });
+    socketRoot.addEventListener("htmx:wsAfterMessage", () => { lastMessageAt = Date.now(); });
+    socketRoot.addEventListener("htmx:wsError", onConnectionLost);
+    socketRoot.addEventListener("htmx:wsClose", ({ detail }) => {
+      onConnectionLost();
+      const { code } = detail.event;
+      if (code < 4000 && !RETRIED_BY_HTMX.includes(code)) {
+        setTimeout(() => isDone() || detail.socketWrapper.reconnect(), 2000 + Math.random() * 6000);
+      }
+    });
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+    window.addEventListener("online", poll);
+  }
+  if (pollElement) {
+    pollElement.addEventListener("htmx:afterRequest", ({ detail }) => {
+      if (!isOpen) showState(detail.successful ? "poll" : "lost");
+    });
+  }
+
+  // --- A button whose request was refused (a stale page, an expired session): open the page that explains why ---
   document.addEventListener("htmx:afterRequest", ({ detail: { elt, requestConfig, xhr } }) => {
     if (requestConfig.verb === "post" && xhr.status && !xhr.getResponseHeader("HX-Redirect")) location.assign(elt.href);
   });
 
   setInterval(() => {
-    tick();
-    if (open && live() && Date.now() - heard > QUIET) { heard = Date.now(); ask(); } // a dead socket looks like a quiet one
+    updateElapsedTimes();
+    // A dead socket looks like a silent one.
+    if (isOpen && deployment() && Date.now() - lastMessageAt > SILENT_MS) {
+      lastMessageAt = Date.now();
+      poll();
+    }
   }, 1000);
-  refresh();
+  afterUpdate();
 })();

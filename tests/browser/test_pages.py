@@ -76,8 +76,8 @@ def test_a_name_goes_live_before_the_persons_eyes(portal: Portal, tab: Any) -> N
         tab.wait_for_url("**/deployments/dep_*")
         tab.evaluate("window.sameDocument = true")
         for number, (phase, gate) in enumerate(GATES.items(), 1):
-            expect(tab.locator("#live")).to_contain_text(f"Deploying, {number} of 7")
-            expect(tab.locator("#live .row.is-active")).to_contain_text(SHOWN[phase])
+            expect(tab.locator("#deployment")).to_contain_text(f"Deploying, {number} of 7")
+            expect(tab.locator("#deployment .phase.is-active")).to_contain_text(SHOWN[phase])
             expect(tab).to_have_title(f"({number}/7) Deploying · before-eyes")
             portal.open_gate(gate)
     expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
@@ -94,8 +94,8 @@ def test_a_failure_says_why_and_what_became_of_it(portal: Portal, tab: Any) -> N
     expect(card).to_contain_text("You lost nothing, and the name “will-fail” is free again.")
     expect(card).to_contain_text("no such host")
     expect(card).to_be_focused()
-    expect(tab.locator("#live")).to_contain_text("Undone, nothing left behind")
-    expect(tab.locator("#live")).to_contain_text("Failed while deploying")
+    expect(tab.locator("#deployment")).to_contain_text("Undone, nothing left behind")
+    expect(tab.locator("#deployment")).to_contain_text("Failed while deploying")
     assert tab.locator("progress").count() == 0, "an undo has no bar"
     card.get_by_role("link", name="REGISTRY_UNREACHABLE").click()
     expect(tab.get_by_role("heading", level=1)).to_contain_text("The registry cannot be reached")
@@ -121,11 +121,11 @@ def test_a_stack_is_removed_before_the_persons_eyes(portal: Portal, tab: Any) ->
         button.click()
         tab.wait_for_url("**/deployments/dep_*")
         for number, (gate, kind) in enumerate(gates.items(), 1):
-            expect(tab.locator("#live")).to_contain_text(f"Removing, {number} of 3")
-            expect(tab.locator("#live .row.is-active")).to_contain_text(f"Removing the {kind}")
+            expect(tab.locator("#deployment")).to_contain_text(f"Removing, {number} of 3")
+            expect(tab.locator("#deployment .phase.is-active")).to_contain_text(f"Removing the {kind}")
             portal.open_gate(gate)
     expect(tab.get_by_role("heading", name="It is gone")).to_be_visible()
-    expect(tab.locator("#live")).to_contain_text("Removed, nothing left behind")
+    expect(tab.locator("#deployment")).to_contain_text("Removed, nothing left behind")
     assert tab.locator("#actions").count() == 0
     tab.goto("/")
     expect(tab.locator("#stack-taken-away")).to_contain_text("Removed")
@@ -134,11 +134,11 @@ def test_a_stack_is_removed_before_the_persons_eyes(portal: Portal, tab: Any) ->
 def test_a_person_cancels_and_tries_again_on_the_page(portal: Portal, tab: Any) -> None:
     with held(portal, "pull"):
         deploy(tab, "changed-mind")
-        expect(tab.locator("#live")).to_contain_text("Deploying, 6 of 7")
+        expect(tab.locator("#deployment")).to_contain_text("Deploying, 6 of 7")
         tab.once("dialog", lambda dialog: dialog.accept())
         tab.get_by_role("link", name="Cancel").click()
-        expect(tab.locator("#live")).to_contain_text("Cancelling")
-    expect(tab.locator("#live[data-done]")).to_contain_text("Cancelled")
+        expect(tab.locator("#deployment")).to_contain_text("Cancelling")
+    expect(tab.locator("#deployment[data-done]")).to_contain_text("Cancelled")
     expect(tab.locator("#failure")).to_contain_text("You lost nothing, and the name “changed-mind” is free")
     tab.get_by_role("link", name="Retry with the same answers").click()
     expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
@@ -190,10 +190,10 @@ def test_losing_the_connection_never_looks_like_a_failure(own_portal: Any, brows
     with held(portal, "job"):
         deploy(tab, "restarted")
         expect(tab.locator("#chip")).to_have_text("Live")
-        expect(tab.locator("#live")).to_contain_text("Deploying, 6 of 7")
+        expect(tab.locator("#deployment")).to_contain_text("Deploying, 6 of 7")
         portal.kill()
         expect(tab.locator("#chip")).to_have_text("Reconnecting, the deployment goes on")
-        expect(tab.locator("#live")).to_contain_text("Deploying, 6 of 7")
+        expect(tab.locator("#deployment")).to_contain_text("Deploying, 6 of 7")
         assert tab.locator("#failure").count() == 0
     portal.start()
     expect(tab.get_by_role("heading", name="It is live")).to_be_visible()
@@ -220,7 +220,7 @@ def test_nothing_overflows_in_any_theme_at_any_width(portal: Portal, browser: An
     tabs = open_tab(browser, portal, color_scheme=scheme, viewport={"width": width, "height": 800})
     tab = next(tabs)
     deploy(tab, f"a-name-of-thirty-chars-{scheme[0]}-{width}", "broken")
-    expect(tab.locator("#live[data-done] #failure")).to_be_visible()
+    expect(tab.locator("#deployment[data-done] #failure")).to_be_visible()
     for address in [tab.url, "/", "/help/", "/tokens", "/login"]:
         tab.goto(address)
         assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), address

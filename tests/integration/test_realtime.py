@@ -71,7 +71,7 @@ def test_all_clients_receive_the_same_state(portal: Portal) -> None:
 
 def comparable(html: str) -> str:
     """Return the page without the usual duration, which is measured again every ten seconds."""
-    return re.sub(r'<span class="dot">·</span>usually about [^<]+', "", unescape(html))
+    return re.sub(r'<span class="dot">·</span>\s+usually about [^<]+', "", unescape(html))
 
 
 def test_progress_never_falls_and_the_phases_come_in_order(portal: Portal) -> None:

@@ -65,7 +65,13 @@ def test_a_template_compiles_and_marks_nothing_as_safe(name: str) -> None:
     assert not re.search(r"\|\s*safe\b|autoescape off|hx-on|javascript:", source)
 
 
-@pytest.mark.parametrize("name", ["_deployment.html", "_stacks.html", "_phase_row.html", "_failure.html"])
+def with_includes(name: str) -> set[str]:
+    """Return the names of a template and of all templates that it includes."""
+    source = (ROOT / name).read_text()
+    return {name}.union(*(with_includes(included) for included in re.findall(r'{% include "([^"]+)"', source)))
+
+
+@pytest.mark.parametrize("name", sorted(with_includes("_deployment.html") | with_includes("_stacks.html")))
 def test_a_frame_for_all_watchers_contains_nothing_personal(name: str) -> None:
     source = (ROOT / name).read_text()
     assert not re.search(r"csrf|request\.|\buser\b|<form", source)
