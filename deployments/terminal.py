@@ -1,4 +1,4 @@
-"""A run in the terminal: a rail that moves where there is one, plain lines where the output goes elsewhere."""
+"""Shows a deployment in the terminal: a live table, or plain lines if the output is not a terminal."""
 
 from contextlib import nullcontext
 
@@ -24,11 +24,11 @@ SIGNS = {
     "skipped": ("–", "dim"),
     "undone": ("↶", "yellow"),
 }
-SCAN_SECONDS = 0.25  # how often a process of its own looks, where no message reaches it
+REFRESH_SECONDS = 0.25  # without Redis, no message reaches a separate process, so it polls
 
 
 async def follow(deployment: Deployment, console: Console) -> Deployment:
-    """Shows the run until it is over; returns it as it ended."""
+    """Show the deployment until it ends. Return it in its final state."""
     credential = Credential(deployment.stack.owner_id)
     screen = Live(console=console, auto_refresh=False) if console.is_terminal else None
     watching = Hub.current().watch_deployment(deployment.pk, credential, "owner", viewer="terminal")
@@ -42,12 +42,12 @@ async def follow(deployment: Deployment, console: Console) -> Deployment:
                     if screen is None and event.type in ("phase", "log", "note") and not event.data.get("alive"):
                         console.print(_one_line(event), highlight=False, markup=False, soft_wrap=True)
                 if screen is not None:
-                    screen.update(await sync_to_async(_rail)(topic.deployment, topic.events), refresh=True)
+                    screen.update(await sync_to_async(_table)(topic.deployment, topic.events), refresh=True)
                 if topic.deployment.done:
                     break
-                if not await watcher.wait_for_change(SCAN_SECONDS):
+                if not await watcher.wait_for_change(REFRESH_SECONDS):
                     await topic.refresh_frames()
-    console.print(_end(topic.deployment))
+    console.print(_result(topic.deployment))
     return topic.deployment
 
 
@@ -58,22 +58,22 @@ def _one_line(event: Event) -> str:
     return f"{at}  {event.phase:<24} {event.progress:>3} %  {event.message}"
 
 
-def _rail(deployment: Deployment, events: list[Event]) -> Group:
-    shown = deployment_page.page_context(deployment, events, "owner")
-    rail = Table.grid(padding=(0, 2))
-    for row in shown["phases"]:
+def _table(deployment: Deployment, events: list[Event]) -> Group:
+    page = deployment_page.page_context(deployment, events, "owner")
+    table = Table.grid(padding=(0, 2))
+    for row in page["phases"]:
         sign, style = SIGNS[row.state]
-        took = f"{row.seconds:.1f} s" if row.seconds is not None else ""
-        said = row.message if row.state in ("active", "failed") else ""
-        rail.add_row(Text(sign, style), Text(row.title, style), Text(took, "dim"), Text(said[:80], "dim"))
-    head = Text.assemble((deployment.stack.name, "bold"), "  ", shown["headline"], "  ", (deployment.stack.url, "dim"))
+        duration = f"{row.seconds:.1f} s" if row.seconds is not None else ""
+        message = row.message if row.state in ("active", "failed") else ""
+        table.add_row(Text(sign, style), Text(row.title, style), Text(duration, "dim"), Text(message[:80], "dim"))
+    head = Text.assemble((deployment.stack.name, "bold"), "  ", page["headline"], "  ", (deployment.stack.url, "dim"))
     bar = Table.grid()
-    if shown["shows_progress"]:
-        bar.add_row(ProgressBar(total=100, completed=shown["progress"], width=40))
-    return Group(head, bar, rail)
+    if page["shows_progress"]:
+        bar.add_row(ProgressBar(total=100, completed=page["progress"], width=40))
+    return Group(head, bar, table)
 
 
-def _end(deployment: Deployment) -> Text:
+def _result(deployment: Deployment) -> Text:
     if deployment.status == Deployment.Status.SUCCESS:
         return Text.assemble(("Live: ", "bold green"), deployment.stack.url)
     error = deployment.error or {}

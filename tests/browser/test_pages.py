@@ -1,4 +1,4 @@
-"""A person at a browser. Every step is caused: Dokploy goes on only once the page has shown where it is."""
+"""A user at a browser. Each gate at Dokploy opens only once the page has shown the phase before it."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture
 def tab(browser: Any, portal: Portal) -> Iterator[Any]:
-    """A page that fails the test when anything is wrong in its console."""
+    """Yield a page that fails the test if its console shows an error."""
     yield from open_tab(browser, portal)
 
 
@@ -51,7 +51,7 @@ def fill_in(tab: Any, name: str, template: str = "stack") -> None:
 
 
 def type_name(tab: Any, name: str, template: str = "stack") -> None:
-    """Until its check has answered: one that is broken off by the next page is an error in the console."""
+    """Wait for the name check: leaving the page during one is an error in the console."""
     fill_in(tab, name, template)
     expect(tab.locator("#check")).to_contain_text(f"http://{name}.localhost")
 
@@ -145,7 +145,7 @@ def test_a_person_cancels_and_tries_again_on_the_page(portal: Portal, tab: Any) 
 
 
 def test_a_button_does_what_it_says_also_where_another_one_stood_before(portal: Portal, tab: Any) -> None:
-    """The link of another verb, which htmx would post, was in its place while the run went on."""
+    """During the deployment another link, which htmx would post, was in its place."""
     elsewhere = tab.context.new_page()
     elsewhere.goto("/")
     with held(portal, "job"):
