@@ -110,7 +110,7 @@ def actions(deployment: Deployment) -> list[dict[str, str]]:
     failed = deployment.status == Deployment.Status.FAILURE
     if failed and deployment.kind != Deployment.Kind.REMOVE and not deployment.superseded:
         href = reverse("retry", args=[deployment.pk])
-        links.append({"id": "retry", "label": "Retry with the same answers", "href": href, "confirm": ""})
+        links.append({"id": "retry", "label": "Try again", "href": href, "confirm": ""})
     if deployment.stack.state != Stack.State.GONE:
         links += _stack_actions(deployment.stack)
     elif failed:
@@ -131,7 +131,7 @@ def _stack_actions(stack: Stack) -> list[dict[str, str]]:
     redeploy = {"id": "redeploy", "label": "Deploy again", "href": reverse("redeploy", args=[stack.pk])}
     remove = {"id": "remove", "label": "Remove", "href": reverse("remove", args=[stack.pk])}
     if stack.is_unwanted():
-        remove |= {"id": "remove-left", "label": "Try again to remove what is left", "confirm": ""}
+        remove |= {"id": "remove-left", "label": "Finish cleanup", "confirm": ""}
     return [redeploy, remove]
 
 

@@ -143,7 +143,7 @@ def test_a_failed_removal_names_what_is_left_and_the_next_one_continues(
     html = person.get(answer.json()["pageUrl"]).text
     assert "Not everything could be removed. The name “stays-behind” stays yours until it is" in html
     assert portal.http.get("/api/check/stays-behind").json()["available"] is False
-    assert "Try again to remove what is left" in html
+    assert "Finish cleanup" in html
     portal.switches.delete("faults")
     page = link(person, "/", "stays-behind", "remove")
     again = submit(person, page, {}).headers["Location"]  # removing leftovers needs no typed name
