@@ -207,7 +207,7 @@ def test_another_users_stack_is_not_found(portal: Portal, person: httpx.Client) 
         assert person.get(found[1]).status_code == 404
         deployment = submit(admin, found[1], {"name": "nobodys-own"}).headers["Location"]
         until(lambda: "It is gone" in admin.get(deployment).text, 30)
-        assert "Requested by</dt><dd>operator" in admin.get(deployment).text
+        assert re.search(r"Requested by</dt>\s*<dd>operator", admin.get(deployment).text)
     assert there(portal, "nobodys-own") == NONE
 
 
