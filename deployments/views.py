@@ -124,7 +124,7 @@ def _address_parts() -> dict[str, str]:
 
 def _usual_duration() -> str | None:
     usual = usual_duration()
-    return f"{usual}, from the last deployments" if usual else None
+    return f"{usual}, based on recent deployments" if usual else None
 
 
 # -- deployments -------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def actions(deployment: Deployment) -> list[dict[str, str]]:
         links += _stack_actions(deployment.stack)
     elif failed:
         href = f"{reverse('home')}?name={deployment.stack.name}"
-        links.append({"id": "start-over", "label": "Start over", "href": href})
+        links.append({"id": "start-over", "label": "Change settings and deploy", "href": href})
     return links
 
 
@@ -128,7 +128,7 @@ def _actions_in_progress(deployment: Deployment) -> list[dict[str, str]]:
 
 
 def _stack_actions(stack: Stack) -> list[dict[str, str]]:
-    redeploy = {"id": "redeploy", "label": "Deploy again", "href": reverse("redeploy", args=[stack.pk])}
+    redeploy = {"id": "redeploy", "label": "Change settings and deploy", "href": reverse("redeploy", args=[stack.pk])}
     remove = {"id": "remove", "label": "Remove", "href": reverse("remove", args=[stack.pk])}
     if stack.is_unwanted():
         remove |= {"id": "remove-left", "label": "Finish cleanup", "confirm": ""}

@@ -24,7 +24,7 @@ RESOURCE_STATES = {
     "made": "created",
     "removing": "removing",
     "gone": "gone, verified",
-    "left": "still there",
+    "left": "not removed",
 }
 VERBS = {"deploy": "Deploying", "redeploy": "Deploying", "remove": "Removing"}
 CANCEL_QUESTIONS = {
@@ -33,15 +33,15 @@ CANCEL_QUESTIONS = {
 }
 IMPACTS = {
     "removal changed nothing": "Nothing was removed. Your stack is unchanged.",
-    "removal completed later": "The leftovers have been removed since. The name “{name}” is free again.",
+    "removal completed later": "The rest has since been removed, and the name “{name}” is free again.",
     "removal incomplete": "Not everything could be removed. The name “{name}” stays yours until it is. Try again.",
-    "restoring": "Your stack's former settings are being restored.",
+    "restoring": "Your stack's previous settings are being restored.",
     "redeploy changed nothing": "You lost nothing: your stack was not changed.",
-    "not restored": ("Your stack's former version could not be restored. Fix the cause, then deploy again."),
+    "not restored": "Your stack's previous version could not be restored. Fix the cause, then deploy again.",
     "settings restored": (
-        "Your stack's former settings are restored, but its earlier image may no longer be in the registry."
+        "Your stack's previous settings are restored, but its previous image may no longer be in the registry."
     ),
-    "restored": "You lost nothing: your stack's former settings are restored.",
+    "restored": "You lost nothing: your stack's previous settings are restored.",
     "undoing": "You lost nothing. Everything that was created is being removed.",
     "undo incomplete": (
         "You lost nothing, but something is left at Dokploy. The name stays yours until it is removed."
@@ -102,9 +102,11 @@ def current_text(deployment: Deployment, active_message: str) -> str:
 
 def requester(deployment: Deployment) -> str:
     """Return who requested the deployment, and how."""
+    if deployment.via == Deployment.Via.SWEEPER:
+        return "automatic cleanup"
     user = deployment.requested_by
     name = "an anonymous user" if user.username == settings.OPEN_USERNAME else user.get_username()
-    return f"{name}, through the {deployment.get_via_display()}"
+    return f"{name}, via the {deployment.get_via_display()}"
 
 
 # -- success and failure -----------------------------------------------------------------------------------------------
@@ -114,11 +116,12 @@ def success_card(deployment: Deployment) -> dict[str, str]:
     """Return the title and the text of the card of a deployment that succeeded; the text may be empty."""
     if deployment.kind == Deployment.Kind.REMOVE:
         text = f"Nothing is left behind, and the name “{deployment.stack.name}” is free again."
-        return {"title": "It is gone", "text": text}
+        return {"title": "The stack was removed", "text": text}
     if deployment.stack.state == Stack.State.LIVE:
-        return {"title": "It is live", "text": ""}
-    text = "It has been removed since." if was_removed(deployment) else "It has stopped working since."
-    return {"title": "It was live", "text": text}
+        return {"title": "The stack is live", "text": ""}
+    if was_removed(deployment):
+        return {"title": "The stack was live", "text": "It has since been removed."}
+    return {"title": "The stack was live", "text": "It has since stopped working."}
 
 
 def failure_card(deployment: Deployment, audience: str, undo_complete: bool | None) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_a_newer_worker_completes_a_deployment_of_the_older_and_older_pages_show
             scaled_out.open_gate("job")
             while "data-done" not in (frame := page.recv(timeout=20)):
                 pass
-    assert "It is live" in frame
+    assert "The stack is live" in frame
     assert [*stream][-1]["data"]["phase"] == "completed"
     assert scaled_out.status(id)["phase"] == "completed"
     assert_one_of_each(scaled_out, id, figures)

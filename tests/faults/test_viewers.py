@@ -186,7 +186,7 @@ def test_behind_a_proxy_without_websocket_the_page_sees_the_end(
             tab.wait_for_url("**/deployments/dep_*")
             tab.get_by_text("Refreshing every 5 s").wait_for()
             portal.wait_at("job")
-        tab.get_by_role("heading", name="It is live").wait_for()
+        tab.get_by_role("heading", name="The stack is live").wait_for()
     assert_same_everywhere(portal, portal.wait_until_ended("proxied"), figures)
     assert_objects(portal, ["proxied"], 1, figures)
     figures.ended += 1

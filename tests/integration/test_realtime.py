@@ -46,7 +46,7 @@ def test_a_socket_receives_each_phase_while_it_runs(portal: Portal) -> None:
         with socket(portal, id) as page:
             walk(portal, lambda phase: wait_for_frame(page, f"of 7, {TITLES[phase].lower()}"))
             frame = wait_for_frame(page, "data-done")
-    assert "It is live" in frame
+    assert "The stack is live" in frame
 
 
 def test_all_clients_receive_the_same_state(portal: Portal) -> None:

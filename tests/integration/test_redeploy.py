@@ -89,7 +89,7 @@ def test_the_page_says_where_the_earlier_image_may_be_gone() -> None:
     assert "its earlier image may no longer be in the registry" in html
     Deployment.objects.filter(pk=first.pk).update(resources={"image_digest": f"sha256:{'0' * 64}"})
     html = http.get(f"/deployments/{second.pk}").content.decode()
-    assert "former settings are restored." in html
+    assert "previous settings are restored." in html
 
 
 def test_a_redeploy_that_changed_nothing_undoes_nothing(portal: Portal, token: dict[str, str]) -> None:

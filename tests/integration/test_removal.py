@@ -91,11 +91,11 @@ def test_a_user_removes_a_stack_by_typing_its_name(portal: Portal, person: httpx
     assert "type its name: typed-name" in wrong.text
     assert there(portal, "typed-name") == ONE
     deployment = submit(person, page, {"name": "typed-name"}).headers["Location"]
-    until(lambda: "It is gone" in person.get(deployment).text, 30)
+    until(lambda: "The stack was removed" in person.get(deployment).text, 30)
     html = person.get(deployment).text
     assert "Removed, nothing left behind" in html
     assert html.count("gone, verified") == 3
-    assert "Deploy again" not in html
+    assert "Change settings and deploy" not in html
     assert there(portal, "typed-name") == NONE
     stale = submit(person, "/tokens", {"name": "typed-name"}, action=page)
     assert stale.status_code == 302
@@ -147,7 +147,7 @@ def test_a_failed_removal_names_what_is_left_and_the_next_one_continues(
     portal.switches.delete("faults")
     page = link(person, "/", "stays-behind", "remove")
     again = submit(person, page, {}).headers["Location"]  # removing leftovers needs no typed name
-    until(lambda: "It is gone" in person.get(again).text, 30)
+    until(lambda: "The stack was removed" in person.get(again).text, 30)
     assert there(portal, "stays-behind") == NONE
 
 
@@ -206,7 +206,7 @@ def test_another_users_stack_is_not_found(portal: Portal, person: httpx.Client) 
         assert found is not None
         assert person.get(found[1]).status_code == 404
         deployment = submit(admin, found[1], {"name": "nobodys-own"}).headers["Location"]
-        until(lambda: "It is gone" in admin.get(deployment).text, 30)
+        until(lambda: "The stack was removed" in admin.get(deployment).text, 30)
         assert re.search(r"Requested by</dt>\s*<dd>operator", admin.get(deployment).text)
     assert there(portal, "nobodys-own") == NONE
 
@@ -220,7 +220,7 @@ def test_a_redeploy_page_is_filled_in_and_applies_its_values(
     assert 'value="one"' in shown
     assert re.search(r'name="web-page-SHOW_CLOCK"[^>]*checked', shown) is None
     deployment = submit(person, page, {"template": "web-page", "web-page-GREETING": "two"}).headers["Location"]
-    until(lambda: "It is live" in person.get(deployment).text, 30)
+    until(lambda: "The stack is live" in person.get(deployment).text, 30)
     assert "Redeployment" in person.get(deployment).text
     application = next(row for row in portal.dokploy()["applications"] if row["name"] == "filled-in")
     assert "GREETING='two'" in application["env"]

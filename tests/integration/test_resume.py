@@ -71,7 +71,7 @@ def test_every_deployment_resumes_after_kill_9_in_every_phase(own_portal: Any) -
     assert len({project["name"] for project in there["projects"]}) == len(PLACES)
     after = portal.http.get(f"/deployments/{ids['held-0']}").text
     assert "of 7" in before
-    assert "It is live" in after
+    assert "The stack is live" in after
 
 
 def test_every_undo_resumes_after_kill_9_in_every_phase(own_portal: Any) -> None:

@@ -40,7 +40,7 @@ def test_another_process_runs_it_and_every_client_sees_each_phase(scaled_out: Sc
             scaled_out.open_gate("job")
             while "data-done" not in frame:
                 frame = page.recv(timeout=SECONDS)
-    assert "It is live" in frame
+    assert "The stack is live" in frame
 
 
 def test_channels_own_worker_runs_it_from_a_message_alone(scaled_out: ScaledOut) -> None:

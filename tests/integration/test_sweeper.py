@@ -344,7 +344,7 @@ def test_the_sweeper_removes_leftovers_and_reports_unrecorded_objects(own_portal
         with closing(browser(portal)) as visitor:
             assert visitor.get(f"http://localhost:{portal.port}/orphans/{page}").status_code == 404
         deployment = submit(admin, f"/orphans/{page}", {}).headers["Location"]
-        until(lambda: "It is gone" in admin.get(deployment).text, 20)
+        until(lambda: "The stack was removed" in admin.get(deployment).text, 20)
         until(lambda: "0 orphans" in orphans(), 20)
     assert there(portal, "forgotten") == NONE
     assert there(portal, "remembered") == ONE
@@ -378,7 +378,7 @@ def test_a_create_that_takes_effect_after_the_undo_is_named_until_an_operator_re
         assert "among the orphans" in admin.get(f"/deployments/{refused['deploymentId']}").text
         page = listed.split('href="/orphans/')[1].split('"')[0]
         deployment = submit(admin, f"/orphans/{page}", {}).headers["Location"]
-        until(lambda: "It is gone" in admin.get(deployment).text, 20)
+        until(lambda: "The stack was removed" in admin.get(deployment).text, 20)
     assert there(portal, "lands-late") == NONE
     assert ended(portal, token, retry(refused))["status"] == "success"
     assert there(portal, "lands-late") == ONE

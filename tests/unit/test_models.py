@@ -310,7 +310,7 @@ def test_the_page_of_a_crash_says_what_is_left(anna: Any) -> None:
     deployment.record(phase("failed", status="failure", error=error))
     said = deployment_page.page_context(deployment, list(deployment.events.all()), "owner")
     assert said["undo"]["title"] == "Not everything was removed"
-    assert [row["state_text"] for row in said["undo"]["rows"]] == ["still there"]
+    assert [row["state_text"] for row in said["undo"]["rows"]] == ["not removed"]
     assert "something is left" in said["failure"]["impact"]
 
 
@@ -325,7 +325,7 @@ def test_leftovers_and_stacks_removed_since_are_shown_as_removed(anna: Any) -> N
     ExternalResource.objects.update(state="gone")
     Stack.objects.update(state="gone")
     said = deployment_page.page_context(Deployment.objects.get(pk=live.pk), [], "owner")
-    was = {"title": "It was live", "text": "It has been removed since."}
+    was = {"title": "The stack was live", "text": "It has since been removed."}
     assert (said["headline"], said["url"], said["success"]) == ("Removed", None, was)
     said = deployment_page.page_context(Deployment.objects.get(pk=left.pk), list(left.events.all()), "owner")
     assert said["undo"]["complete"]
@@ -344,7 +344,7 @@ def test_a_stack_broken_by_a_removal_is_shown_neither_as_live_nor_as_untouched(a
     removal.record(phase("removing_domain", data={"step": "ends"}))
     end(removal, succeeded=False)
     said = deployment_page.page_context(Deployment.objects.get(pk=live.pk), [], "owner")
-    was = {"title": "It was live", "text": "It has stopped working since."}
+    was = {"title": "The stack was live", "text": "It has since stopped working."}
     assert (said["headline"], said["url"], said["success"]) == ("No longer live", None, was)
     said = deployment_page.page_context(Deployment.objects.get(pk=removal.pk), list(removal.events.all()), "owner")
     assert "Not everything could be removed" in said["failure"]["impact"]
