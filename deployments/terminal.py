@@ -11,7 +11,7 @@ from rich.text import Text
 
 from .identity import Credential
 from .models import Deployment, Event
-from .realtime import deployment_page
+from .realtime import deployment_page, deployment_texts
 from .realtime.hub import Hub
 
 SIGNS = {
@@ -78,6 +78,6 @@ def _result(deployment: Deployment) -> Text:
         return Text.assemble(("Live: ", "bold green"), deployment.stack.url)
     error = deployment.error or {}
     return Text.assemble(
-        (f"Failed in {error.get('phase')}: ", "bold red"),
+        (f"Failed while {deployment_texts.failed_phase_title(deployment).lower()}: ", "bold red"),
         f"{error.get('message')} ({error.get('code')}). {deployment.message}.",
     )
