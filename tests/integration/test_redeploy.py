@@ -86,7 +86,7 @@ def test_the_page_says_where_the_earlier_image_may_be_gone() -> None:
     http = Client()
     http.force_login(people.owner)
     html = http.get(f"/deployments/{second.pk}").content.decode()
-    assert "its earlier image may no longer be in the registry" in html
+    assert "its previous image may no longer be in the registry" in html
     Deployment.objects.filter(pk=first.pk).update(resources={"image_digest": f"sha256:{'0' * 64}"})
     html = http.get(f"/deployments/{second.pk}").content.decode()
     assert "previous settings are restored." in html
