@@ -227,9 +227,8 @@ def assert_same_everywhere(portal: PortalDatabase, deployment: dict[str, Any], f
     assert (last["phase"], last["status"]) == (deployment["phase"], deployment["status"])
     page = portal.user.get(f"/deployments/{deployment['id']}").text
     assert f'data-version="{deployment["version"]}" data-done' in page
-    assert any(f"It {said}" in page for said in ("is live", "was live", "is gone")) == (
-        deployment["status"] == "success"
-    )
+    assert ('id="success"' in page) == (deployment["status"] == "success")
+    assert ('id="failure"' in page) == (deployment["status"] == "failure")
 
 
 def assert_objects(portal: PortalDatabase, names: Sequence[str], expected: int, figures: Figures) -> None:
