@@ -111,7 +111,7 @@ def delete_records(portal: PortalDatabase, names: Sequence[str]) -> None:
         stack = stack_id(portal, name)
         portal.write("DELETE FROM deployments_receipt WHERE stack_id = ?", stack)
         portal.write("UPDATE deployments_stack SET state = 'gone' WHERE id = ?", stack)
-    portal.write("UPDATE deployments_installation SET orphans_scanned_at = NULL")
+    portal.write("UPDATE deployments_installation SET looked_for_orphans_at = NULL")
     until(lambda: all(orphan_id(portal, name) for name in names), 60)
 
 
