@@ -1,4 +1,4 @@
-"""The three people of the tests, runs of theirs, and how they come in."""
+"""The three users of the tests, their deployments, and how they sign in."""
 
 import re
 from collections.abc import Iterator
@@ -16,12 +16,13 @@ from deployments.models import ApiToken, Deployment, DeploymentRequest, Template
 from .processes import Portal
 
 PASSWORD = "a-long-enough-passphrase"
-HASHED = MD5PasswordHasher().encode(PASSWORD, "salt")  # tests that sign in set QUICK: a true one costs each a second
+# Tests that sign in set PASSWORD_HASHERS to QUICK: the default hasher takes about a second.
+HASHED = MD5PasswordHasher().encode(PASSWORD, "salt")
 QUICK = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 
 class People:
-    """An owner, somebody other, an operator; in the test's own database."""
+    """Create an owner, another user and an operator in the test database."""
 
     def __init__(self) -> None:
         make = get_user_model().objects.create
@@ -31,7 +32,7 @@ class People:
         Template.follow_settings()
         self.template = Template.objects.get(from_settings=True)
 
-    def run(self, person: Any, name: str, **more: Any) -> Deployment:
+    def deploy(self, person: Any, name: str, **more: Any) -> Deployment:
         """Create a queued deployment of this user."""
         return DeploymentRequest(person, self.template, more, Deployment.Via.API).deploy(name)
 
@@ -41,11 +42,11 @@ def token(person: Any) -> dict[str, str]:
     return {"Authorization": f"Bearer {ApiToken.issue(person, 'test')[1]}"}
 
 
-def end(run: Deployment, status: Any = "success", **more: Any) -> Deployment:
-    """Brings a waiting run to its end, as a worker would."""
+def end(deployment: Deployment, status: Any = "success", **more: Any) -> Deployment:
+    """Claim a queued deployment, record its end as a worker would, and return it. It must be the next to be claimed."""
     claimed = Deployment.claim("worker", excluding=[])
     assert claimed is not None
-    assert claimed.pk == run.pk
+    assert claimed.pk == deployment.pk
     requests = ["2026-01-01T00:00:00Z POST project.create -> 200, 3 ms"]
     claimed.record(Progress("log", "deploying", "a line", data={"source": "s", "first": 1, "lines": ["a line"]}))
     if status == "success":
@@ -65,7 +66,7 @@ def end(run: Deployment, status: Any = "success", **more: Any) -> Deployment:
     return claimed
 
 
-# -- the same, at a real portal ----------------------------------------------------------------------------------------
+# -- the same at a portal process --------------------------------------------------------------------------------------
 
 
 def browser(portal: Portal) -> httpx.Client:
@@ -74,7 +75,7 @@ def browser(portal: Portal) -> httpx.Client:
 
 
 def submit(http: httpx.Client, page: str, data: dict[str, str], action: str | None = None) -> httpx.Response:
-    """Open the page and submit its form."""
+    """Open the page and send its form to `action`, by default to the page itself."""
     shown = http.get(page)
     assert shown.status_code == 200, shown.text
     found = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', shown.text)
@@ -83,6 +84,7 @@ def submit(http: httpx.Client, page: str, data: dict[str, str], action: str | No
 
 
 def sign_in(http: httpx.Client, username: str, password: str) -> httpx.Client:
+    """Sign this client in with a password and return it."""
     answer = submit(http, "/login", {"username": username, "password": password})
     assert answer.status_code == 302, answer.text
     return http

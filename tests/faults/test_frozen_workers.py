@@ -27,9 +27,9 @@ def portal(scaled_out: ScaledOutPortal) -> ScaledOutPortal:
 
 def written_rows(portal: ScaledOutPortal) -> Any:
     """Return every row that a worker could write."""
-    runs = portal.rows("SELECT id, version, status, phase, lease_token FROM deployments_deployment ORDER BY id")
+    deployments = portal.rows("SELECT id, version, status, phase, lease_token FROM deployments_deployment ORDER BY id")
     return (
-        runs,
+        deployments,
         portal.rows("SELECT id, seq FROM deployments_event ORDER BY id"),
         portal.rows("SELECT id, state, external_id FROM deployments_receipt ORDER BY id"),
     )
@@ -49,7 +49,7 @@ def test_a_frozen_worker_writes_nothing_after_another_took_over(
     there, before = portal.dokploy(), written_rows(portal)
     sent = {name: count for name, count in there["calls"].items() if not name.startswith("settings.")}
     worker.send_signal(signal.SIGCONT)
-    other = portal.deploy("after")  # once it runs, the woken worker has had its chance to write
+    other = portal.deploy("after")  # once it deployments, the woken worker has had its chance to write
     assert portal.finished(other)["phase"] == "completed"
     assert worker.poll() is None
     woken = written_rows(portal)

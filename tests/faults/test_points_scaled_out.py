@@ -86,5 +86,5 @@ def test_a_deployment_resumes_elsewhere_from_every_point_at_which_its_worker_die
 
 def running(portal: ScaledOutPortal) -> set[str]:
     """Return the stacks whose deployment has not ended."""
-    runs = "SELECT stack_id FROM deployments_deployment WHERE status = 'in_progress'"
-    return {row["name"] for row in portal.rows(f"SELECT name FROM deployments_stack WHERE id IN ({runs})")}
+    in_progress = "SELECT stack_id FROM deployments_deployment WHERE status = 'in_progress'"
+    return {row["name"] for row in portal.rows(f"SELECT name FROM deployments_stack WHERE id IN ({in_progress})")}

@@ -17,14 +17,14 @@ from .assertions import Figures, OneMachinePortal, ScaledOutPortal, assert_objec
 
 RACES, SWEEPERS = 12, 3
 ROUNDS = 300
-MAKE_RUNS = f"""
+CREATE_DEPLOYMENTS = f"""
 from deployments import identity
 from deployments.models import Deployment, Stack, Template
-owner, template, names = identity.open_user(), Template.objects.first(), [f"run-{{n:03}}" for n in range({ROUNDS})]
+owner, template, names = identity.open_user(), Template.objects.first(), [f"race-{{n:03}}" for n in range({ROUNDS})]
 stacks = [Stack(name=name, owner=owner, template=template, host=name, url="http://" + name) for name in names]
 Stack.objects.bulk_create(stacks)
-runs = [Deployment(stack=stack, template=template, requested_by=owner, version=1) for stack in stacks]
-Deployment.objects.bulk_create(runs)
+deployments = [Deployment(stack=stack, template=template, requested_by=owner, version=1) for stack in stacks]
+Deployment.objects.bulk_create(deployments)
 """
 
 
@@ -105,7 +105,7 @@ def claims_of_three_workers(env: dict[str, str]) -> list[list[str]]:
         return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, text=True, **more)
 
     assert python("manage.py", "setup").wait(60) == 0
-    assert python("manage.py", "shell", "-v", "0", "-c", MAKE_RUNS).wait(60) == 0
+    assert python("manage.py", "shell", "-v", "0", "-c", CREATE_DEPLOYMENTS).wait(60) == 0
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     workers = [python("-m", "tests.faults.claimer", **pipes) for _ in range(3)]
     for worker in workers:

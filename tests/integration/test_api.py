@@ -292,9 +292,9 @@ def test_a_parameter_that_does_not_fit_is_refused_by_its_name(
 def test_parameters_arrive_typed_with_their_defaults(client: Client, shop: Template) -> None:
     given = {"TITLE": "Größe “7”", "COUNT": "3", "CLOCK": False, "SECRET": "s3cret"}
     assert post(client, {"name": "shop", "template": "shop", "parameters": given}).status_code == 202
-    run = Deployment.objects.get()
+    deployment = Deployment.objects.get()
     env = {"TITLE": "Größe “7”", "COUNT": "3", "CLOCK": "false", "COLOR": "red", "SECRET": "s3cret"}
-    assert dict(run.stack_spec().env) == env
+    assert dict(deployment.stack_spec().env) == env
 
 
 @pytest.mark.parametrize(
@@ -333,8 +333,8 @@ def test_only_public_templates_are_for_anonymous_people(client: Client, people: 
     assert_refused(post(client, {**body, "name": "shop2"}, **token(people.owner)), 400, "INVALID_PARAMETER", "template")
 
 
-def test_a_name_of_somebody_elses_is_taken_and_one_that_runs_is_busy(client: Client, people: People) -> None:
-    people.run(people.owner, "shop")
+def test_another_users_name_is_refused_as_taken_and_a_deploying_one_as_busy(client: Client, people: People) -> None:
+    people.deploy(people.owner, "shop")
     assert_refused(post(client, {"name": "shop"}, **token(people.owner)), 409, "BUSY", "name")
     assert_refused(post(client, {"name": "shop"}, **token(people.other)), 409, "NAME_TAKEN", "name")
     assert_refused(post(client, {"name": "shop"}, **token(people.operator)), 409, "NAME_TAKEN", "name")
@@ -342,7 +342,7 @@ def test_a_name_of_somebody_elses_is_taken_and_one_that_runs_is_busy(client: Cli
 
 
 def test_an_owner_redeploys_a_live_name_and_nobody_else_does(client: Client, people: People) -> None:
-    end(people.run(people.owner, "shop"))
+    end(people.deploy(people.owner, "shop"))
     assert_refused(post(client, {"name": "shop"}, **token(people.other)), 409, "NAME_TAKEN", "name")
     assert_refused(post(client, {"name": "shop"}), 409, "NAME_TAKEN", "name")
     answer = post(client, {"name": "shop"}, **token(people.owner))
@@ -351,7 +351,7 @@ def test_an_owner_redeploys_a_live_name_and_nobody_else_does(client: Client, peo
     assert Stack.objects.count() == 1
 
 
-def test_an_anonymous_run_is_never_redeployed_by_anybody(client: Client, people: People) -> None:
+def test_nobody_can_redeploy_an_anonymous_deployment(client: Client, people: People) -> None:
     answer = post(client, {"name": "shop"})
     end(Deployment.objects.get(pk=answer.json()["deploymentId"]))
     assert_refused(post(client, {"name": "shop"}), 409, "NAME_TAKEN", "name")
@@ -381,7 +381,7 @@ def test_all_anonymous_people_together_have_a_quota(client: Client, people: Peop
 
 def test_the_queue_is_not_endless(client: Client, people: People, settings: Any) -> None:
     settings.PORTAL_WAITING = 1
-    people.run(people.owner, "shop")
+    people.deploy(people.owner, "shop")
     answer = post(client, {"name": "shop2"}, **token(people.other))
     assert_refused(answer, 429, "QUOTA")
     assert int(answer.headers["Retry-After"]) > 0
@@ -395,7 +395,7 @@ def test_an_idempotency_key_gives_the_same_answer_and_makes_nothing_new(client: 
     assert first.json() == again.json()
     assert (Stack.objects.count(), Deployment.objects.count(), Event.objects.count()) == (1, 1, 1)
     end(Deployment.objects.get())
-    assert post(client, {"name": "shop"}, **header).json() == first.json(), "also when the run is over"
+    assert post(client, {"name": "shop"}, **header).json() == first.json(), "also when the deployment has ended"
 
 
 def test_the_same_key_of_another_caller_is_another_key(client: Client, people: People) -> None:
@@ -419,7 +419,7 @@ def test_an_idempotency_key_that_is_none_is_refused(client: Client, people: Peop
     assert_refused(answer, 400, "INVALID_PARAMETER", "Idempotency-Key")
 
 
-def test_two_starts_of_a_name_in_the_same_instant_are_one_run(portal: Portal, visitor: dict[str, str]) -> None:
+def test_two_simultaneous_starts_of_one_name_create_one_deployment(portal: Portal, visitor: dict[str, str]) -> None:
     """Eight clients at once, of nobody's and of one person's."""
     for header, code in (({}, "NAME_TAKEN"), (visitor, "BUSY")):
         name = f"api-race-{code.lower().replace('_', '-')}"
@@ -438,7 +438,9 @@ def test_two_starts_of_a_name_in_the_same_instant_are_one_run(portal: Portal, vi
                 assert_refused(answer, 409, code, "name")
 
 
-def test_two_starts_with_one_key_in_the_same_instant_are_one_run_and_one_answer(portal: Portal) -> None:
+def test_two_simultaneous_starts_with_one_idempotency_key_create_one_deployment_and_get_one_answer(
+    portal: Portal,
+) -> None:
     start = threading.Barrier(4)
 
     def ask() -> httpx.Response:
@@ -517,25 +519,27 @@ def ask(portal: Portal, id: str, header: dict[str, str]) -> Any:
 
 
 def test_an_unchanged_state_is_a_304(client: Client, people: People) -> None:
-    run, header = people.run(people.owner, "shop"), token(people.owner)
+    deployment, header = people.deploy(people.owner, "shop"), token(people.owner)
 
     def poll(etag: str = "") -> Any:
-        return client.get(f"/api/deployments/{run.pk}", headers={**header, **({"If-None-Match": etag} if etag else {})})
+        return client.get(
+            f"/api/deployments/{deployment.pk}", headers={**header, **({"If-None-Match": etag} if etag else {})}
+        )
 
     etag = poll().headers["ETag"]
     for given in (etag, f'"x", {etag}', f"W/{etag}"):
         unchanged = poll(given)
         assert (unchanged.status_code, unchanged.content, unchanged.headers["ETag"]) == (304, b"", etag)
     assert poll('"x"').status_code == 200
-    end(run)
+    end(deployment)
     changed = poll(etag)
     assert changed.status_code == 200
     assert changed.headers["ETag"] != etag
 
 
 def test_one_etag_never_serves_two_audiences(client: Client, people: People) -> None:
-    run = people.run(people.owner, "shop")
-    path = f"/api/deployments/{run.pk}"
+    deployment = people.deploy(people.owner, "shop")
+    path = f"/api/deployments/{deployment.pk}"
     etags = {client.get(path, headers=token(person)).headers["ETag"] for person in (people.owner, people.operator)}
     assert len(etags) == 2
     assert "private" in client.get(path, headers=token(people.owner)).headers["Cache-Control"]
@@ -556,16 +560,16 @@ def test_one_etag_never_serves_two_audiences(client: Client, people: People) -> 
 def test_what_a_client_accepts_decides_between_state_and_stream(
     client: Client, people: People, accept: str | None, content_type: str
 ) -> None:
-    run = end(people.run(people.owner, "shop"))
+    deployment = end(people.deploy(people.owner, "shop"))
     headers = {**token(people.owner), **({"Accept": accept} if accept else {})}
-    answer = client.get(f"/api/status/{run.pk}", headers=headers)
+    answer = client.get(f"/api/status/{deployment.pk}", headers=headers)
     assert answer.headers["Content-Type"].split(";")[0] == content_type
 
 
 @pytest.mark.parametrize(
     "path", ["/api/status/{}", "/api/deployments/{}", "/api/deployments/{}/events", "/api/deployments/{}/events?wait=9"]
 )
-def test_a_run_that_is_not_there_is_a_404(client: Client, people: People, path: str) -> None:
+def test_an_unknown_deployment_is_a_404(client: Client, people: People, path: str) -> None:
     for id in ("dep_" + "0" * 32, "dep_", "x", "%00", "dep_%F0%9F%92%A9", "%ED%A0%80", "..%2Fetc"):
         for accept in ("application/json", "text/event-stream"):
             answer = client.get(path.format(id), headers={"Accept": accept})
@@ -596,7 +600,7 @@ def test_events_are_numbered_without_gaps_and_have_these_fields(portal: Portal, 
     rest = portal.http.get(started["eventsUrl"], params={"after": 5}, headers=visitor).json()
     assert rest["events"] == events[5:]
     nothing = portal.http.get(started["eventsUrl"], params={"after": len(events), "wait": 20}, headers=visitor).json()
-    assert nothing == {"events": [], "last": len(events), "done": True}, "a run that is over is not waited for"
+    assert nothing == {"events": [], "last": len(events), "done": True}, "a deployment that has ended is not waited for"
 
 
 def test_who_waits_for_events_is_answered_by_what_happens(portal: Portal) -> None:
@@ -629,22 +633,22 @@ def test_a_wait_for_events_in_which_nothing_happens_lasts_as_long_as_was_asked_f
 @pytest.mark.parametrize("name", ["after", "wait"])
 @pytest.mark.parametrize("value", ["-1", "x", "nan", "inf", "", "1e99", "0x10", "9" * 400])
 def test_a_number_that_is_none_is_refused(client: Client, people: People, name: str, value: str) -> None:
-    run = people.run(people.owner, "shop")
-    answer = client.get(f"/api/deployments/{run.pk}/events", {name: value}, headers=token(people.owner))
+    deployment = people.deploy(people.owner, "shop")
+    answer = client.get(f"/api/deployments/{deployment.pk}/events", {name: value}, headers=token(people.owner))
     assert_refused(answer, 400, "INVALID_PARAMETER", name)
 
 
 def test_events_from_beyond_the_end_are_none(client: Client, people: People) -> None:
-    run = end(people.run(people.owner, "shop"))
-    path = f"/api/deployments/{run.pk}/events"
+    deployment = end(people.deploy(people.owner, "shop"))
+    path = f"/api/deployments/{deployment.pk}/events"
     answer = client.get(path, {"after": 1_000_000}, headers=token(people.owner)).json()
-    assert answer == {"events": [], "last": run.version, "done": True}
+    assert answer == {"events": [], "last": deployment.version, "done": True}
 
 
 # -- the stream --------------------------------------------------------------------------------------------------------
 
 
-def test_the_stream_begins_at_once_and_ends_with_the_run(portal: Portal) -> None:
+def test_the_stream_begins_at_once_and_ends_with_the_deployment(portal: Portal) -> None:
     portal.close_gate("job")
     id = portal.deploy("api-stream")
     portal.wait_at("job")

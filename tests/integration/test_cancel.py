@@ -148,7 +148,7 @@ def test_a_retry_has_the_same_answers_and_creates_nothing_twice(portal: Portal, 
     with held(portal, "job"):
         first, second = ask(portal, id, "retry"), ask(portal, id, "retry")
         assert first.status_code == 202, first.text
-        assert first.json() == second.json(), "asked for twice it is one run"
+        assert first.json() == second.json(), "two identical requests cause one deployment"
     assert ended(portal, token, first)["status"] == "success"
     assert there(portal, "tried-again") == ONE
     application = next(row for row in portal.dokploy()["applications"] if row["name"] == "tried-again")
@@ -202,7 +202,7 @@ def three_people(db: None) -> People:
 
 
 def test_a_cancel_that_was_accepted_before_the_end_wins_over_it(people: People) -> None:
-    waiting = people.run(people.owner, "shop")
+    waiting = people.deploy(people.owner, "shop")
     working = Deployment.claim("worker", excluding=[])
     assert working is not None
     waiting.cancel(people.owner)
@@ -220,7 +220,7 @@ def test_a_cancel_that_was_accepted_before_the_end_wins_over_it(people: People) 
 
 
 def test_a_second_cancel_is_harmless_even_while_the_first_is_being_carried_out(people: People) -> None:
-    deployment = people.run(people.owner, "shop")
+    deployment = people.deploy(people.owner, "shop")
     working = Deployment.claim("worker", excluding=[])
     assert working is not None
     deployment.cancel(people.owner)
@@ -236,10 +236,10 @@ def test_a_deployment_that_has_not_begun_ends_as_soon_as_it_is_cancelled(people:
     if kind == "retry":
         retry_deployment(left_behind(people), people.owner, via="api")
     else:
-        deployment = people.run(people.owner, "shop")
+        deployment = people.deploy(people.owner, "shop")
         if kind == "redeploy":
             end(deployment)
-            people.run(people.owner, "shop")
+            people.deploy(people.owner, "shop")
     deployment = Deployment.objects.in_progress().get()
     deployment.cancel(people.owner)
     left = kind == "retry"
@@ -259,7 +259,7 @@ def test_a_deployment_that_has_not_begun_ends_as_soon_as_it_is_cancelled(people:
 
 
 def test_an_end_that_came_before_the_cancel_wins_over_it(people: People) -> None:
-    deployment = end(people.run(people.owner, "shop"))
+    deployment = end(people.deploy(people.owner, "shop"))
     with pytest.raises(Refusal) as refused:
         deployment.cancel(people.owner)
     assert refused.value.code == "CONFLICT"
@@ -269,9 +269,9 @@ def test_an_end_that_came_before_the_cancel_wins_over_it(people: People) -> None
 
 @pytest.mark.parametrize("state", ["live", "broken"])
 def test_a_redeploy_that_ends_before_any_change_leaves_the_stack_as_it_was(people: People, state: str) -> None:
-    end(people.run(people.owner, "shop"))
+    end(people.deploy(people.owner, "shop"))
     Stack.objects.update(state=state)  # broken: a removal has failed
-    people.run(people.owner, "shop")
+    people.deploy(people.owner, "shop")
     again = Deployment.claim("worker", excluding=[])
     assert again is not None
     error = {"phase": "creating_project", "code": "CANCELLED", "message": "", "evidence": "", "retryable": True}
@@ -281,9 +281,9 @@ def test_a_redeploy_that_ends_before_any_change_leaves_the_stack_as_it_was(peopl
 
 
 def test_a_retry_is_refused_when_another_user_has_taken_the_name(people: People) -> None:
-    failed = end(people.run(people.owner, "shop"), "failure")
+    failed = end(people.deploy(people.owner, "shop"), "failure")
     assert failed.stack.state == "gone"
-    people.run(people.other, "shop")
+    people.deploy(people.other, "shop")
     with pytest.raises(Refusal) as refused:
         retry_deployment(failed, people.owner, via="form")
     assert (refused.value.code, refused.value.field) == ("NAME_TAKEN", "name")
@@ -292,7 +292,7 @@ def test_a_retry_is_refused_when_another_user_has_taken_the_name(people: People)
 def test_a_retry_is_refused_when_its_secret_can_no_longer_be_decrypted(people: People, settings: Any) -> None:
     people.template.parameters = [{"key": "TOKEN", "label": "Token", "type": "secret"}]
     people.template.save()
-    failed = end(people.run(people.owner, "shop", TOKEN="given"), "failure")
+    failed = end(people.deploy(people.owner, "shop", TOKEN="given"), "failure")
     settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     with pytest.raises(Refusal) as refused:
         retry_deployment(failed, people.owner, via="form")
@@ -313,7 +313,7 @@ def test_a_retry_whose_answers_no_longer_fit_the_template_is_refused_on_page_and
 ) -> None:
     people.template.parameters = [{"key": "COLOR", "type": "choice", "choices": ["red"]}, {"key": "COUNT"}]
     people.template.save()
-    failed = end(people.run(people.owner, "shop", COLOR="red", COUNT="7"), "failure")
+    failed = end(people.deploy(people.owner, "shop", COLOR="red", COUNT="7"), "failure")
     kept = [entry for entry in people.template.parameters if entry["key"] != key]
     people.template.parameters = [*kept, {"key": key, "label": f"The {key.lower()}", **change}]
     people.template.save()
@@ -335,7 +335,7 @@ def test_a_retry_whose_answers_no_longer_fit_the_template_is_refused_on_page_and
 
 
 def test_a_retry_uses_the_defaults_of_parameters_added_meanwhile(people: People) -> None:
-    failed = end(people.run(people.owner, "shop"), "failure")
+    failed = end(people.deploy(people.owner, "shop"), "failure")
     people.template.parameters = [
         {"key": "COLOR", "type": "choice", "choices": ["red"], "default": "red", "required": True},
         {"key": "TOKEN", "type": "secret"},
@@ -347,7 +347,7 @@ def test_a_retry_uses_the_defaults_of_parameters_added_meanwhile(people: People)
 
 
 def test_an_operator_cancels_and_retries_any_users_deployment_from_the_admin(people: People) -> None:
-    deployment = people.run(people.owner, "shop")
+    deployment = people.deploy(people.owner, "shop")
     http = Client()
     http.force_login(people.operator)
 
@@ -368,7 +368,7 @@ def test_an_operator_cancels_and_retries_any_users_deployment_from_the_admin(peo
 
 
 def test_a_retry_from_a_stale_page_is_refused_and_changes_nothing(people: People) -> None:
-    deployment = end(people.run(people.owner, "shop"), "failure")
+    deployment = end(people.deploy(people.owner, "shop"), "failure")
     end(retry_deployment(deployment, people.owner, via="form"))
     before = list(Deployment.objects.order_by("pk").values())
     http = Client()
@@ -379,6 +379,6 @@ def test_a_retry_from_a_stale_page_is_refused_and_changes_nothing(people: People
 
 
 def test_an_operators_retry_keeps_the_owner(people: People) -> None:
-    failed = end(people.run(people.owner, "shop"), "failure")
+    failed = end(people.deploy(people.owner, "shop"), "failure")
     again = retry_deployment(failed, people.operator, via="form")
     assert (again.stack.owner, again.requested_by, again.retry_of) == (people.owner, people.operator, failed)

@@ -39,7 +39,7 @@ def test_every_error_of_the_client_has_a_failure_kind() -> None:
 @pytest.mark.django_db
 def test_the_text_for_operators_is_shown_to_operators_only() -> None:
     people = People()
-    deployment = end(people.run(people.owner, "shop"), "failure", code="DOKPLOY_TOO_OLD")
+    deployment = end(people.deploy(people.owner, "shop"), "failure", code="DOKPLOY_TOO_OLD")
     sentence = failures.BY_CODE["DOKPLOY_TOO_OLD"].operator
     for user, is_operator in ((people.operator, True), (people.owner, False)):
         client = Client()

@@ -81,8 +81,8 @@ def test_a_failed_redeploy_restores_the_former_version(portal: Portal, token: di
 @pytest.mark.django_db
 def test_the_page_says_where_the_earlier_image_may_be_gone() -> None:
     people = People()
-    first = end(people.run(people.owner, "shop"))  # without a digest in the log
-    second = end(people.run(people.owner, "shop"), "failure")
+    first = end(people.deploy(people.owner, "shop"))  # without a digest in the log
+    second = end(people.deploy(people.owner, "shop"), "failure")
     http = Client()
     http.force_login(people.owner)
     html = http.get(f"/deployments/{second.pk}").content.decode()

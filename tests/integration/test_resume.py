@@ -34,7 +34,7 @@ UNDO_PLACES = ["project.remove:answer", "project.remove", "application.delete:an
 KINDS = ("projects", "applications", "domains", "services")
 
 
-def hold_one_run_at_each(portal: Portal, places: list[str], holding: ExitStack) -> dict[str, str]:
+def hold_one_deployment_at_each(portal: Portal, places: list[str], holding: ExitStack) -> dict[str, str]:
     """Hold one deployment at each place; return their ids by name."""
     ids = {}
     for number, place in enumerate(places):
@@ -57,7 +57,7 @@ def no_event_is_missing(portal: Portal, id: str) -> list[Any]:
 def test_every_deployment_resumes_after_kill_9_in_every_phase(own_portal: Any) -> None:
     portal = own_portal().start()
     with ExitStack() as holding:
-        ids = hold_one_run_at_each(portal, PLACES, holding)
+        ids = hold_one_deployment_at_each(portal, PLACES, holding)
         before = portal.http.get(f"/deployments/{ids['held-0']}").text
         portal.kill()
     portal.start()
@@ -78,7 +78,7 @@ def test_every_undo_resumes_after_kill_9_in_every_phase(own_portal: Any) -> None
     portal = own_portal().start()
     portal.turn(pull_error="no space left on device")
     with ExitStack() as holding:
-        ids = hold_one_run_at_each(portal, UNDO_PLACES, holding)
+        ids = hold_one_deployment_at_each(portal, UNDO_PLACES, holding)
         portal.kill()
     portal.start()
     for name, id in ids.items():

@@ -23,8 +23,8 @@ def scaled_out(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]
     simulator.close()
 
 
-def test_another_process_runs_it_and_every_client_sees_each_phase(scaled_out: ScaledOut) -> None:
-    """With the sweep off: only messages start runs and move pages."""
+def test_another_process_carries_out_the_deployment_and_every_client_sees_each_phase(scaled_out: ScaledOut) -> None:
+    """The sweep is off, so only messages start deployments and update pages."""
     scaled_out.work()
     for client in (poller, long_poller, streamer):
         with held(scaled_out, *GATES.values()):
@@ -43,10 +43,10 @@ def test_another_process_runs_it_and_every_client_sees_each_phase(scaled_out: Sc
     assert "The stack is live" in frame
 
 
-def test_channels_own_worker_runs_it_from_a_message_alone(scaled_out: ScaledOut) -> None:
+def test_the_channels_worker_carries_out_a_deployment_that_only_a_message_announces(scaled_out: ScaledOut) -> None:
     scaled_out.work("runworker", "runner")
     with held(scaled_out, "project.all"):
-        # Its subscription takes a moment, and a message before it is lost: one run a try, until one is taken up.
+        # Messages sent before the worker has subscribed are lost: request one deployment per attempt until one starts.
         for attempt in range(50):
             id = scaled_out.deploy(f"bell-{attempt}")
             answer = scaled_out.switches.get("gates/project.all", params={"wait": 0.5})

@@ -173,7 +173,7 @@ def test_a_secret_that_was_typed_never_comes_back_in_the_form(people: People) ->
 
 
 def test_a_redeploy_keeps_a_secret_that_is_left_empty_and_shows_it_nowhere(people: People) -> None:
-    first = end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
+    first = end(people.deploy(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
     http = Client()
     http.force_login(people.owner)
     page = f"/stacks/{first.stack_id}/deploy"
@@ -189,7 +189,7 @@ def test_a_redeploy_keeps_a_secret_that_is_left_empty_and_shows_it_nowhere(peopl
 
 
 def test_deploying_an_own_stack_by_name_keeps_its_secret(people: People, client: Client) -> None:
-    end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
+    end(people.deploy(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
     client.force_login(people.owner)
     client.post("/", {"name": "shop", "template": "stack", "stack-API_TOKEN": "", "stack-GREETING": "ho"})
     again = end(Deployment.objects.first())
@@ -213,7 +213,7 @@ def test_keys_can_be_rotated(settings: Any) -> None:
 
 
 def test_the_command_rotates_every_stored_secret_or_none(people: People, settings: Any, capsys: Any) -> None:
-    deployment = people.run(people.owner, "shop", API_TOKEN=CANARY)
+    deployment = people.deploy(people.owner, "shop", API_TOKEN=CANARY)
     old, new = settings.ENCRYPTION_KEYS[0], Fernet.generate_key().decode()
     settings.ENCRYPTION_KEYS = [new, old]
     call_command("rotate_secrets")
@@ -251,7 +251,7 @@ async def test_a_deployment_whose_secret_cannot_be_decrypted_fails_with_a_senten
     transactional_db: None, settings: Any
 ) -> None:
     people = await sync_to_async(lambda: with_a_secret(People()))()
-    deployment = await sync_to_async(people.run)(people.owner, "shop", API_TOKEN=CANARY)
+    deployment = await sync_to_async(people.deploy)(people.owner, "shop", API_TOKEN=CANARY)
     settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     runner = Runner(sweep=0.01)
     runner.start()
@@ -270,7 +270,7 @@ ASK = {"content_type": "application/json"}
 def test_a_secret_that_can_no_longer_be_decrypted_must_be_entered_again(people: People, settings: Any) -> None:
     people.template.registry_password_encrypted = ""
     people.template.save()
-    first = end(people.run(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
+    first = end(people.deploy(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
     settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     client, header = Client(), token(people.owner)
     for parameters in ({}, {"GREETING": "ho"}, {"API_TOKEN": ""}):
@@ -393,7 +393,7 @@ def test_the_log_holds_no_secret(log: io.StringIO, settings: Any, message: str) 
 
 def test_an_error_page_and_the_log_of_it_hold_no_secret(log: io.StringIO, people: People) -> None:
     """The portal fails over an impossible row; the error does not repeat what the row holds."""
-    deployment = end(people.run(people.owner, "shop", API_TOKEN=CANARY), "failure")
+    deployment = end(people.deploy(people.owner, "shop", API_TOKEN=CANARY), "failure")
     Deployment.objects.filter(pk=deployment.pk).update(error={"password": CANARY})
     client = Client(raise_request_exception=False)
     client.force_login(people.owner)

@@ -48,7 +48,7 @@ def three_people(db: None) -> People:
 
 def left_behind(people: People, name: str = "shop") -> Deployment:
     """Return a failed deployment that could not remove what it created."""
-    deployment = people.run(people.owner, name)
+    deployment = people.deploy(people.owner, name)
     claimed = Deployment.claim("worker", excluding=[])
     assert claimed is not None
     mark = {"kind": "project", "mark": f"m/{name}"}
@@ -104,15 +104,15 @@ def test_leftovers_are_due_after_a_minute_and_each_failed_try_waits_longer(peopl
 
 
 def test_a_stack_that_has_run_is_never_swept(people: People) -> None:
-    end(people.run(people.owner, "shop"))
-    broken = end(people.run(people.owner, "shop"), "failure", left=["the former version"])
+    end(people.deploy(people.owner, "shop"))
+    broken = end(people.deploy(people.owner, "shop"), "failure", left=["the former version"])
     Stack.objects.update(state=Stack.State.BROKEN)
     age(broken, 10**6)
     assert request_due_removals() == []
 
 
 def test_an_expired_stack_is_removed(people: People) -> None:
-    deployment = end(people.run(people.owner, "shop"))
+    deployment = end(people.deploy(people.owner, "shop"))
     Stack.objects.filter(pk=deployment.stack_id).update(expires_at=timezone.now() + timedelta(hours=1))
     assert request_due_removals() == []
     Stack.objects.filter(pk=deployment.stack_id).update(expires_at=timezone.now() - timedelta(seconds=1))
@@ -129,7 +129,7 @@ def test_an_expired_stack_is_removed(people: People) -> None:
 
 def test_recorded_objects_and_those_of_a_deployment_in_progress_are_not_orphans(people: People) -> None:
     broken = left_behind(people)
-    running = people.run(people.other, "busy")
+    running = people.deploy(people.other, "busy")
     found = [
         MarkedObject("project", "shop", "shop", f"i/{broken.stack_id}"),
         MarkedObject("project", "p2", "busy", f"i/{running.stack_id}"),
@@ -187,7 +187,7 @@ async def look(simulator: Simulator) -> None:
 
 def test_a_stack_removed_during_a_scan_is_not_an_orphan(people: People, simulator: Simulator) -> None:
     lost(simulator)
-    deployment = end(people.run(people.owner, "shop"))
+    deployment = end(people.deploy(people.owner, "shop"))
     mark = f"{mark_of(Installation.current().id)}{deployment.stack_id}"
     id = simulator.do("project.create", name="shop", description=mark)["project"]["projectId"]
     receipt = ExternalResource.objects.create(
@@ -219,7 +219,7 @@ def test_an_orphan_whose_mark_was_changed_is_not_recorded_again(people: People) 
 
 
 def test_an_orphan_of_a_stack_that_exists_is_not_removed_with_it(people: People) -> None:
-    deployment = end(people.run(people.owner, "shop"))
+    deployment = end(people.deploy(people.owner, "shop"))
     Orphan.report([MarkedObject("application", "a1", "shop", f"i/{deployment.stack_id}")])
     with pytest.raises(Refusal) as refused:
         Orphan.objects.get().remove(people.operator)
@@ -265,8 +265,8 @@ def test_operators_who_remove_an_orphan_at_once_get_one_deployment() -> None:
                 connection.close()
 
         with ThreadPoolExecutor(four) as pool:
-            runs = set(pool.map(remove, [Orphan.objects.get() for _ in range(four)]))
-        assert len(runs) == 1
+            deployments = set(pool.map(remove, [Orphan.objects.get() for _ in range(four)]))
+        assert len(deployments) == 1
     assert Deployment.objects.count() == 5
 
 
@@ -274,10 +274,10 @@ def test_operators_who_remove_an_orphan_at_once_get_one_deployment() -> None:
 def test_remains_of_a_removed_stack_are_removed_under_its_name_unless_the_name_is_taken(
     people: People, taken: bool
 ) -> None:
-    gone = end(people.run(people.owner, "shop"), "failure")
+    gone = end(people.deploy(people.owner, "shop"), "failure")
     assert gone.stack.state == Stack.State.GONE
     if taken:
-        end(people.run(people.other, "shop"))
+        end(people.deploy(people.other, "shop"))
     Orphan.report([MarkedObject("project", "p1", "shop", f"i/{gone.stack_id}")])
     removal = Orphan.objects.get().remove(people.operator)
     assert removal.stack_id == gone.stack_id
@@ -286,7 +286,7 @@ def test_remains_of_a_removed_stack_are_removed_under_its_name_unless_the_name_i
         gone.stack.refresh_from_db()
         assert gone.to_dict("owner")["name"] == "shop"
         with pytest.raises(Refusal) as refused:
-            people.run(people.other, "shop")
+            people.deploy(people.other, "shop")
         assert refused.value.code == "NAME_TAKEN"
 
 

@@ -48,9 +48,9 @@ def people(db: None, settings: Any) -> People:
 
 
 @pytest.fixture
-def run(people: People) -> Deployment:
+def deployment(people: People) -> Deployment:
     """Return an ended deployment with one recorded object."""
-    over = end(people.run(people.owner, "admin-shop"), "failure")
+    over = end(people.deploy(people.owner, "admin-shop"), "failure")
     given = {"stack": over.stack, "deployment": over, "resource_type": "project", "phase": "creating_project"}
     ExternalResource.objects.create(
         **given, mark="deployportal/x/y", external_id="project-77", state="left", why="It hung."
@@ -66,10 +66,10 @@ def operator(people: People) -> Client:
     return client
 
 
-def ids(run: Deployment) -> dict[str, Any]:
+def ids(deployment: Deployment) -> dict[str, Any]:
     return {
-        "stack": quote(run.stack_id),
-        "deployment": quote(run.pk),
+        "stack": quote(deployment.stack_id),
+        "deployment": quote(deployment.pk),
         "externalresource": ExternalResource.objects.get().pk,
     }
 
@@ -79,7 +79,7 @@ def rows() -> dict[str, list[Any]]:
     return {model.__name__: list(model._default_manager.order_by("pk").values()) for model in found}
 
 
-def test_an_operator_lists_and_searches_everything(operator: Client, run: Deployment) -> None:
+def test_an_operator_lists_and_searches_everything(operator: Client, deployment: Deployment) -> None:
     assert operator.get("/admin/").status_code == 200
     for page in (*READ_ONLY, "template", "apitoken"):
         listed = operator.get(f"/admin/deployments/{page}/")
@@ -90,22 +90,22 @@ def test_an_operator_lists_and_searches_everything(operator: Client, run: Deploy
         assert "admin-shop" in operator.get(f"/admin/deployments/{page}/", {"q": "admin-shop"}).content.decode()
         assert "admin-shop" not in operator.get(f"/admin/deployments/{page}/", {"q": "unheard"}).content.decode()
     filtered = operator.get("/admin/deployments/deployment/", {"status__exact": "failure"}).content.decode()
-    assert f'href="/deployments/{run.pk}"' in filtered, "leads to the live page"
+    assert f'href="/deployments/{deployment.pk}"' in filtered, "leads to the live page"
     assert (
         "admin-shop"
         not in operator.get("/admin/deployments/deployment/", {"status__exact": "success"}).content.decode()
     )
 
 
-def test_an_operator_sees_a_run_with_its_events_and_a_stack_with_its_receipts(
-    operator: Client, run: Deployment
+def test_an_operator_sees_a_deployment_with_its_events_and_a_stack_with_its_external_resources(
+    operator: Client, deployment: Deployment
 ) -> None:
-    shown = operator.get(f"/admin/deployments/deployment/{quote(run.pk)}/change/").content.decode()
+    shown = operator.get(f"/admin/deployments/deployment/{quote(deployment.pk)}/change/").content.decode()
     for text in ("IMAGE_NOT_FOUND", "Rollback completed", "a line", "Queued"):
         assert text in shown
     assert "spec_encrypted" not in shown
-    shown = operator.get(f"/admin/deployments/stack/{quote(run.stack_id)}/change/").content.decode()
-    for text in ("admin-shop", "project-77", "It hung.", run.pk, "deployportal/x/y"):
+    shown = operator.get(f"/admin/deployments/stack/{quote(deployment.stack_id)}/change/").content.decode()
+    for text in ("admin-shop", "project-77", "It hung.", deployment.pk, "deployportal/x/y"):
         assert text in shown
 
 
@@ -113,16 +113,16 @@ def test_the_number_of_questions_to_the_database_does_not_grow_with_the_list(
     operator: Client, people: People, django_assert_max_num_queries: Any
 ) -> None:
     for number in range(12):
-        people.run(people.owner, f"shop-{number}")
+        people.deploy(people.owner, f"shop-{number}")
     for page in ("deployment", "stack", "externalresource"):
         with django_assert_max_num_queries(15):
             operator.get(f"/admin/deployments/{page}/")
 
 
 @pytest.mark.parametrize("page", READ_ONLY)
-def test_what_the_runner_writes_cannot_be_written_here(operator: Client, run: Deployment, page: str) -> None:
+def test_what_the_runner_writes_cannot_be_written_here(operator: Client, deployment: Deployment, page: str) -> None:
     before = rows()
-    id = ids(run)[page]
+    id = ids(deployment)[page]
     shown = operator.get(f"/admin/deployments/{page}/{id}/change/").content.decode()
     assert 'name="_save"' not in shown
     assert not re.findall(r'<(?:input type="(?!hidden|submit)|select|textarea)[^>]* name="', shown)
@@ -146,7 +146,7 @@ def test_what_the_runner_writes_cannot_be_written_here(operator: Client, run: De
     assert rows() == before
 
 
-def test_an_operator_revokes_a_token_and_never_sees_or_changes_it(operator: Client, run: Deployment) -> None:
+def test_an_operator_revokes_a_token_and_never_sees_or_changes_it(operator: Client, deployment: Deployment) -> None:
     row = ApiToken.objects.get()
     path = f"/admin/deployments/apitoken/{row.pk}"
     assert row.digest not in operator.get(f"{path}/change/").content.decode()
@@ -297,13 +297,13 @@ def test_what_follows_the_settings_is_not_edited_here(operator: Client, people: 
 # -- who ---------------------------------------------------------------------------------------------------------------
 
 
-def test_only_operators_enter(people: People, run: Deployment) -> None:
+def test_only_operators_enter(people: People, deployment: Deployment) -> None:
     mine = Client()
     mine.force_login(people.owner)
     for client in (mine, Client()):
         for path in (
             "/admin/",
-            f"/admin/deployments/deployment/{quote(run.pk)}/change/",
+            f"/admin/deployments/deployment/{quote(deployment.pk)}/change/",
             "/admin/deployments/template/add/",
             "/admin/auth/user/",
             "/admin/jsi18n/",
@@ -324,7 +324,7 @@ def test_the_admin_panels_own_sign_in_lets_no_other_person_in(people: People) ->
     assert client.get("/admin/").status_code == 200
 
 
-def test_staff_without_rights_see_nothing_and_change_nothing(people: People, run: Deployment) -> None:
+def test_staff_without_rights_see_nothing_and_change_nothing(people: People, deployment: Deployment) -> None:
     get_user_model().objects.filter(pk=people.other.pk).update(is_staff=True)
     client = Client()
     client.force_login(people.other)
@@ -339,18 +339,18 @@ def test_who_lost_the_role_is_out_at_once(operator: Client, people: People) -> N
     assert operator.get("/admin/").status_code == 302
 
 
-def test_a_stack_with_tricks_in_its_texts_is_shown_escaped(operator: Client, run: Deployment) -> None:
+def test_a_stack_with_tricks_in_its_texts_is_shown_escaped(operator: Client, deployment: Deployment) -> None:
     text = "<script>alert(1)</script>"
-    Deployment.objects.filter(pk=run.pk).update(message=text, error={"message": text})
-    Stack.objects.filter(pk=run.stack_id).update(host=text)
-    run.events.update(message=text, data={"lines": [text]})
+    Deployment.objects.filter(pk=deployment.pk).update(message=text, error={"message": text})
+    Stack.objects.filter(pk=deployment.stack_id).update(host=text)
+    deployment.events.update(message=text, data={"lines": [text]})
     ExternalResource.objects.update(why=text)
-    for page, id in ids(run).items():
+    for page, id in ids(deployment).items():
         for path in (f"/admin/deployments/{page}/", f"/admin/deployments/{page}/{id}/change/"):
             assert "<script>alert" not in operator.get(path).content.decode()
 
 
-def test_an_order_or_a_filter_that_nobody_offers_is_left_aside(operator: Client, run: Deployment) -> None:
+def test_an_order_or_a_filter_that_nobody_offers_is_left_aside(operator: Client, deployment: Deployment) -> None:
     """Filters by a hash, letter by letter, would read it."""
     for query in ({"o": "99"}, {"o": "-1.x"}, {"p": "x"}, {"q": "\0"}):
         assert operator.get("/admin/deployments/apitoken/", query).status_code in (200, 302)

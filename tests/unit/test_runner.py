@@ -19,7 +19,7 @@ from ..users import People
 @pytest.mark.django_db(transaction=True)
 async def test_a_deployment_claimed_during_a_drain_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     people = await sync_to_async(People)()
-    deployment = await sync_to_async(people.run)(people.owner, "shop")
+    deployment = await sync_to_async(people.deploy)(people.owner, "shop")
     claiming, proceed, claim = threading.Event(), threading.Event(), Deployment.claim
 
     def slow_claim(*args: Any, **kwargs: Any) -> Any:
@@ -49,8 +49,8 @@ async def test_a_deployment_claimed_during_a_drain_is_released(monkeypatch: pyte
 @pytest.mark.django_db(transaction=True)
 async def test_a_deployment_that_begins_during_a_heartbeat_keeps_running(monkeypatch: pytest.MonkeyPatch) -> None:
     people = await sync_to_async(People)()
-    first = await sync_to_async(people.run)(people.owner, "first")
-    second = await sync_to_async(people.run)(people.owner, "second")
+    first = await sync_to_async(people.deploy)(people.owner, "first")
+    second = await sync_to_async(people.deploy)(people.owner, "second")
     loop, context, heartbeat = asyncio.get_running_loop(), contextvars.copy_context(), Deployment.heartbeat
     begun, renewed = asyncio.Queue[str](), asyncio.Event()
 
@@ -83,7 +83,7 @@ async def test_a_deployment_that_ends_during_a_heartbeat_is_released_undisturbed
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     people = await sync_to_async(People)()
-    deployments = [await sync_to_async(people.run)(people.owner, name) for name in ("ends", "goes-on")]
+    deployments = [await sync_to_async(people.deploy)(people.owner, name) for name in ("ends", "goes-on")]
     end, releasing, second_heartbeat, released = asyncio.Event(), threading.Event(), asyncio.Event(), asyncio.Event()
     loop, count = asyncio.get_running_loop(), itertools.count()
 

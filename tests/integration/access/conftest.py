@@ -65,10 +65,10 @@ def opened(shared_portal: Portal) -> str:
 
 
 @pytest.fixture
-def open_run(people: People) -> Deployment:
+def open_deployment(people: People) -> Deployment:
     """Return an anonymous deployment that failed, with a parameter, a log line and evidence."""
     parameter = {"key": "GREETING", "type": "text"}
     Template.objects.filter(pk=people.template.pk).update(parameters=[parameter])
     people.template.refresh_from_db()
-    run = people.run(identity.open_user(), "open-shop", GREETING=CANARY)
-    return end(run, "failure", evidence=f"evidence-{CANARY}")
+    deployment = people.deploy(identity.open_user(), "open-shop", GREETING=CANARY)
+    return end(deployment, "failure", evidence=f"evidence-{CANARY}")

@@ -70,9 +70,9 @@ def _streams(http: httpx.Client, path: str) -> bool:
 async def test_an_unread_stream_does_not_count_as_a_viewer_for_long(transactional_db: None, async_client: Any) -> None:
     """The client disconnects between the view's answer and the first byte."""
     made = await sync_to_async(People)()
-    run = await sync_to_async(made.run)(made.owner, "shop")
+    deployment = await sync_to_async(made.deploy)(made.owner, "shop")
     header = await sync_to_async(token)(made.owner)
-    answer = await async_client.get(f"/api/status/{run.pk}", headers=header)
+    answer = await async_client.get(f"/api/status/{deployment.pk}", headers=header)
     viewers = hub.Hub.current()._viewers
     assert viewers.total() == 1
     del answer

@@ -14,20 +14,20 @@ from .support import contents, signed_in
 
 
 def test_a_session_does_not_authenticate_at_the_api(people: People, settings: Any) -> None:
-    run = end(people.run(people.owner, "shop"))
+    deployment = end(people.deploy(people.owner, "shop"))
     client = signed_in(people.owner)
-    assert client.get(f"/api/deployments/{run.pk}").status_code == 404
+    assert client.get(f"/api/deployments/{deployment.pk}").status_code == 404
     answer = client.post("/api/deploy", '{"name": "shop2"}', content_type="application/json")
     assert Deployment.objects.get(pk=answer.json()["deploymentId"]).stack.owner.username == "open"
     settings.PORTAL_OPEN = False
-    assert client.get(f"/api/deployments/{run.pk}").status_code == 401
+    assert client.get(f"/api/deployments/{deployment.pk}").status_code == 401
     assert client.post("/api/deploy", '{"name": "shop3"}', content_type="application/json").status_code == 401
 
 
 def test_a_token_does_not_authenticate_on_pages(client: Client, people: People) -> None:
-    run = end(people.run(people.owner, "shop"))
+    deployment = end(people.deploy(people.owner, "shop"))
     header = token(people.owner)
-    assert client.get(f"/deployments/{run.pk}", headers=header).status_code == 404
+    assert client.get(f"/deployments/{deployment.pk}", headers=header).status_code == 404
     assert client.get("/", headers=header).status_code == 302
 
 
@@ -50,11 +50,11 @@ FOREIGN = [
 def test_another_site_cannot_use_the_api_through_a_users_browser(
     client: Client, people: People, headers: dict[str, str]
 ) -> None:
-    run = end(people.run(people.owner, "shop"))
+    deployment = end(people.deploy(people.owner, "shop"))
     for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/json"):
         answer = client.post("/api/deploy", '{"name": "shop2"}', content_type=content_type, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "FORBIDDEN")
-    reading = client.get(f"/api/deployments/{run.pk}", headers={**token(people.owner), **headers})
+    reading = client.get(f"/api/deployments/{deployment.pk}", headers={**token(people.owner), **headers})
     assert reading.status_code == 403
     assert Stack.objects.count() == 1
 
@@ -130,11 +130,11 @@ GETS = [
 def test_get_requests_never_write(people: People, settings: Any) -> None:
     settings.DOKPLOY_URL = "http://127.0.0.1:1"  # nothing listens there
     identity.open_user()
-    run = end(people.run(people.operator, "shop"))
+    deployment = end(people.deploy(people.operator, "shop"))
     client, header = signed_in(people.operator), token(people.operator)
     client.get("/api/check/shop2", headers=header)  # a token's last use is recorded once a minute
     before = contents()
     for path in GETS:
-        client.get(path.format(id=run.pk), headers={**header, "Accept": "application/json"})
-        client.head(path.format(id=run.pk), headers={**header, "Accept": "application/json"})
+        client.get(path.format(id=deployment.pk), headers={**header, "Accept": "application/json"})
+        client.head(path.format(id=deployment.pk), headers={**header, "Accept": "application/json"})
         assert contents() == before, path

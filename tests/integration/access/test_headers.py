@@ -46,14 +46,14 @@ def test_cookies_are_limited_to_this_portal(client: Client, people: People) -> N
     assert (cookie["httponly"], cookie["samesite"], cookie["domain"]) == (True, "Lax", "")
 
 
-def test_no_page_needs_what_the_content_security_policy_forbids(people: People, open_run: Deployment) -> None:
-    live = end(people.run(people.owner, "shop"))
-    waiting = people.run(people.owner, "shop2")
+def test_no_page_needs_what_the_content_security_policy_forbids(people: People, open_deployment: Deployment) -> None:
+    live = end(people.deploy(people.owner, "shop"))
+    waiting = people.deploy(people.owner, "shop2")
     client = signed_in(people.owner)
     pages = [
         client.get("/"),
         client.post("/", {"name": "?"}),
-        *(client.get(PAGES[0].format(run.pk)) for run in (live, waiting, open_run)),
+        *(client.get(PAGES[0].format(deployment.pk)) for deployment in (live, waiting, open_deployment)),
         client.post("/tokens", {"label": "x"}),
         client.get("/help/"),
         client.get("/help/CANCELLED"),
@@ -70,11 +70,11 @@ def test_an_internal_error_reveals_nothing(people: People, monkeypatch: pytest.M
     """A table is missing in the database."""
     client = signed_in(people.owner)
     client.raise_request_exception = False
-    run = people.run(people.owner, "shop")
-    Stack.objects.filter(pk=run.stack_id).update(url="http://[")  # not a valid URL
-    Deployment.objects.filter(pk=run.pk).update(error={"canary": CANARY})
+    deployment = people.deploy(people.owner, "shop")
+    Stack.objects.filter(pk=deployment.stack_id).update(url="http://[")  # not a valid URL
+    Deployment.objects.filter(pk=deployment.pk).update(error={"canary": CANARY})
     for path in (PAGES[0], API[1]):
-        answer = client.get(path.format(run.pk), headers=token(people.owner))
+        answer = client.get(path.format(deployment.pk), headers=token(people.owner))
         assert answer.status_code == 500
         assert CANARY not in answer.content.decode()
         assert "Traceback" not in answer.content.decode()

@@ -40,16 +40,22 @@ def test_unexpected_fields_change_nothing(people: People) -> None:
     for stack, owner in ((Stack.objects.get(name="shop"), "owner"), (Stack.objects.get(name="shop2"), "open")):
         assert (stack.owner.username, stack.state) == (owner, "pending")
         assert stack.host == f"{stack.name}.localhost"
-        run = stack.deployments.get()
-        assert (run.status, run.phase, run.progress, run.lease_owner, run.lease_token) == (
+        deployment = stack.deployments.get()
+        assert (
+            deployment.status,
+            deployment.phase,
+            deployment.progress,
+            deployment.lease_owner,
+            deployment.lease_token,
+        ) == (
             "in_progress",
             "initializing",
             0,
             "",
             0,
         )
-        assert (run.requested_by.username, run.spec["image"]) == (owner, people.template.image)
-        assert run.pk != EXTRA["id"]
+        assert (deployment.requested_by.username, deployment.spec["image"]) == (owner, people.template.image)
+        assert deployment.pk != EXTRA["id"]
     people.owner.refresh_from_db()
     assert not people.owner.is_staff
 
@@ -120,10 +126,10 @@ def test_hostile_text_is_shown_escaped(people: People, text: str) -> None:
     client = signed_in(people.owner)
     answer = client.post("/", {"name": "shop", "template": "stack", "stack-GREETING": text})
     assert answer.status_code == 302
-    run = Deployment.objects.get()
-    assert dict(run.stack_spec().env) == {"GREETING": text}, "unchanged"
-    end(run, "failure", message=text, evidence=text)
-    for path in ("/", f"/deployments/{run.pk}", f"/deployments/{run.pk}/live", "/stacks"):
+    deployment = Deployment.objects.get()
+    assert dict(deployment.stack_spec().env) == {"GREETING": text}, "unchanged"
+    end(deployment, "failure", message=text, evidence=text)
+    for path in ("/", f"/deployments/{deployment.pk}", f"/deployments/{deployment.pk}/live", "/stacks"):
         shown = client.get(path).content.decode()
         assert "<script>alert" not in shown
         assert "<img" not in shown

@@ -14,13 +14,13 @@ from .support import API, PAGES, STRANGER, closing_code, contents, signed_in
 
 @pytest.mark.parametrize("path", PAGES)
 def test_another_users_deployment_is_not_found_on_any_page(people: People, path: str) -> None:
-    run = end(people.run(people.owner, "canary-shop"))
+    deployment = end(people.deploy(people.owner, "canary-shop"))
     for client in (signed_in(people.other), Client()):
-        answer = client.get(path.format(run.pk))
+        answer = client.get(path.format(deployment.pk))
         assert answer.status_code == 404
         assert b"canary-shop" not in answer.content
     for person in (people.owner, people.operator):
-        assert b"canary-shop" in signed_in(person).get(path.format(run.pk)).content
+        assert b"canary-shop" in signed_in(person).get(path.format(deployment.pk)).content
 
 
 @pytest.mark.django_db(transaction=True)  # a stream returns its connection to the pool
@@ -29,19 +29,19 @@ def test_another_users_deployment_is_not_found_on_any_page(people: People, path:
 def test_another_users_deployment_is_not_found_by_any_script(
     client: Client, people: People, path: str, accept: str
 ) -> None:
-    run = end(people.run(people.owner, "canary-shop"))
+    deployment = end(people.deploy(people.owner, "canary-shop"))
     for header in (token(people.other), {}):
-        answer = client.get(path.format(run.pk), headers={**header, "Accept": accept})
+        answer = client.get(path.format(deployment.pk), headers={**header, "Accept": accept})
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NOT_FOUND")
         assert b"canary-shop" not in answer.content
     for person in (people.owner, people.operator):
-        assert client.get(path.format(run.pk), headers={**token(person), "Accept": accept}).status_code == 200
+        assert client.get(path.format(deployment.pk), headers={**token(person), "Accept": accept}).status_code == 200
 
 
 @pytest.mark.parametrize("verb", ["deploy", "remove"])
 def test_another_users_stack_cannot_be_changed(people: People, verb: str) -> None:
-    run = end(people.run(people.owner, "shop"))
-    page = f"/stacks/{run.stack_id}/{verb}"
+    deployment = end(people.deploy(people.owner, "shop"))
+    page = f"/stacks/{deployment.stack_id}/{verb}"
     form = {"name": "shop", "template": people.template.slug}
     before = contents()
     other = signed_in(people.other)
@@ -56,18 +56,18 @@ def test_another_users_stack_cannot_be_changed(people: People, verb: str) -> Non
         name: rows for name, rows in before.items() if name.startswith("deployments.D")
     }
     assert owner.post(page, form).status_code == 302
-    assert Deployment.objects.filter(stack=run.stack_id).count() == 2
+    assert Deployment.objects.filter(stack=deployment.stack_id).count() == 2
 
 
 @pytest.mark.parametrize("path", [*PAGES, *API])
 def test_no_other_method_reaches_another_users_deployment(people: People, path: str) -> None:
-    run = people.run(people.owner, "canary-shop")
+    deployment = people.deploy(people.owner, "canary-shop")
     client = Client()
     header = token(people.other) if path.startswith("/api") else {}
     client.force_login(people.other)
     before = contents()
     for method in ("post", "put", "patch", "delete", "head", "options"):
-        answer = getattr(client, method)(path.format(run.pk), headers=header)
+        answer = getattr(client, method)(path.format(deployment.pk), headers=header)
         assert answer.status_code in (404, 405)
         assert b"canary-shop" not in answer.content
     after = contents()

@@ -89,15 +89,15 @@ async def test_a_socket_ends_soon_after_its_user_loses_access(
     def begin() -> tuple[Any, Any, str]:
         made = People()
         client = signed_in(made.operator)
-        return client, end(made.run(made.owner, "shop")), client.cookies["portal_session"].value
+        return client, end(made.deploy(made.owner, "shop")), client.cookies["portal_session"].value
 
-    client, run, cookie = await sync_to_async(begin)()
+    client, deployment, cookie = await sync_to_async(begin)()
     headers = [
         (b"host", b"localhost:3000"),
         (b"origin", b"http://localhost:3000"),
         (b"cookie", f"portal_session={cookie}".encode()),
     ]
-    communicator = WebsocketCommunicator(application, f"/ws/deployments/{run.pk}", headers=headers)
+    communicator = WebsocketCommunicator(application, f"/ws/deployments/{deployment.pk}", headers=headers)
     assert (await communicator.connect(10))[0]
     assert "shop" in await communicator.receive_from(5)
     user = get_user_model().objects.filter(username="operator")
@@ -117,9 +117,9 @@ async def test_a_stream_ends_soon_after_its_token_is_revoked(
 ) -> None:
     monkeypatch.setattr(hub, "CREDENTIAL_CHECK_SECONDS", 0.05)
     made = await sync_to_async(People)()
-    run = await sync_to_async(made.run)(made.owner, "shop")
+    deployment = await sync_to_async(made.deploy)(made.owner, "shop")
     header = await sync_to_async(token)(made.owner)
-    answer = await async_client.get(f"/api/status/{run.pk}", headers=header)
+    answer = await async_client.get(f"/api/status/{deployment.pk}", headers=header)
     lines = aiter(answer)
     assert b"event: progress" in await anext(lines)
     await ApiToken.objects.all().adelete()
