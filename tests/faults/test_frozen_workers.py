@@ -49,7 +49,7 @@ def test_a_frozen_worker_writes_nothing_after_another_took_over(
     there, before = portal.dokploy(), written_rows(portal)
     sent = {name: count for name, count in there["calls"].items() if not name.startswith("settings.")}
     worker.send_signal(signal.SIGCONT)
-    other = portal.deploy("after")  # once it deployments, the woken worker has had its chance to write
+    other = portal.deploy("after")  # once it starts, the woken worker has had its chance to write
     assert portal.finished(other)["phase"] == "completed"
     assert worker.poll() is None
     woken = written_rows(portal)
