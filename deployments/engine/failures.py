@@ -14,8 +14,9 @@ from .errors import Failure
 class FailureKind:
     """One kind of failure.
 
-    `text` says what happened, `advice` is for all users, `operator` is for operators only. `pattern` finds the failure
-    in a deploy log, ignoring case. `retryable` means that the same request may succeed later.
+    `text` says what happened. `advice` is for all users, `operator` is further advice for operators only. `pattern` is
+    a regular expression that finds the failure in a deploy log, ignoring case. `retryable` means that the same request
+    may succeed later.
     """
 
     code: str
@@ -135,8 +136,8 @@ FAILURES = (
         "Everything was set up, but the stack did not answer at its address in time.",
         (
             "The program in the container exits or crashes when it starts.",
-            "It listens on another port than the template specifies.",
-            "It takes longer to start than the template allows.",
+            "The program listens on a port other than the template's.",
+            "The program takes longer to start than the template allows.",
         ),
         ("Read the stack's own log in Dokploy.", "Check the template's port and its time limit for the health check."),
     ),
@@ -146,7 +147,7 @@ FAILURES = (
         "The former version still answers at the address. The new version did not replace it in time.",
         (
             "The new version exits or crashes when it starts.",
-            "The new version takes longer to start, or the former one to stop, than the template allows.",
+            "The new version starts, or the former version stops, more slowly than the template allows.",
         ),
         ("Read the stack's own log in Dokploy.", "Check what was changed: the image, and the settings in the form."),
     ),
@@ -164,7 +165,7 @@ FAILURES = (
         "The host name resolves, but no server accepts connections at its address.",
         ("The DNS record points to the wrong server.", "A firewall blocks the port.", "Traefik is down."),
         ("Ask an operator to check the DNS record, the firewall and Traefik.",),
-        operator="Check the wildcard DNS record, ports 80 and 443 of the server, and dokploy-traefik.",
+        operator="Check the wildcard DNS record, ports 80 and 443 of the server, and Traefik (dokploy-traefik).",
     ),
     FailureKind(
         "HEALTH_NO_CERTIFICATE",
@@ -189,8 +190,8 @@ FAILURES = (
     FailureKind(
         "NAME_IN_USE_AT_DOKPLOY",
         "Dokploy already has a project of this name",
-        "Dokploy has a project of this name that this portal did not create. It was not changed.",
-        ("A user created it in Dokploy.", "Another portal uses the same Dokploy server."),
+        "Dokploy has a project of this name that this portal did not create. The project was not changed.",
+        ("A user created the project in Dokploy.", "Another portal uses the same Dokploy server."),
         ("Choose another name.",),
         retryable=False,
         operator="The project lacks this portal's mark. Rename or remove it in Dokploy to free the name.",
@@ -198,13 +199,13 @@ FAILURES = (
     FailureKind(
         "LEFTOVER_AT_DOKPLOY",
         "Dokploy still has an earlier project of this name",
-        "Dokploy has a project of this name that this portal created for another stack. It was not changed.",
+        "Dokploy has a project of this name that this portal created for another stack. The project was not changed.",
         (
-            "Dokploy created it long after the portal had stopped waiting for it.",
+            "Dokploy created the project long after the portal had stopped waiting for it.",
             "The portal's database was restored from a backup.",
         ),
-        ("Ask an operator to remove it, then try again. Or choose another name.",),
-        operator="Within minutes, it appears among the orphans in the admin. Remove it there to free the name.",
+        ("Ask an operator to remove the project, then try again. Or choose another name.",),
+        operator="Within minutes, the admin lists the project as an orphan. Remove it there to free the name.",
     ),
     FailureKind(
         "CONTAINER_LEFT_AT_DOKPLOY",
@@ -217,7 +218,7 @@ FAILURES = (
     FailureKind(
         "HOST_IN_USE_AT_DOKPLOY",
         "Dokploy already serves this address",
-        "Another application in Dokploy has this host name. It was not changed.",
+        "Another application in Dokploy has this host name. That application was not changed.",
         ("A user added the domain in Dokploy.",),
         ("Choose another name.",),
         retryable=False,
@@ -234,7 +235,7 @@ FAILURES = (
     FailureKind(
         "DOKPLOY_UNAVAILABLE",
         "Dokploy cannot be reached",
-        "The Dokploy server did not answer for so long that the portal stopped trying.",
+        "The Dokploy server did not answer for a long time, so the portal stopped trying.",
         ("The server or its network is down.", "Dokploy or its database is restarting."),
         ("Try again in a few minutes.", "If it keeps happening, tell an operator."),
         operator="“manage.py check --tag dokploy” shows what does not answer: the network, Dokploy or its database.",
@@ -242,7 +243,7 @@ FAILURES = (
     FailureKind(
         "DOKPLOY_UNCLEAR",
         "Dokploy's answers are unclear",
-        "Several times in a row, Dokploy's answer did not show whether it had made the change.",
+        "Several times in a row, Dokploy's answer did not show whether Dokploy had made the change.",
         ("A proxy answers in place of Dokploy.", "Dokploy has an internal error."),
         ("Try again in a few minutes.", "If it keeps happening, copy the report and send it to an operator."),
         operator="Check for a proxy in front of Dokploy, and read Dokploy's log: docker service logs dokploy.",
@@ -251,9 +252,9 @@ FAILURES = (
         "DOKPLOY_NOT_FOUND",
         "An object disappeared from Dokploy",
         "An object that this deployment created no longer exists.",
-        ("A user deleted it in Dokploy.",),
+        ("A user deleted the object in Dokploy.",),
         ("Deploy again.",),
-        operator="A user or a program deletes the portal's objects in Dokploy. Its audit log may show which one.",
+        operator="A user or a program deletes the portal's objects in Dokploy. Dokploy's audit log may show who.",
     ),
     FailureKind(
         "DOKPLOY_REFUSED",
@@ -304,7 +305,7 @@ FAILURES = (
     ),
     FailureKind(
         "TIMEOUT",
-        "It took too long",
+        "A phase took too long",
         "A phase did not end within its time limit.",
         (
             "A deployment hangs in Dokploy: this one, or one ahead of it in the queue.",
@@ -315,8 +316,8 @@ FAILURES = (
             "If no deployment hangs there, try again.",
         ),
         operator=(
-            "Only a restart of Dokploy cancels a deployment that stays “running” for so long: docker service update "
-            "--force dokploy. Then try again. If Dokploy is only slow, raise DOKPLOY_DEPLOY_SECONDS."
+            "If a deployment hangs as “running”, only a restart of Dokploy cancels it: docker service update --force "
+            "dokploy. Then try again. If Dokploy is only slow, raise DOKPLOY_DEPLOY_SECONDS."
         ),
     ),
     FailureKind(
@@ -349,7 +350,7 @@ FAILURES = (
     FailureKind(
         "TOO_MANY_CRASHES",
         "The portal stopped too often",
-        "The portal stopped several times during this deployment, so it does not continue it.",
+        "The portal stopped several times during this deployment and does not continue it.",
         ("The portal's machine runs out of memory or restarts often.",),
         ("Tell an operator, then try again.",),
         operator="Check the memory of the portal's machine, and why it restarts. The portal's log may show more.",
@@ -367,7 +368,10 @@ def get(code: str) -> FailureKind:
 
 
 def from_log(log: str) -> Failure:
-    """Return the failure that a deploy log describes. Its evidence is the last line that matches the pattern."""
+    """Return the failure that a deploy log describes, with the last line that matches its pattern as the evidence.
+
+    When no pattern matches, return DEPLOY_FAILED with the last line of the log.
+    """
     lines = [" ".join(line.split()) for line in log.splitlines() if line.strip()]
     for pattern, failure_kind in _LOG_PATTERNS:
         for line in reversed(lines):

@@ -1,4 +1,4 @@
-"""Probe a stack's address: DNS, TCP, TLS and HTTP, to tell which step fails first.
+"""Probe a stack's address (DNS, TCP, TLS, HTTP) and report the first step that fails.
 
 A stack's name decides where the portal connects, so a probe could be aimed at a private network. Therefore the name is
 resolved only once, the connection goes to exactly that address, and an address that is not public is refused. Redirects
@@ -39,8 +39,8 @@ class ProbeStep:
 class ProbeResult:
     """The result of one probe.
 
-    `summary` completes “Attempt 3: …”. `code` is the failure code if this is the last attempt, empty when the stack
-    answered.
+    `summary` completes “Attempt 3: …”. `code` is the failure's code if no other probe follows; it is empty when the
+    stack answered. `status` is the HTTP status, or None without a response.
     """
 
     steps: tuple[ProbeStep, ...]
@@ -56,7 +56,10 @@ class ProbeResult:
 
 
 async def probe_stack(spec: StackSpec) -> ProbeResult:
-    """Probe the stack's address once, bounded in time and size. Raise Failure only for an address that is refused."""
+    """Probe the stack's address once, and return the result within three times CONNECT_SECONDS.
+
+    Raise Failure only when the host name resolves to an address that is not public.
+    """
     url = urlsplit(spec.url)
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
@@ -68,9 +71,9 @@ async def probe_stack(spec: StackSpec) -> ProbeResult:
 
 
 async def _resolve(host: str, port: int, router_address: str) -> tuple[Address, ProbeStep]:
-    """Return the address to connect to. Raise OSError if there is none, Failure if it is not public.
+    """Return the address to connect to. Raise OSError if there is none, and Failure if one is not public.
 
-    The operator's `router_address` is used without resolving anything, and may be private.
+    A `router_address`, which only the operator can set, replaces the resolved address and may be private.
     """
     if router_address:
         router_host, _, router_port = router_address.rpartition(":")
@@ -79,7 +82,7 @@ async def _resolve(host: str, port: int, router_address: str) -> tuple[Address, 
     async with asyncio.timeout(CONNECT_SECONDS):
         entries = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [str(entry[4][0]) for entry in entries]
-    for address in addresses:  # one private address among public ones is an attack, not an alternative
+    for address in addresses:  # one that is not public is a sign of an attack: refuse them all
         if not is_public(address):
             raise Failure(
                 "ADDRESS_REFUSED",
@@ -97,7 +100,7 @@ async def _request(spec: StackSpec, scheme: str, port: int, address: Address, dn
     tls = scheme == "https"
 
     async def trace(event: str, info: Any) -> None:
-        """Record the end of a step. Called by httpcore."""
+        """Record that a step succeeded. httpcore calls this."""
         nonlocal step_started
         took = f"{(loop.time() - step_started) * 1000:.0f} ms"
         if event.endswith("connect_tcp.complete"):
@@ -124,7 +127,7 @@ async def _request(spec: StackSpec, scheme: str, port: int, address: Address, dn
                 extensions={"sni_hostname": spec.host, "trace": trace},
             ) as response,
         ):
-            status = response.status_code  # without the body, which may be an endless stream
+            status = response.status_code  # the body is not read: it may be endless
     except (httpx.HTTPError, TimeoutError, ssl.SSLError) as error:
         return _failed_request(steps, tls, error)
     return _response_result(steps, status)

@@ -23,8 +23,8 @@ IMAGE = re.compile(
 )
 HOST = re.compile(rf"{_HOST_LABEL}(?:\.{_HOST_LABEL})*")
 ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_NEEDS_NO_QUOTES = re.compile(r"[!$-&(-_a-~][ !\"$-~]*")  # no quote at the beginning, and no #
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can contain a lone surrogate, UTF-8 cannot
+_NEEDS_NO_QUOTES = re.compile(r"[!$-&(-_a-~][ !\"$-~]*")  # begins with no quote and contains no #
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON text can escape a lone surrogate; UTF-8 cannot encode it
 
 
 def validate_name(name: str, reserved: Iterable[str] = ()) -> str:
@@ -51,7 +51,7 @@ def validate_name(name: str, reserved: Iterable[str] = ()) -> str:
 
 
 def _suggestion(name: str, reserved: Iterable[str]) -> str:
-    """Return a sentence with a valid name that is like this one. Empty when there is none."""
+    """Return a sentence that suggests a similar, valid name, or an empty string if there is none."""
     similar = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     try:
         return f" Try {validate_name(similar, reserved)}."
@@ -60,7 +60,7 @@ def _suggestion(name: str, reserved: Iterable[str]) -> str:
 
 
 def validate_image(image: str, registries: Iterable[str] = ()) -> str:
-    """Return the image reference if it is well-formed and its registry is allowed. An empty list allows all."""
+    """Return the image reference if it is well-formed and its registry is in `registries`. An empty list allows all."""
     match = IMAGE.fullmatch(image)
     if match is None or len(image) > 255:
         raise ValueError("Write the image as [registry/]name[:tag][@sha256:digest].")
@@ -72,7 +72,7 @@ def validate_image(image: str, registries: Iterable[str] = ()) -> str:
 
 
 def validate_host(host: str) -> str:
-    """Return the host name (RFC 1123) in lower case."""
+    """Return the host name in lower case if it is valid (RFC 1123)."""
     labels = host.split(".")
     if not HOST.fullmatch(host) or len(host) > 253 or any(len(label) > 63 for label in labels):
         raise ValueError("Write a host name such as apps.example.org.")
@@ -80,19 +80,19 @@ def validate_host(host: str) -> str:
 
 
 def quote(value: str) -> str:
-    r"""Return the value in quotes with which Dokploy passes it on unchanged. The error never contains the value.
+    r"""Return the value, quoted so that Dokploy passes it on unchanged. An error's message never contains the value.
 
     Dokploy v0.30.2 parses the text with the dotenv package, whose quotes are ', ` and ". It behaves as follows:
 
     - Quotes cannot be escaped, and a backslash before the closing quote hides that quote.
     - In double quotes, \n and \r become line breaks.
     - A carriage return at the end of a line is dropped.
-    - ${{...}} is replaced by another variable, in quotes too.
+    - ${{...}} is replaced by the value of another variable, even inside quotes.
     """
     if "\0" in value or "\r" in value:
         raise ValueError("The value can't contain a NUL character or a carriage return.")
     if _SURROGATE.search(value):
-        raise ValueError("The value contains half of a character. Enter it again.")
+        raise ValueError("The value contains an incomplete character. Enter it again.")
     if "${{" in value:
         raise ValueError("The value can't contain “${{”, because Dokploy would replace it.")
     if value.endswith("\\"):
@@ -109,5 +109,5 @@ def quote(value: str) -> str:
 
 
 def dotenv(pairs: Iterable[tuple[str, str]]) -> str:
-    """Return the environment variables as the text of a dotenv file, which Dokploy parses (see `quote`)."""
+    """Return the environment variables as the text of a dotenv file. `quote` describes how Dokploy parses it."""
     return "".join(f"{key}={quote(value)}\n" for key, value in pairs)
