@@ -16,7 +16,7 @@ from .processes import Portal, Simulator
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-REQUIRED = bool(os.environ.get("CI"))  # a skip is a failure there
+REQUIRED = bool(os.environ.get("CI"))  # whether a missing requirement is a failure, not a skip
 
 
 def pytest_sessionfinish() -> None:
@@ -24,7 +24,7 @@ def pytest_sessionfinish() -> None:
 
 
 def need(what: Any, why: str) -> None:
-    """Skip the test if a requirement is missing; in CI that is a failure."""
+    """Skip the test if a requirement is missing; fail it in CI."""
     if not what:
         if REQUIRED:
             pytest.fail(f"{why}, but CI must have it")
@@ -40,9 +40,9 @@ def django_db_setup(django_db_setup: None) -> Iterator[None]:
 
 @pytest.fixture
 def postgres() -> Iterator[str]:
-    """Yield the URL of an empty database of the test's own."""
+    """Yield the URL of an empty PostgreSQL database that only this test uses."""
     url = os.environ.get("DATABASE_URL", "")
-    need(url.startswith("postgres"), "DATABASE_URL names no PostgreSQL")
+    need(url.startswith("postgres"), "DATABASE_URL is not set to a PostgreSQL server")
     import psycopg
 
     name = f"portal_{secrets.token_hex(6)}"
@@ -56,7 +56,7 @@ def postgres() -> Iterator[str]:
 @pytest.fixture
 def redis() -> str:
     url = os.environ.get("REDIS_URL", "")
-    need(url, "REDIS_URL is not given")
+    need(url, "REDIS_URL is not set")
     return url
 
 

@@ -1,4 +1,4 @@
-"""Sets the tests' environment before the settings load: their data directory, and nothing inherited."""
+"""Set a new data directory and remove inherited settings before Django loads its settings."""
 
 import os
 import tempfile

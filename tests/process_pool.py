@@ -1,6 +1,6 @@
-"""Starts many processes quickly: one process has loaded the slow imports and forks on request.
+"""Start many processes quickly: one process has loaded the slow imports and forks on request.
 
-Each fork is a real `manage.py` process with its own environment and settings, and is really killed.
+Each fork is a real `manage.py` process with its own environment and settings, and can be killed like one.
 """
 
 import gc
@@ -28,7 +28,7 @@ LOADED = (
 
 
 class ProcessPool:
-    """The forking process, as the tests use it."""
+    """A client of the forking process."""
 
     def __init__(self) -> None:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -46,7 +46,7 @@ class ProcessPool:
         with self._lock:
             print(json.dumps(what), file=stdin, flush=True)
             answer = stdout.readline()
-        assert answer, "the forge has died"
+        assert answer, "the forking process has died"
         return json.loads(answer)
 
     def close(self) -> None:
@@ -58,12 +58,12 @@ class PooledProcess:
     """A forked process with the interface of subprocess.Popen."""
 
     def __init__(self, process_pool: ProcessPool, pid: int) -> None:
-        self._forge, self.pid = process_pool, pid
+        self._pool, self.pid = process_pool, pid
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._forge.ask(poll=self.pid)
+            self.returncode = self._pool.ask(poll=self.pid)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -85,14 +85,14 @@ class PooledProcess:
         self.send_signal(signal.SIGKILL)
 
 
-# -- the process itself ------------------------------------------------------------------------------------------------
+# -- the forking process -----------------------------------------------------------------------------------------------
 
 
 def _load() -> None:
     for name in LOADED:
         import_module(name)
     gc.freeze()  # otherwise each child's first collection would copy the heap
-    assert "twisted.internet.reactor" not in sys.modules, "its loop would be everybody's"
+    assert "twisted.internet.reactor" not in sys.modules, "every child would share its event loop"
 
 
 def _fork(arguments: list[str], env: dict[str, str], output: str) -> int:

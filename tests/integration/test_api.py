@@ -1,4 +1,4 @@
-"""The wire, to the field: what scripts were promised."""
+"""The HTTP API that scripts rely on: every field, status code and refusal."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from ..gates import held
 from ..processes import Portal, until
 from ..users import People, browser, end, new_token, operator, token
 
-RUN = re.compile(r"dep_[0-9a-f]{32}")
+DEPLOYMENT_ID = re.compile(r"dep_[0-9a-f]{32}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 STATE = {
     "deploymentId": str,
@@ -64,7 +64,7 @@ PROGRESS = {
 
 
 @pytest.fixture(autouse=True)
-def forgetful() -> None:
+def clear_cache() -> None:
     cache.clear()
 
 
@@ -120,14 +120,14 @@ def assert_refused(answer: Any, status: int, code: str, field: str | None = None
 # -- start -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_start_as_curl_sends_it_is_answered_to_the_field(portal: Portal) -> None:
+def test_a_start_sent_by_curl_is_answered_with_exactly_these_fields(portal: Portal) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "*/*", "User-Agent": "curl/8.5.0"}
     answer = portal.http.post("/api/deploy", content=b'{"name":"api-curl"}', headers=form)
     assert answer.status_code == 202
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
     id = body["deploymentId"]
-    assert RUN.fullmatch(id)
+    assert DEPLOYMENT_ID.fullmatch(id)
     assert list(body.items()) == [
         ("success", True),
         ("deploymentId", id),
@@ -146,7 +146,7 @@ def test_a_start_as_curl_sends_it_is_answered_to_the_field(portal: Portal) -> No
 @pytest.mark.parametrize(
     "content_type", ["application/json", "text/plain", "multipart/form-data; boundary=x", "application/octet-stream"]
 )
-def test_the_body_is_json_whatever_the_content_type_says(client: Client, people: People, content_type: str) -> None:
+def test_the_body_is_read_as_json_whatever_its_content_type(client: Client, people: People, content_type: str) -> None:
     answer = client.post("/api/deploy", b'{"name": "shop"}', content_type=content_type)
     assert answer.status_code == 202
     assert Stack.objects.get().name == "shop"
@@ -212,7 +212,7 @@ def test_a_body_without_a_length_is_limited_too(portal: Portal) -> None:
         ({"name": "shop", "parameters": {"X": 1}}, "INVALID_PARAMETER", "X"),
     ],
 )
-def test_what_cannot_be_started_is_refused_with_a_code_and_a_sentence(
+def test_an_invalid_start_is_refused_with_a_code_and_a_sentence(
     client: Client, people: People, body: Any, code: str, field: str | None
 ) -> None:
     assert_refused(post(client, body), 400, code, field)
@@ -220,9 +220,7 @@ def test_what_cannot_be_started_is_refused_with_a_code_and_a_sentence(
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "shop\x7f"])
-def test_a_name_that_no_database_takes_is_a_sentence_also_for_who_has_a_token(
-    client: Client, people: People, name: str
-) -> None:
+def test_a_name_that_cannot_be_stored_is_refused(client: Client, people: People, name: str) -> None:
     header = token(people.owner)
     body = json.dumps({"name": name})
     answer = client.post("/api/deploy", body, content_type="application/json", headers=header)
@@ -231,7 +229,7 @@ def test_a_name_that_no_database_takes_is_a_sentence_also_for_who_has_a_token(
     assert_refused(answer, 404, "NOT_FOUND")
 
 
-def test_a_token_whose_number_nobody_has_is_revoked_without_a_word(client: Client, people: People) -> None:
+def test_revoking_a_token_number_that_does_not_exist_only_redirects(client: Client, people: People) -> None:
     client.force_login(people.owner)
     assert client.post("/tokens", {"revoke": "9" * 5000}).status_code == 302
 
@@ -300,13 +298,13 @@ def test_parameters_arrive_typed_with_their_defaults(client: Client, shop: Templ
 @pytest.mark.parametrize(
     "authorization", ["Bearer dpt_wrong", "Bearer", "Bearer ", "Basic b3duZXI6eA==", "dpt_wrong", "Bearer \xe9"]
 )
-def test_a_wrong_token_is_refused_even_where_anonymous_people_may_come_in(
+def test_a_wrong_token_is_refused_even_if_the_portal_is_open(
     client: Client, people: People, authorization: str
 ) -> None:
     assert_refused(post(client, {"name": "shop"}, Authorization=authorization), 401, "NOT_SIGNED_IN")
 
 
-def test_a_revoked_token_or_a_deactivated_person_is_refused(client: Client, people: People) -> None:
+def test_a_revoked_token_and_the_token_of_a_deactivated_user_are_refused(client: Client, people: People) -> None:
     header = token(people.owner)
     assert client.get("/api/check/shop", headers=header).status_code == 200
     people.owner.is_active = False
@@ -317,14 +315,14 @@ def test_a_revoked_token_or_a_deactivated_person_is_refused(client: Client, peop
     assert_refused(client.get("/api/check/shop", headers=header), 401, "NOT_SIGNED_IN")
 
 
-def test_a_closed_portal_asks_for_a_token(client: Client, people: People, settings: Any) -> None:
+def test_a_closed_portal_requires_a_token(client: Client, people: People, settings: Any) -> None:
     settings.PORTAL_OPEN = False
     assert_refused(post(client, {"name": "shop"}), 401, "NOT_SIGNED_IN")
     assert post(client, {"name": "shop"}, **token(people.owner)).status_code == 202
     assert Stack.objects.get().owner == people.owner
 
 
-def test_only_public_templates_are_for_anonymous_people(client: Client, people: People, shop: Template) -> None:
+def test_anonymous_users_can_deploy_public_templates_only(client: Client, people: People, shop: Template) -> None:
     body = {"name": "shop", "template": "shop", "parameters": {"TITLE": "a"}}
     Template.objects.filter(pk=shop.pk).update(public=False)
     assert_refused(post(client, body), 400, "INVALID_PARAMETER", "template")
@@ -359,7 +357,7 @@ def test_nobody_can_redeploy_an_anonymous_deployment(client: Client, people: Peo
 
 
 @pytest.mark.parametrize("who", ["owner", "anonymous"])
-def test_quotas_are_refused_with_a_time_to_come_back(client: Client, people: People, settings: Any, who: str) -> None:
+def test_a_start_beyond_the_quota_is_refused(client: Client, people: People, settings: Any, who: str) -> None:
     header = token(people.owner) if who == "owner" else {}
     settings.PORTAL_QUOTA = 1
     assert post(client, {"name": "shop"}, **header).status_code == 202
@@ -370,7 +368,7 @@ def test_quotas_are_refused_with_a_time_to_come_back(client: Client, people: Peo
     assert post(client, {"name": "shop3"}, **token(people.other)).status_code == 202
 
 
-def test_all_anonymous_people_together_have_a_quota(client: Client, people: People, settings: Any) -> None:
+def test_all_anonymous_users_share_one_quota(client: Client, people: People, settings: Any) -> None:
     settings.PORTAL_OPEN_QUOTA = 1
     assert post(client, {"name": "shop"}).status_code == 202
     other_address = Client(REMOTE_ADDR="192.0.2.7")
@@ -379,7 +377,7 @@ def test_all_anonymous_people_together_have_a_quota(client: Client, people: Peop
     assert int(answer.headers["Retry-After"]) > 0
 
 
-def test_the_queue_is_not_endless(client: Client, people: People, settings: Any) -> None:
+def test_a_start_is_refused_when_the_queue_is_full(client: Client, people: People, settings: Any) -> None:
     settings.PORTAL_WAITING = 1
     people.deploy(people.owner, "shop")
     answer = post(client, {"name": "shop2"}, **token(people.other))
@@ -387,7 +385,7 @@ def test_the_queue_is_not_endless(client: Client, people: People, settings: Any)
     assert int(answer.headers["Retry-After"]) > 0
 
 
-def test_an_idempotency_key_gives_the_same_answer_and_makes_nothing_new(client: Client, people: People) -> None:
+def test_a_repeated_idempotency_key_gets_the_same_answer_and_creates_nothing(client: Client, people: People) -> None:
     header = {**token(people.owner), "Idempotency-Key": "k-1"}
     first = post(client, {"name": "shop"}, **header)
     again = post(client, {"name": "shop"}, **header)
@@ -398,7 +396,7 @@ def test_an_idempotency_key_gives_the_same_answer_and_makes_nothing_new(client: 
     assert post(client, {"name": "shop"}, **header).json() == first.json(), "also when the deployment has ended"
 
 
-def test_the_same_key_of_another_caller_is_another_key(client: Client, people: People) -> None:
+def test_idempotency_keys_of_different_callers_are_independent(client: Client, people: People) -> None:
     key = {"Idempotency-Key": "k-1"}
     callers = [
         (client, token(people.owner)),
@@ -414,13 +412,13 @@ def test_the_same_key_of_another_caller_is_another_key(client: Client, people: P
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "a\tb"])
-def test_an_idempotency_key_that_is_none_is_refused(client: Client, people: People, key: str) -> None:
+def test_an_invalid_idempotency_key_is_refused(client: Client, people: People, key: str) -> None:
     answer = post(client, {"name": "shop"}, **{"Idempotency-Key": key})
     assert_refused(answer, 400, "INVALID_PARAMETER", "Idempotency-Key")
 
 
-def test_two_simultaneous_starts_of_one_name_create_one_deployment(portal: Portal, visitor: dict[str, str]) -> None:
-    """Eight clients at once, of nobody's and of one person's."""
+def test_simultaneous_starts_of_one_name_create_one_deployment(portal: Portal, visitor: dict[str, str]) -> None:
+    """Eight simultaneous clients, once anonymous and once with one user's token."""
     for header, code in (({}, "NAME_TAKEN"), (visitor, "BUSY")):
         name = f"api-race-{code.lower().replace('_', '-')}"
         start = threading.Barrier(8)
@@ -430,7 +428,7 @@ def test_two_simultaneous_starts_of_one_name_create_one_deployment(portal: Porta
                 start.wait(30)
                 return http.post("/api/deploy", json={"name": name}, headers=header)
 
-        with held(portal, "project.all"), ThreadPoolExecutor(8) as pool:  # who comes after its end deploys it again
+        with held(portal, "project.all"), ThreadPoolExecutor(8) as pool:  # a later request would redeploy it
             answers = [future.result() for future in [pool.submit(ask) for _ in range(8)]]
         assert sorted(answer.status_code for answer in answers) == [202] + [409] * 7
         for answer in answers:
@@ -438,9 +436,7 @@ def test_two_simultaneous_starts_of_one_name_create_one_deployment(portal: Porta
                 assert_refused(answer, 409, code, "name")
 
 
-def test_two_simultaneous_starts_with_one_idempotency_key_create_one_deployment_and_get_one_answer(
-    portal: Portal,
-) -> None:
+def test_simultaneous_starts_with_one_idempotency_key_get_one_answer(portal: Portal) -> None:
     start = threading.Barrier(4)
 
     def ask() -> httpx.Response:
@@ -456,7 +452,7 @@ def test_two_simultaneous_starts_with_one_idempotency_key_create_one_deployment_
 
 @pytest.mark.parametrize("path", ["/api/deploy", "/api/status/x", "/api/deployments/x", "/api/check/x"])
 @pytest.mark.parametrize("method", ["put", "delete", "patch"])
-def test_a_verb_that_a_door_does_not_know_is_refused(client: Client, people: People, path: str, method: str) -> None:
+def test_an_unsupported_method_is_refused(client: Client, people: People, path: str, method: str) -> None:
     answer = getattr(client, method)(path)
     assert answer.status_code == 405
     assert answer.headers["Allow"] == ("POST" if path == "/api/deploy" else "GET")
@@ -498,7 +494,7 @@ def test_the_state_has_these_fields_from_the_first_poll_to_the_last(portal: Port
     assert timedelta(0) < ended_at - started_at < timedelta(minutes=1)
 
 
-def test_a_failure_names_the_phase_that_failed_and_is_undone(portal: Portal, visitor: dict[str, str]) -> None:
+def test_a_failed_deployment_names_its_phase_and_frees_its_name(portal: Portal, visitor: dict[str, str]) -> None:
     body = {"name": "api-broken", "template": "broken"}
     id = portal.http.post("/api/deploy", json=body, headers=visitor).json()["deploymentId"]
     state = until(lambda: (found := ask(portal, id, visitor))["status"] != "in_progress" and found, 20)
@@ -518,7 +514,7 @@ def ask(portal: Portal, id: str, header: dict[str, str]) -> Any:
     return portal.http.get(f"/api/deployments/{id}", headers=header).json()
 
 
-def test_an_unchanged_state_is_a_304(client: Client, people: People) -> None:
+def test_an_unchanged_state_is_answered_with_304(client: Client, people: People) -> None:
     deployment, header = people.deploy(people.owner, "shop"), token(people.owner)
 
     def poll(etag: str = "") -> Any:
@@ -537,7 +533,7 @@ def test_an_unchanged_state_is_a_304(client: Client, people: People) -> None:
     assert changed.headers["ETag"] != etag
 
 
-def test_one_etag_never_serves_two_audiences(client: Client, people: People) -> None:
+def test_owner_and_operator_get_different_etags(client: Client, people: People) -> None:
     deployment = people.deploy(people.owner, "shop")
     path = f"/api/deployments/{deployment.pk}"
     etags = {client.get(path, headers=token(person)).headers["ETag"] for person in (people.owner, people.operator)}
@@ -557,7 +553,7 @@ def test_one_etag_never_serves_two_audiences(client: Client, people: People) -> 
         (None, "text/event-stream"),
     ],
 )
-def test_what_a_client_accepts_decides_between_state_and_stream(
+def test_the_accept_header_selects_the_state_or_the_stream(
     client: Client, people: People, accept: str | None, content_type: str
 ) -> None:
     deployment = end(people.deploy(people.owner, "shop"))
@@ -569,7 +565,7 @@ def test_what_a_client_accepts_decides_between_state_and_stream(
 @pytest.mark.parametrize(
     "path", ["/api/status/{}", "/api/deployments/{}", "/api/deployments/{}/events", "/api/deployments/{}/events?wait=9"]
 )
-def test_an_unknown_deployment_is_a_404(client: Client, people: People, path: str) -> None:
+def test_an_unknown_deployment_is_not_found(client: Client, people: People, path: str) -> None:
     for id in ("dep_" + "0" * 32, "dep_", "x", "%00", "dep_%F0%9F%92%A9", "%ED%A0%80", "..%2Fetc"):
         for accept in ("application/json", "text/event-stream"):
             answer = client.get(path.format(id), headers={"Accept": accept})
@@ -603,8 +599,8 @@ def test_events_are_numbered_without_gaps_and_have_these_fields(portal: Portal, 
     assert nothing == {"events": [], "last": len(events), "done": True}, "a deployment that has ended is not waited for"
 
 
-def test_who_waits_for_events_is_answered_by_what_happens(portal: Portal) -> None:
-    """A wait is held until the gate is opened, and no answer is empty."""
+def test_a_wait_for_events_ends_with_the_next_event(portal: Portal) -> None:
+    """The request waits until the gate is opened, and the answer is not empty."""
     portal.close_gate("domain.create")
     id = portal.deploy("api-wait")
     portal.wait_at("domain.create")
@@ -618,7 +614,7 @@ def test_who_waits_for_events_is_answered_by_what_happens(portal: Portal) -> Non
     until(lambda: portal.status(id)["status"] == "success", 20)
 
 
-def test_a_wait_for_events_in_which_nothing_happens_lasts_as_long_as_was_asked_for(portal: Portal) -> None:
+def test_a_wait_without_events_lasts_as_long_as_requested(portal: Portal) -> None:
     portal.turn(start=0)
     portal.close_gate("project.all")
     id = portal.deploy("api-nothing")
@@ -632,13 +628,13 @@ def test_a_wait_for_events_in_which_nothing_happens_lasts_as_long_as_was_asked_f
 
 @pytest.mark.parametrize("name", ["after", "wait"])
 @pytest.mark.parametrize("value", ["-1", "x", "nan", "inf", "", "1e99", "0x10", "9" * 400])
-def test_a_number_that_is_none_is_refused(client: Client, people: People, name: str, value: str) -> None:
+def test_an_invalid_number_is_refused(client: Client, people: People, name: str, value: str) -> None:
     deployment = people.deploy(people.owner, "shop")
     answer = client.get(f"/api/deployments/{deployment.pk}/events", {name: value}, headers=token(people.owner))
     assert_refused(answer, 400, "INVALID_PARAMETER", name)
 
 
-def test_events_from_beyond_the_end_are_none(client: Client, people: People) -> None:
+def test_no_events_are_returned_after_a_number_beyond_the_last(client: Client, people: People) -> None:
     deployment = end(people.deploy(people.owner, "shop"))
     path = f"/api/deployments/{deployment.pk}/events"
     answer = client.get(path, {"after": 1_000_000}, headers=token(people.owner)).json()
@@ -669,7 +665,7 @@ def test_the_stream_begins_at_once_and_ends_with_the_deployment(portal: Portal) 
     assert ids == sorted(set(ids))
 
 
-def test_the_stream_says_by_its_headers_that_it_must_not_be_kept_back(portal: Portal) -> None:
+def test_the_headers_of_the_stream_forbid_caching_and_buffering(portal: Portal) -> None:
     id = portal.deploy("api-headers")
     with portal.http.stream("GET", f"/api/status/{id}", timeout=20) as answer:
         assert answer.status_code == 200
@@ -680,7 +676,7 @@ def test_the_stream_says_by_its_headers_that_it_must_not_be_kept_back(portal: Po
         answer.read()
 
 
-def test_a_reader_who_comes_back_goes_on_after_what_was_seen(portal: Portal) -> None:
+def test_a_client_that_reconnects_gets_the_events_after_its_last_event_id(portal: Portal) -> None:
     id = portal.deploy("api-back")
     portal.finished(id)
     phases = [event for event in portal.events(id)["events"] if event["kind"] == "phase"]
@@ -693,12 +689,12 @@ def test_a_reader_who_comes_back_goes_on_after_what_was_seen(portal: Portal) -> 
 
 
 @pytest.mark.parametrize("seen", ["999999", "x", "-1", "1.5", "9" * 50, ""])
-def test_an_unknown_last_event_begins_with_the_present_state(shared_portal: Portal, finished: str, seen: str) -> None:
+def test_an_invalid_last_event_id_gets_the_current_state(shared_portal: Portal, finished: str, seen: str) -> None:
     events = list(shared_portal.stream(finished, **{"Last-Event-ID": seen}))
     assert [event["event"] for event in events] == ["complete"]
 
 
-def test_who_comes_back_after_the_end_gets_the_last_event_and_the_close(shared_portal: Portal, finished: str) -> None:
+def test_a_client_that_reconnects_after_the_end_gets_the_last_event_only(shared_portal: Portal, finished: str) -> None:
     last = shared_portal.status(finished)["version"]
     events = list(shared_portal.stream(finished, **{"Last-Event-ID": str(last)}))
     assert [(event["event"], event["id"]) for event in events] == [("complete", str(last))]
@@ -713,7 +709,7 @@ def finished(shared_portal: Portal) -> str:
     return id
 
 
-def test_the_other_kinds_come_only_to_who_asks_for_all(shared_portal: Portal, finished: str) -> None:
+def test_the_stream_has_the_other_event_kinds_only_on_request(shared_portal: Portal, finished: str) -> None:
     def names(query: str) -> list[str]:
         with shared_portal.http.stream("GET", f"/api/status/{finished}{query}", headers={"Last-Event-ID": "0"}) as got:
             return [line.removeprefix("event: ") for line in got.iter_lines() if line.startswith("event: ")]
@@ -728,7 +724,7 @@ def test_the_other_kinds_come_only_to_who_asks_for_all(shared_portal: Portal, fi
 # -- the name ----------------------------------------------------------------------------------------------------------
 
 
-def test_whether_a_name_can_be_had(portal: Portal, visitor: dict[str, str]) -> None:
+def test_the_name_check_tells_free_names_from_taken_and_invalid_ones(portal: Portal, visitor: dict[str, str]) -> None:
     portal.deploy("api-had")
 
     def check(name: str, header: dict[str, str] | None = None) -> Any:
@@ -746,16 +742,14 @@ def test_whether_a_name_can_be_had(portal: Portal, visitor: dict[str, str]) -> N
             assert answer["reason"].endswith(".")
 
 
-def test_a_name_is_unknown_while_dokploy_cannot_be_asked(client: Client, people: People, settings: Any) -> None:
+def test_availability_is_unknown_while_dokploy_is_down(client: Client, people: People, settings: Any) -> None:
     settings.DOKPLOY_URL = "http://127.0.0.1:1"
     answer = client.get("/api/check/shop", headers=token(people.owner)).json()
     assert answer["available"] is None
     assert answer["reason"].endswith(".")
 
 
-def test_the_check_counts_an_anonymous_persons_quota_as_the_start_does(
-    client: Client, people: People, settings: Any
-) -> None:
+def test_the_name_check_applies_the_anonymous_quota(client: Client, people: People, settings: Any) -> None:
     settings.DOKPLOY_URL = "http://127.0.0.1:1"
     settings.PORTAL_QUOTA, settings.PORTAL_OPEN_QUOTA = 1, 2
     assert post(client, {"name": "shop"}).status_code == 202
@@ -770,13 +764,13 @@ def test_the_check_counts_an_anonymous_persons_quota_as_the_start_does(
     ("given", "env"),
     [(True, "true"), ("on", "true"), ("1", "true"), ("off", "false"), ("False", "false"), (0, "false")],
 )
-def test_yes_and_no_are_read_as_they_are_meant(client: Client, shop: Template, given: Any, env: str) -> None:
+def test_every_notation_of_a_boolean_is_read(client: Client, shop: Template, given: Any, env: str) -> None:
     parameters = {"TITLE": "a", "CLOCK": given}
     assert post(client, {"name": "shop", "template": "shop", "parameters": parameters}).status_code == 202
     assert dict(Deployment.objects.get().stack_spec().env)["CLOCK"] == env
 
 
-def test_every_code_of_a_refusal_has_a_status() -> None:
+def test_refusal_codes_have_these_statuses() -> None:
     assert {code: Refusal(code, "").status for code in ("QUOTA", "PAUSED", "BUSY", "TOO_LARGE", "UNSUPPORTED")} == {
         "QUOTA": 429,
         "PAUSED": 503,
@@ -786,7 +780,7 @@ def test_every_code_of_a_refusal_has_a_status() -> None:
     }
 
 
-def test_an_operator_sees_what_an_owner_sees(portal: Portal, visitor: dict[str, str]) -> None:
+def test_an_operator_gets_the_same_state_as_the_owner(portal: Portal, visitor: dict[str, str]) -> None:
     started = portal.http.post("/api/deploy", json={"name": "api-operator"}, headers=visitor).json()
     id = started["deploymentId"]
     until(lambda: ask(portal, id, visitor)["status"] == "success", 20)

@@ -1,4 +1,4 @@
-"""Several processes: what one commits the pages of another show."""
+"""Several processes: pages of one process show what another process commits."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +55,7 @@ def test_the_channels_worker_carries_out_a_deployment_that_only_a_message_announ
     assert scaled_out.finished(id)["phase"] == "completed"
 
 
-def test_a_worker_that_is_told_to_stop_lets_go_and_another_goes_on_at_once(scaled_out: ScaledOut) -> None:
+def test_a_worker_that_receives_sigterm_releases_its_deployment_to_another(scaled_out: ScaledOut) -> None:
     first = scaled_out.work()
     with held(scaled_out, "job"):
         id = scaled_out.deploy("handed-over")
@@ -69,50 +69,50 @@ def test_a_worker_that_is_told_to_stop_lets_go_and_another_goes_on_at_once(scale
     assert [len(there[kind]) for kind in ("projects", "applications", "domains", "services")] == [1, 1, 1, 1]
 
 
-def shows(page: ClientConnection, text: str) -> None:
+def wait_until_shown(page: ClientConnection, text: str) -> None:
     while text not in str(page.recv(timeout=SECONDS)):
         pass
 
 
-FEW = 2  # connections to the database
-STARVED = 8  # seconds; who finds them all taken waits for ten
+POOL_SIZE = 2  # connections to the database
+STARVED = 8  # seconds; a request without a free connection waits for ten
 
 
 @pytest.fixture
-def with_few(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
+def small_pool(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOut]:
     (tmp_path / "simulator").mkdir()
     simulator = Simulator(tmp_path / "simulator")
     portal = ScaledOut(tmp_path, simulator, postgres, redis)
-    portal.env["DATABASE_POOL"] = str(FEW)
+    portal.env["DATABASE_POOL"] = str(POOL_SIZE)
     yield portal.start()
     portal.close()
     simulator.close()
 
 
-def test_who_waits_for_news_holds_no_connection_to_the_database(with_few: ScaledOut) -> None:
-    portal = with_few
+def test_waiting_clients_hold_no_database_connection(small_pool: ScaledOut) -> None:
+    portal = small_pool
     portal.work()
     with held(portal, "job"), ExitStack() as watching:
         id = portal.deploy("watched")
         portal.wait_at("job")
-        for _ in range(2 * FEW):
+        for _ in range(2 * POOL_SIZE):
             stream = watching.enter_context(portal.http.stream("GET", f"/api/status/{id}", timeout=60))
             next(stream.iter_raw())
         version = portal.status(id)["version"]
-        with ThreadPoolExecutor(2 * FEW) as pool:
-            polls = [pool.submit(portal.events, id, version, 20) for _ in range(2 * FEW)]
+        with ThreadPoolExecutor(2 * POOL_SIZE) as pool:
+            polls = [pool.submit(portal.events, id, version, 20) for _ in range(2 * POOL_SIZE)]
             assert timed(lambda: portal.http.get(f"/deployments/{id}").raise_for_status()) < STARVED
             portal.open_gate("job")
             assert all(poll.result()["events"] for poll in polls)
     assert portal.finished(id)["phase"] == "completed"
 
 
-def test_who_has_got_news_holds_no_connection_to_the_database_either(with_few: ScaledOut) -> None:
-    portal = with_few
+def test_clients_that_received_events_hold_no_database_connection(small_pool: ScaledOut) -> None:
+    portal = small_pool
     portal.work()
     with held(portal, "job", "container"), ExitStack() as watching:
         streams = []
-        for number in range(2 * FEW):
+        for number in range(2 * POOL_SIZE):
             id = portal.deploy(f"watched-{number}")
             until(lambda id=id: portal.status(id)["phase"] == "deploying", 20)
             stream = watching.enter_context(portal.http.stream("GET", f"/api/status/{id}", timeout=60))
@@ -129,7 +129,7 @@ def test_who_has_got_news_holds_no_connection_to_the_database_either(with_few: S
 
 @pytest.fixture
 def proxied(tmp_path: Path, postgres: str, redis: str) -> Iterator[Proxied]:
-    """Not started yet."""
+    """Yield two web processes behind HAProxy that are not started yet."""
     (tmp_path / "simulator").mkdir()
     simulator = Simulator(tmp_path / "simulator")
     portal = Proxied(tmp_path, simulator, postgres, redis)
@@ -154,8 +154,8 @@ def test_behind_the_proxy_every_client_sees_each_phase_whichever_process_serves_
                     pass
 
 
-def test_the_proxy_believes_no_address_that_a_client_claims(proxied: Proxied) -> None:
-    proxied.env["PORTAL_QUOTA"] = "1"  # stacks per address, for who did not sign in
+def test_the_proxy_ignores_the_address_that_a_client_claims(proxied: Proxied) -> None:
+    proxied.env["PORTAL_QUOTA"] = "1"  # stacks per address of an anonymous client
     proxied.start()
     proxied.deploy("first")
     claims = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
@@ -163,12 +163,12 @@ def test_the_proxy_believes_no_address_that_a_client_claims(proxied: Proxied) ->
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "QUOTA")
 
 
-def test_the_proxy_goes_on_with_the_web_process_that_is_left(proxied: Proxied) -> None:
+def test_the_proxy_continues_with_the_remaining_web_process(proxied: Proxied) -> None:
     proxied.start().work()
     with held(proxied, "job"):
         id = proxied.deploy("one-left")
         proxied.webs[0].kill()
-        for _ in range(6):  # from the first moment on: what takes no connection is passed over
+        for _ in range(6):  # at once: the proxy skips a server that refuses connections
             assert proxied.status(id)["status"] == "in_progress"
         with socket(proxied, id) as page:
             proxied.open_gate("job")

@@ -1,4 +1,4 @@
-"""What a person meets at the terminal: start, second start, taken ports, Ctrl-C, the command line's deploy."""
+"""`manage.py` at the terminal: start, second start, ports in use, Ctrl-C, and the `deploy` command."""
 
 import os
 import re
@@ -18,7 +18,7 @@ def run(*command: str, env: dict[str, str], seconds: float = 60) -> subprocess.C
     )
 
 
-def test_the_first_start_prints_address_and_login_and_follows_a_sample(tmp_path: Path) -> None:
+def test_the_first_start_prints_address_and_login_and_follows_a_sample_deployment(tmp_path: Path) -> None:
     portal = Portal(tmp_path)
     with portal.output.open("w") as output:
         command = [sys.executable, "manage.py", "serve"]
@@ -40,7 +40,7 @@ def test_the_first_start_prints_address_and_login_and_follows_a_sample(tmp_path:
     portal.close()
 
 
-def test_the_second_start_deploys_no_second_sample(own_portal: Any) -> None:
+def test_the_second_start_deploys_no_sample(own_portal: Any) -> None:
     portal = own_portal().start()
     portal.finished(portal.deploy("mine"))
     portal.stop()
@@ -70,7 +70,7 @@ def test_after_kill_9_the_next_start_finds_the_ports_free(own_portal: Any) -> No
     assert portal.http.get("/").status_code == 200
 
 
-def test_a_taken_port_is_a_sentence(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_without_a_traceback(tmp_path: Path) -> None:
     portal = Portal(tmp_path)
     for offset, what in [(0, "portal"), (1, "simulator"), (2, "router")]:
         with socket.socket() as taken:
@@ -84,20 +84,20 @@ def test_a_taken_port_is_a_sentence(tmp_path: Path) -> None:
     portal.close()
 
 
-def test_a_second_portal_on_the_same_data_is_a_sentence(own_portal: Any) -> None:
+def test_a_second_portal_on_the_same_data_is_refused(own_portal: Any) -> None:
     portal = own_portal().start()
     answer = run("serve", env={**portal.env, "PORT": str(portal.port + 500)})
     assert answer.returncode == 2
     assert "already running" in answer.stderr
 
 
-def test_a_worker_on_sqlite_is_a_sentence(tmp_path: Path) -> None:
+def test_a_worker_on_sqlite_is_refused(tmp_path: Path) -> None:
     answer = run("worker", env={**os.environ, "DATA_DIR": str(tmp_path), "DATABASE_URL": ""})
     assert answer.returncode == 2
     assert "serve" in answer.stderr
 
 
-def test_the_command_line_follows_a_deployment_and_ends_with_0_1_or_2(own_portal: Any) -> None:
+def test_the_deploy_command_exits_with_0_for_success_1_for_failure_and_2_for_a_refusal(own_portal: Any) -> None:
     portal = own_portal().start()
     live = run("deploy", "from-terminal", env=portal.env)
     assert live.returncode == 0, live.stderr
@@ -111,7 +111,7 @@ def test_the_command_line_follows_a_deployment_and_ends_with_0_1_or_2(own_portal
     assert "lower-case" in refused.stderr
 
 
-def test_a_wrong_setting_is_a_sentence_at_the_start(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_reported_at_the_start(tmp_path: Path) -> None:
     portal = Portal(tmp_path, STACK_HEALTH_TIMEOUT_SECONDS="soon")
     answer = run("serve", env=portal.env)
     assert answer.returncode != 0
@@ -119,14 +119,14 @@ def test_a_wrong_setting_is_a_sentence_at_the_start(tmp_path: Path) -> None:
     portal.close()
 
 
-def test_all_three_ports_move_together(own_portal: Any) -> None:
+def test_a_stacks_url_has_the_router_port_derived_from_port(own_portal: Any) -> None:
     portal = own_portal().start()
     id = portal.deploy("moved")
     state = portal.finished(id)
     assert state["url"] == f"http://moved.localhost:{portal.port + 2}"
 
 
-def test_the_command_line_without_a_portal_or_with_another_port_is_refused(own_portal: Any) -> None:
+def test_the_deploy_command_is_refused_without_a_portal_or_with_another_port(own_portal: Any) -> None:
     portal = own_portal().start()
     other = run("deploy", "elsewhere", env={**portal.env, "PORT": str(portal.port + 500)})
     assert other.returncode == 2

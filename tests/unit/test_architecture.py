@@ -1,4 +1,4 @@
-"""The arrows of the house: who may know whom. Checked in the source, and in a fresh interpreter."""
+"""Which part of the app may import which. Checked in the source and in a new interpreter."""
 
 import ast
 import graphlib
@@ -12,8 +12,8 @@ import pytest
 from ..processes import ROOT
 
 APP = ROOT / "deployments"
-# An arrow may only point left, from a line to one above it.
-FLOORS = (
+# A part may import only parts of the lines above its own.
+LAYERS = (
     "engine.errors engine.validation engine.versions realtime.pubsub encryption worker.watchdog",
     "engine.spec engine.failures engine.dokploy",
     "engine.probe",
@@ -37,12 +37,12 @@ FLOORS = (
     "urls",
     "management simulator",
 )
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 
 
 @cache
 def modules() -> dict[str, ast.Module]:
-    """Every module of the app by its name without `deployments.`, migrations apart."""
+    """Return every module of the app except migrations, by its name without `deployments.`."""
     found = {}
     for path in sorted(APP.rglob("*.py")):
         parts = path.relative_to(APP).with_suffix("").parts
@@ -61,7 +61,7 @@ def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(name: str) -> set[str]:
-    """Return what a module imports, inside functions too, by full names."""
+    """Return the full names that a module imports, modules_of functions too."""
     is_package = (APP / name.replace(".", "/")).is_dir() if name else True
     package = ["deployments", *name.split(".")] if name else ["deployments"]
     package = package if is_package else package[:-1]
@@ -76,7 +76,7 @@ def imports(name: str) -> set[str]:
     return found
 
 
-def ours(name: str) -> set[str]:
+def imported_modules(name: str) -> set[str]:
     """Return the modules of the app that a module imports."""
     known = modules()
     found = set()
@@ -89,103 +89,107 @@ def ours(name: str) -> set[str]:
     return found - {"", name}
 
 
-def room(name: str) -> str:
-    """Return the part of the picture that a module belongs to."""
+def part(name: str) -> str:
+    """Return the part of the app that a module belongs to."""
     package, _, rest = name.partition(".")
     return f"{package}.{rest.partition('.')[0]}" if package in ("engine", "realtime", "worker") and rest else package
 
 
-def inside(package: str) -> list[str]:
+def modules_of(package: str) -> list[str]:
     return [name for name in modules() if name == package or name.startswith(f"{package}.")]
 
 
-def fresh(code: str) -> str:
+def output_of(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-# -- arrows ------------------------------------------------------------------------------------------------------------
+# -- imports -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_arrow_points_left() -> None:
+def test_a_part_imports_only_parts_of_lower_layers() -> None:
     wrong = [
         f"{name} imports {target}"
         for name in modules()
-        for target in ours(name)
-        if room(name) in FLOOR and room(target) in FLOOR and room(name) != room(target)
-        if FLOOR[room(target)] >= FLOOR[room(name)]
+        for target in imported_modules(name)
+        if part(name) in LAYER and part(target) in LAYER and part(name) != part(target)
+        if LAYER[part(target)] >= LAYER[part(name)]
     ]
     assert wrong == []
 
 
-def test_the_picture_knows_the_rooms_that_matter() -> None:
-    """A room that is renamed must be renamed here too, or nothing would be checked."""
-    rooms = {room(name) for name in modules()}
-    assert set(FLOOR) <= rooms
+def test_every_part_has_a_layer() -> None:
+    """A part that is renamed must be renamed here too, or nothing would be checked."""
+    parts = {part(name) for name in modules()}
+    assert set(LAYER) <= parts
     packages = {"", "engine", "realtime", "worker"}
-    assert rooms - packages - set(FLOOR) == set()
+    assert parts - packages - set(LAYER) == set()
 
 
-def test_no_module_imports_itself_by_a_detour() -> None:
-    graphlib.TopologicalSorter({name: ours(name) for name in modules()}).prepare()
+def test_no_imports_are_circular() -> None:
+    graphlib.TopologicalSorter({name: imported_modules(name) for name in modules()}).prepare()
 
 
-def test_nothing_but_who_starts_it_knows_the_simulator() -> None:
-    knowing = {room(name) for name in modules() if any(room(target) == "simulator" for target in ours(name))}
-    assert knowing <= {"simulator", "management"}
+def test_only_the_management_commands_import_the_simulator() -> None:
+    importing = {
+        part(name) for name in modules() if any(part(target) == "simulator" for target in imported_modules(name))
+    }
+    assert importing <= {"simulator", "management"}
 
 
 @pytest.mark.parametrize("name", ["realtime.pubsub", "encryption"])
-def test_the_channel_layers_module_and_the_vault_import_nothing_of_ours(name: str) -> None:
-    assert ours(name) == set()
+def test_pubsub_and_encryption_import_nothing_of_the_app(name: str) -> None:
+    assert imported_modules(name) == set()
 
 
-def test_the_simulator_imports_nothing_of_ours() -> None:
-    for name in inside("simulator"):
-        assert {target for target in ours(name) if room(target) != "simulator"} == set(), name
+def test_the_simulator_imports_nothing_of_the_app() -> None:
+    for name in modules_of("simulator"):
+        assert {target for target in imported_modules(name) if part(target) != "simulator"} == set(), name
 
 
-def test_the_engine_imports_nothing_of_ours_and_no_framework() -> None:
-    foreign = {target.partition(".")[0] for name in inside("engine") for target in imports(name)}
+def test_the_engine_imports_nothing_else_of_the_app_and_no_framework() -> None:
+    foreign = {target.partition(".")[0] for name in modules_of("engine") for target in imports(name)}
     assert foreign - sys.stdlib_module_names == {"deployments", "httpx", "websockets"}
-    for name in inside("engine"):
-        assert all(room(target).startswith("engine") for target in ours(name)), name
+    for name in modules_of("engine"):
+        assert all(part(target).startswith("engine") for target in imported_modules(name)), name
 
 
-def test_the_project_is_known_to_nobody_in_the_app() -> None:
-    knowing = [name for name in modules() if any(t.partition(".")[0] == "deployportal" for t in imports(name))]
-    assert [name for name in knowing if room(name) != "management"] == []
+def test_only_the_management_commands_import_the_project() -> None:
+    importing = [name for name in modules() if any(t.partition(".")[0] == "deployportal" for t in imports(name))]
+    assert [name for name in importing if part(name) != "management"] == []
 
 
-# -- a fresh interpreter -----------------------------------------------------------------------------------------------
+# -- a new interpreter -------------------------------------------------------------------------------------------------
 
 
-def test_the_whole_engine_runs_without_django_and_channels() -> None:
-    names = [f"deployments.{name}" for name in inside("engine")]
+def test_the_engine_loads_neither_django_nor_channels() -> None:
+    names = [f"deployments.{name}" for name in modules_of("engine")]
     assert len(names) > 10
     code = (
         f"import sys, importlib; [importlib.import_module(name) for name in {names!r}];"
         "print(sorted({name.partition('.')[0] for name in sys.modules}))"
     )
-    loaded = ast.literal_eval(fresh(code))
+    loaded = ast.literal_eval(output_of(code))
     assert "httpx" in loaded
     assert not {"django", "channels", "daphne", "asgiref", "deployportal", "twisted"} & set(loaded)
 
 
-def test_the_simulator_loads_nothing_of_ours() -> None:
-    names = [f"deployments.{name}" for name in inside("simulator") if not name.endswith("__main__")]
+def test_the_simulator_loads_nothing_of_the_app() -> None:
+    names = [f"deployments.{name}" for name in modules_of("simulator") if not name.endswith("__main__")]
     code = (
         f"import sys, importlib; [importlib.import_module(name) for name in {names!r}];"
         "print([name for name in sys.modules if name.startswith(('deployments.', 'django', 'deployportal'))"
         " and not name.startswith('deployments.simulator')])"
     )
-    assert fresh(code) == "[]\n"
+    assert output_of(code) == "[]\n"
 
 
 # -- the test itself ---------------------------------------------------------------------------------------------------
 
 
-def test_the_arrows_are_seen_at_all() -> None:
-    assert {"engine.dokploy", "engine.containers", "engine.reporter"} <= ours("engine.resources.application")
-    assert {"engine.deploy", "engine.health", "engine.resources.project"} <= ours("engine.recipe")
-    assert "models" in {room(target) for target in ours("worker.runner")}
-    assert "realtime.pubsub" in {room(target) for target in ours("models.deployment")}
+def test_imports_are_found() -> None:
+    assert {"engine.dokploy", "engine.containers", "engine.reporter"} <= imported_modules(
+        "engine.resources.application"
+    )
+    assert {"engine.deploy", "engine.health", "engine.resources.project"} <= imported_modules("engine.recipe")
+    assert "models" in {part(target) for target in imported_modules("worker.runner")}
+    assert "realtime.pubsub" in {part(target) for target in imported_modules("models.deployment")}

@@ -1,4 +1,4 @@
-"""A process whose loop stands still ends by itself; one that was only frozen lives."""
+"""A process whose event loop is blocked exits; a process that was stopped by a signal continues."""
 
 import signal
 import subprocess
@@ -22,8 +22,8 @@ async def main():
 
 asyncio.run(main())
 """
-STANDS_STILL = "time.sleep(60)"
-IS_FROZEN = "await asyncio.to_thread(sys.stdin.readline); await asyncio.sleep(1); print('lives')"
+BLOCKS = "time.sleep(60)"
+WAITS = "await asyncio.to_thread(sys.stdin.readline); await asyncio.sleep(1); print('lives')"
 
 
 def guarded(then: str, **pipes: int) -> "subprocess.Popen[str]":
@@ -34,16 +34,16 @@ def guarded(then: str, **pipes: int) -> "subprocess.Popen[str]":
     return process  # type: ignore[no-any-return]
 
 
-def test_a_process_whose_loop_stands_still_ends_and_says_why() -> None:
-    _, said = (process := guarded(STANDS_STILL)).communicate(timeout=20)
+def test_a_process_whose_loop_is_blocked_exits_with_70_and_says_why() -> None:
+    _, said = (process := guarded(BLOCKS)).communicate(timeout=20)
     assert (process.returncode, said) == (
         70,
         "Event loop blocked for 30 s; exiting (70) so the supervisor restarts the process.\n",
     )
 
 
-def test_it_ends_also_when_nobody_hears_it_any_more() -> None:
-    process = guarded(STANDS_STILL)
+def test_it_exits_even_if_its_standard_error_is_closed() -> None:
+    process = guarded(BLOCKS)
     assert process.stderr is not None
     process.stderr.close()
     assert process.wait(20) == 70
@@ -51,13 +51,13 @@ def test_it_ends_also_when_nobody_hears_it_any_more() -> None:
     process.communicate()
 
 
-def test_a_process_that_was_frozen_lives_on() -> None:
-    process = guarded(IS_FROZEN)
+def test_a_process_that_was_stopped_by_a_signal_continues() -> None:
+    process = guarded(WAITS)
     process.send_signal(signal.SIGSTOP)
     state = Path(f"/proc/{process.pid}/stat")
     until(lambda: state.read_text().rpartition(") ")[2].startswith("T"))
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(2)  # many pulses long
+        process.wait(2)  # many pulses
     process.send_signal(signal.SIGCONT)
     said, _ = process.communicate("\n", timeout=20)
     assert (process.returncode, said) == (0, "lives\n")
