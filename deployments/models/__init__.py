@@ -1,4 +1,4 @@
-"""The portal's state. Only these models write it; state changes are methods, messages and pages only read."""
+"""The portal's state. Only the code of this package changes it; pages and consumers only read it."""
 
 from .api_token import ApiToken
 from .deployment import DATABASE_AWAY, Deployment, LeaseLost

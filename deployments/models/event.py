@@ -8,7 +8,7 @@ from .deployment import Deployment
 
 
 class Event(models.Model):
-    """One line of a deployment's timeline, numbered from 1 without gaps. It holds the state at its time."""
+    """One entry of a deployment's timeline, numbered from 1 without gaps, with the deployment's state at that time."""
 
     class Type(models.TextChoices):
         PHASE = "phase"
@@ -35,5 +35,5 @@ class Event(models.Model):
         return f"{self.seq} {self.type} {self.message}"
 
     def to_dict(self, audience: str) -> dict[str, Any]:
-        """Return the event as scripts see it."""
+        """Return the event's JSON form for this audience."""
         return wire.event_dict(self, audience)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 class ExternalResourceQuerySet(models.QuerySet["ExternalResource"]):
     def existing(self) -> "ExternalResourceQuerySet":
-        """Return what exists at Dokploy or may come to exist."""
+        """Return the resources that exist at Dokploy or may still be created there."""
         return self.exclude(state=ExternalResource.State.GONE)
 
 
@@ -56,7 +56,7 @@ class ExternalResource(models.Model):
 
     @classmethod
     def record(cls, deployment: "Deployment", progress: Progress) -> None:
-        """Write what a report says about one object, or about all objects of one type if it names no id."""
+        """Record what a report says about one object. A report of a removal without an id is about all of its type."""
         state, resource_type = progress.data["state"], progress.data["kind"]
         id, now = progress.data.get("id") or "", timezone.now()
         recorded = cls.objects.filter(stack=deployment.stack_id, resource_type=resource_type).existing()
@@ -74,6 +74,6 @@ class ExternalResource(models.Model):
                 )
             return
         if id:
-            recorded = recorded.filter(external_id__in=[id, ""])  # "": intended, and its id is known only now
+            recorded = recorded.filter(external_id__in=[id, ""])  # "": recorded before its id was known
             recorded.update(external_id=id)
         recorded.update(state=state, why=str(progress.data.get("why", ""))[:500], updated_at=now)

@@ -4,7 +4,7 @@ from django.db import models
 
 
 class Installation(models.Model):
-    """The identity of this portal at Dokploy: part of the mark of everything that it creates. There is one row."""
+    """The identity of this portal at Dokploy: the middle part of every mark. The table has one row."""
 
     id = models.CharField(primary_key=True, max_length=32)
     only = models.BooleanField(default=True, unique=True, editable=False)

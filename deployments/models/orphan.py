@@ -15,13 +15,14 @@ from .requests import get_or_create_deployment, request_removal
 from .stack import STACK_ID, Stack, host_of
 from .template import Template
 
-SCAN_SECONDS = 300  # a scan takes no longer; one that has not reported by then has crashed
+SCAN_SECONDS = 300  # the time limit of a scan; afterwards its claim expires
 
 
 class Orphan(models.Model):
-    """An object at Dokploy that carries our mark and that no record mentions.
+    """An object at Dokploy that carries the portal's mark and that no record mentions.
 
-    Operators see it; it is removed only on request: after a backup was restored it may be a user's stack.
+    It is listed for operators, and removed only on request: if the database was restored from a backup, the object may
+    belong to a stack in use.
     """
 
     resource_type = models.CharField(max_length=20, db_column="kind")
@@ -38,9 +39,9 @@ class Orphan(models.Model):
 
     @classmethod
     def scan_is_due(cls, seconds: float) -> bool:
-        """Claim the next scan if the last one is that long ago. Of several workers, one gets True.
+        """Claim the next scan if the last one is at least this many seconds ago. Of several workers, one gets True.
 
-        The worker that claims the scan may crash; its claim expires after SCAN_SECONDS.
+        The claim expires after SCAN_SECONDS, because the worker may crash.
         """
         now, interval = timezone.now(), timedelta(seconds=seconds)
         is_due = Q(orphans_scanned_at=None) | Q(orphans_scanned_at__lt=now - interval)
@@ -50,12 +51,12 @@ class Orphan(models.Model):
 
     @classmethod
     def reset_scan(cls) -> None:
-        """Make the next scan due now: the last one failed."""
+        """Make the next scan due now, after one that failed."""
         Installation.objects.update(orphans_scanned_at=None)
 
     @classmethod
     def unrecorded(cls, listed: Iterable[MarkedObject]) -> list[MarkedObject]:
-        """Return the objects that no record mentions, ignoring stacks with a deployment in progress."""
+        """Return the objects that no record mentions, except those of stacks with a deployment in progress."""
         recorded = ExternalResource.objects.existing()
         ids = set(recorded.values_list("external_id", flat=True))
         without_id = set(recorded.filter(external_id="").values_list("resource_type", "mark"))
@@ -70,7 +71,7 @@ class Orphan(models.Model):
 
     @classmethod
     def report(cls, listed: Iterable[MarkedObject]) -> None:
-        """End a scan: store the unrecorded objects, delete the orphans that are no longer there."""
+        """End a scan: store the unrecorded objects as orphans, and delete the orphans that are no longer among them."""
         with transaction.atomic():
             Installation.objects.update(orphans_scanned_at=timezone.now())
             orphans = {item.id: item for item in cls.unrecorded(listed)}
@@ -87,12 +88,12 @@ class Orphan(models.Model):
     def remove(self, user: Any) -> Deployment:
         """Record the object again and request its removal, which can be watched like any other.
 
-        It removes everything with the same mark. A second request returns the same removal. Raise Refusal CONFLICT
-        when the mark belongs to an existing stack or was changed by hand, or when there is no template.
+        The removal covers every object with the same mark. A second request returns the same removal. Raise Refusal
+        CONFLICT when the mark belongs to an existing stack or was changed by hand, or when there is no template.
         """
         id = self.mark.rpartition("/")[2]
         if not STACK_ID.fullmatch(id):
-            text = f"Its mark ({self.mark}) was changed by hand, so its stack is unknown. Remove it at Dokploy."
+            text = f"The object's mark ({self.mark}) was changed by hand: its stack is unknown. Remove it at Dokploy."
             raise Refusal("CONFLICT", text)
         removals = Deployment.objects.in_progress().filter(stack=id, kind=Deployment.Kind.REMOVE)
         return get_or_create_deployment(lambda: self._remove(user, id), removals.first)
@@ -117,7 +118,7 @@ class Orphan(models.Model):
         return deployment
 
     def _recorded_stack(self, user: Any, id: str) -> Stack:
-        """Return the stack with this id, created or reopened as broken, under a name that is free."""
+        """Return the stack with this id, created or set to broken, under a name that is free."""
         name = f"left-{id.removeprefix('stk_')[:12]}"
         url = Stack.address_of(name)
         free = {"name": name, "host": host_of(url), "url": url}
@@ -128,7 +129,8 @@ class Orphan(models.Model):
                 raise Refusal("CONFLICT", "A removal needs a template, and there is none. Create one first.")
             return Stack.objects.create(pk=id, owner=user, template=template, state=Stack.State.BROKEN, **free)
         if stack.state != Stack.State.GONE:
-            raise Refusal("CONFLICT", f"It carries the mark of “{stack.name}”, which exists. Remove it at Dokploy.")
+            text = f"The object carries the mark of the stack “{stack.name}”, which exists. Remove it at Dokploy."
+            raise Refusal("CONFLICT", text)
         taken = Stack.objects.existing().filter(Q(name=stack.name) | Q(host=stack.host)).exists()
         Stack.objects.filter(pk=id).update(state=Stack.State.BROKEN, **(free if taken else {}))
         stack.refresh_from_db()

@@ -1,4 +1,4 @@
-"""The parameters of a template: what a user fills in. Each becomes an environment variable of the stack."""
+"""The parameters of a template: the values that a user enters. Each becomes an environment variable of the stack."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +33,9 @@ class Parameter:
 
     @classmethod
     def parse(cls, entry: Any) -> "Parameter":
-        """Return the parameter that a JSON object defines. Raise ValidationError that says what is wrong with it."""
+        """Return the parameter that a JSON object defines. Raise ValidationError with the reason if it is invalid."""
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
-            raise ValidationError("Every parameter is an object with a key.")
+            raise ValidationError("Every parameter must be a JSON object with a key.")
         key = entry["key"]
         if not validation.ENV_KEY.fullmatch(key):
             raise ValidationError(f"“{key[:60]}” is not a valid environment variable name.")
@@ -49,11 +49,11 @@ class Parameter:
         return parameter
 
     def clean(self) -> None:
-        """Raise ValidationError when the properties do not fit each other."""
+        """Raise ValidationError when the type is unknown or the properties contradict each other."""
         if self.type not in TYPES:
             raise ValidationError(f"{self.key}: the type must be one of {', '.join(TYPES)}.")
         if self.type == "choice" and (not self.choices or not all(isinstance(each, str) for each in self.choices)):
-            raise ValidationError(f"{self.key}: a choice needs a list of texts as choices.")
+            raise ValidationError(f"{self.key}: a choice needs a list of strings as choices.")
         if self.type == "secret" and self.default:
             raise ValidationError(f"{self.key}: a secret has no default, because every user could read it.")
         if self.default not in (None, ""):
@@ -86,7 +86,7 @@ class Parameter:
 PROPERTY_RULES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("label", "help"), str, "label and help must be text."),
     (("min", "max"), int | None, "min and max must be whole numbers."),
-    (("choices",), list | None, "a choice needs a list of texts as choices."),
+    (("choices",), list | None, "a choice needs a list of strings as choices."),
     (("default",), str | int | float | bool | None, "the default must be a single value."),
 )
 
@@ -103,7 +103,7 @@ def validate_parameters(schema: Any) -> None:
 
 
 class StrictBooleanField(forms.BooleanField):
-    """True or false as JSON and forms write them. Other words are refused instead of being guessed at."""
+    """A field for true and false as JSON and forms write them. It refuses every other word."""
 
     def to_python(self, value: Any) -> bool:
         if value is not None and str(value).lower() not in ("true", "false", "on", "off", "1", "0", ""):

@@ -1,7 +1,7 @@
 class Refusal(Exception):
     """A refused request, with a sentence for the user and a code for scripts.
 
-    retry_after: seconds until the same request may be accepted.
+    field: the form field or parameter at fault. retry_after: seconds until the same request may be accepted.
     """
 
     STATUS = {

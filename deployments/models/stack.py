@@ -14,7 +14,7 @@ from ..engine import validation
 from .refusal import Refusal
 from .template import Template
 
-FIRST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 60, 6 * 3600
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 60, 6 * 3600  # before the sweeper tries again
 STACK_ID = re.compile(r"stk_[0-9a-f]{20}")
 
 
@@ -38,16 +38,16 @@ class StackQuerySet(models.QuerySet["Stack"]):
         return self if user.is_staff else self.filter(owner=user)
 
     def to_be_removed(self) -> list["Stack"]:
-        """Return the stacks that the sweeper is to remove now: expired ones, and leftovers of unwanted ones.
+        """Return the stacks that the sweeper is to remove now: expired ones, and those of which only leftovers exist.
 
-        Each failed removal makes the next one later, up to six hours.
+        The pause after a failed removal grows with each attempt, up to six hours.
         """
         candidates = self.filter(Q(state=Stack.State.BROKEN) | Q(state=Stack.State.LIVE, expires_at__lt=Now()))
         return [stack for stack in candidates if stack.is_to_be_removed()]
 
 
 class Stack(models.Model):
-    """What a user owns: a name, an address, an expiry. The name is theirs while the stack exists."""
+    """What a user owns: a name, an address, an expiry. The name is reserved while the stack exists."""
 
     class State(models.TextChoices):
         PENDING = "pending", "being deployed"
@@ -88,7 +88,7 @@ class Stack(models.Model):
 
     @staticmethod
     def validate_name(name: str) -> str:
-        """Return the name if a stack may have it. Raise Refusal INVALID_NAME with a sentence otherwise."""
+        """Return the name if a stack may have it. Raise Refusal INVALID_NAME otherwise."""
         try:
             validation.validate_name(name, settings.STACK_RESERVED_NAMES)
         except ValueError as error:
@@ -110,12 +110,12 @@ class Stack(models.Model):
         deployment = self.deployments.in_progress().first()
         if deployment is not None:
             doing = "removed" if deployment.kind == deployment.Kind.REMOVE else "deployed"
-            raise Refusal("BUSY", f"“{self.name}” is being {doing}. Wait until that has ended.", field="name")
+            raise Refusal("BUSY", f"“{self.name}” is being {doing}. Wait until this has ended.", field="name")
 
     def parameters(self, template: Template, *, secrets: bool = True) -> dict[str, str]:
         """Return the values that the stack last had for this template: a redeployment keeps them by default.
 
-        With secrets, which are decrypted, the result must not reach a page.
+        secrets: include the decrypted secrets. Such a result must not reach a page.
         """
         last = self._last_deployment(template)
         keys = template.form_fields().keys()
@@ -146,18 +146,18 @@ class Stack(models.Model):
         return last is not None and (last.kind == last.Kind.REMOVE or not self.deployments.successful().exists())
 
     def cleanup_is_due(self) -> bool:
-        """Return whether the pause since the last deployment is over. After a failure it grows with each try."""
+        """Return whether the pause after the last deployment is over. After a failure, it grows with each attempt."""
         last = self.deployments.first()
         if last is None or last.completed_at is None:
             return False
         if last.status == last.Status.SUCCESS:
             return True
         tries = self.deployments.filter(via=last.Via.SWEEPER).count()
-        pause = min(FIRST_SWEEP_SECONDS * 4**tries, LONGEST_SWEEP_SECONDS)
+        pause = min(FIRST_PAUSE_SECONDS * 4**tries, LONGEST_PAUSE_SECONDS)
         return bool(last.completed_at + timedelta(seconds=pause) < timezone.now())
 
     def settle(self, *, works: bool, template: Template | None) -> None:
-        """Set the state after a deployment: live; broken while anything may be left; otherwise gone, its name free.
+        """Set the state after a deployment: live; broken while anything may be left; otherwise gone.
 
         template: the new one, if the deployment has changed it.
         """

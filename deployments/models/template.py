@@ -25,7 +25,7 @@ def _validate_path(path: str) -> None:
 
 
 class Template(models.Model):
-    """What can be deployed: an image, its port, parameters, health check and limits. The first follows STACK_*."""
+    """What can be deployed: an image, its port, parameters, health check and limits."""
 
     slug = models.SlugField(max_length=40, unique=True)
     name = models.CharField(max_length=60)
@@ -76,7 +76,10 @@ class Template(models.Model):
 
     @classmethod
     def follow_settings(cls) -> None:
-        """Create the first template, or update it from STACK_*. The demo has two more, one of which always fails."""
+        """Create or update the first template from the settings STACK_*. In the demo, also create two more.
+
+        One of these two always fails.
+        """
         cls.objects.update_or_create(
             from_settings=True,
             defaults={
@@ -143,7 +146,7 @@ class Template(models.Model):
         return {parameter.key: parameter.field() for parameter in map(Parameter.load, self.parameters)}
 
     def clean_answers(self, answers: dict[str, Any]) -> dict[str, Any]:
-        """Return the answers by key, validated and typed. Raise Refusal INVALID_PARAMETER with the invalid field."""
+        """Return the user's values by key, validated and typed. Raise Refusal INVALID_PARAMETER, naming the field."""
         cleaned = {}
         for key, field in self.form_fields().items():
             value = answers.get(key, field.initial)

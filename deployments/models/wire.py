@@ -1,4 +1,4 @@
-"""The JSON form of deployments and events: a promise to old clients. Fields may be added, never renamed or removed."""
+"""The JSON form of deployments and events. Old clients depend on it: add fields, but never rename or remove one."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ RESOURCE_FIELDS = {
 def deployment_dict(deployment: "Deployment", audience: str, event: "Event | None" = None) -> dict[str, Any]:
     """Return the deployment's present state, or its state at an event. Times are ISO 8601 in UTC.
 
-    The request log is part of the present state only, and not for an audience that holds just the link.
+    The request log is part of the present state only, and is empty for the audience “link”.
     """
     at = event or deployment
     resources = event.data.get("resources", {}) if event else resource_ids(deployment.resources)
@@ -50,7 +50,7 @@ def deployment_dict(deployment: "Deployment", audience: str, event: "Event | Non
 
 
 def event_dict(event: "Event", audience: str) -> dict[str, Any]:
-    """Return one event. An audience that holds just the link gets no log lines and no user names."""
+    """Return one event. The audience “link” gets no log lines and no user names."""
     hidden = audience == "link" and event.type == event.Type.LOG
     data = {} if hidden else dict(event.data)
     if audience == "link":
@@ -70,7 +70,7 @@ def event_dict(event: "Event", audience: str) -> dict[str, Any]:
 
 
 def error_dict(error: dict[str, Any] | None, audience: str) -> dict[str, Any] | None:
-    """Return what this audience sees of a stored failure."""
+    """Return the part of a stored failure that this audience may see; None if there is none."""
     if not error:
         return None
     shown = {key: error[key] for key in ("phase", "code", "message", "retryable")}
@@ -88,5 +88,5 @@ def resource_ids(stored: dict[str, Any]) -> dict[str, str]:
 
 
 def iso(at: datetime | None) -> str | None:
-    """Return ISO 8601 in UTC with milliseconds and Z."""
+    """Return a time in UTC as ISO 8601, with milliseconds and Z."""
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
