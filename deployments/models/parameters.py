@@ -35,7 +35,7 @@ class Parameter:
     def parse(cls, entry: Any) -> "Parameter":
         """Return the parameter that a JSON object defines. Raise ValidationError with the reason if it is invalid."""
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
-            raise ValidationError("Every parameter must be a JSON object with a key.")
+            raise ValidationError("Every parameter must be an object with a key.")
         key = entry["key"]
         if not validation.ENV_KEY.fullmatch(key):
             raise ValidationError(f"“{key[:60]}” is not a valid environment variable name.")
