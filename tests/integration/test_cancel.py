@@ -1,4 +1,4 @@
-"""A cancellation is requested, then done; a failed deployment is retried with the same answers."""
+"""A deployment is cancelled and undone; a failed one is retried with the same parameters."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -50,7 +50,7 @@ def ask(portal: Portal, id: str, verb: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("phase", GATES)
-def test_a_cancel_in_any_phase_is_requested_then_done_and_leaves_nothing(
+def test_a_deployment_cancelled_in_any_phase_is_undone_and_leaves_nothing(
     portal: Portal, token: dict[str, str], phase: str
 ) -> None:
     name = f"cancel-{phase.replace('_', '-')}"[:30].rstrip("-")
@@ -62,7 +62,7 @@ def test_a_cancel_in_any_phase_is_requested_then_done_and_leaves_nothing(
             portal.wait_at("container")
         requested = ask(portal, id, "cancel")
         assert requested.status_code == 202, requested.text
-        assert ask(portal, id, "cancel").status_code == 202, "asked for twice it is one request"
+        assert ask(portal, id, "cancel").status_code == 202, "a repeated cancel is not recorded twice"
         state = portal.status(id)
         assert (state["status"], state["cancelRequested"]) == ("in_progress", True)
     state = ended(portal, token, answer)
@@ -77,13 +77,15 @@ def test_a_cancel_in_any_phase_is_requested_then_done_and_leaves_nothing(
     assert (over.status_code, over.json()["error"]["code"]) == (409, "CONFLICT")
 
 
-def test_a_page_says_that_a_cancel_is_requested_and_that_it_is_done(
+def test_the_page_shows_that_a_cancel_is_requested_and_then_completed(
     portal: Portal, person: httpx.Client, token: dict[str, str]
 ) -> None:
     with held(portal, "application.create"):
         answer = start(portal, "cancel-page")
         page = answer.json()["pageUrl"]
-        portal.wait_at("application.create")  # during this call nothing is reported, so the cancel is noticed later
+        portal.wait_at(
+            "application.create"
+        )  # nothing is reported during this call, so the worker notices the cancel only after it
         assert "Cancel the deployment of cancel-page?" in person.get(f"{page}/cancel").text
         assert portal.status(answer.json()["deploymentId"])["cancelRequested"] is False, "GET changes nothing"
         assert submit(person, f"{page}/cancel", {}).headers["Location"] == page
@@ -128,7 +130,7 @@ def test_a_cancel_without_effect_is_refused_with_a_sentence(portal: Portal, toke
     assert ended(portal, token, failing)["error"]["code"] == "REGISTRY_UNREACHABLE"
 
 
-def test_a_caller_who_only_knows_the_link_may_neither_cancel_nor_retry(portal: Portal) -> None:
+def test_a_caller_with_only_the_link_can_neither_cancel_nor_retry(portal: Portal) -> None:
     with held(portal, "job"):
         id = portal.deploy("link-only")
         for verb in ("cancel", "retry"):
@@ -137,7 +139,7 @@ def test_a_caller_who_only_knows_the_link_may_neither_cancel_nor_retry(portal: P
     assert portal.finished(id)["status"] == "success"
 
 
-def test_a_retry_has_the_same_answers_and_creates_nothing_twice(portal: Portal, token: dict[str, str]) -> None:
+def test_a_retry_has_the_same_parameters_and_creates_nothing_twice(portal: Portal, token: dict[str, str]) -> None:
     portal.turn(pull_error="no space left on device")
     given = {"template": "web-page", "parameters": {"GREETING": "kept"}}
     answer = start(portal, "tried-again", **given)
@@ -162,7 +164,7 @@ def test_a_retry_has_the_same_answers_and_creates_nothing_twice(portal: Portal, 
         assert says in refused.json()["error"]["message"]
 
 
-def test_a_retry_on_the_page_leads_to_the_new_deployment_and_uses_what_is_left(
+def test_a_retry_on_the_page_leads_to_the_new_deployment_and_reuses_leftovers(
     portal: Portal, person: httpx.Client, token: dict[str, str]
 ) -> None:
     portal.turn(pull_error="no space left on device")
@@ -188,12 +190,12 @@ def test_a_retry_on_the_page_leads_to_the_new_deployment_and_uses_what_is_left(
 
 
 def csrf(person: httpx.Client) -> dict[str, str]:
-    """Return the header that every page gives htmx."""
+    """Return the CSRF header that every page tells htmx to send."""
     html = person.get("/").text
     return {"X-CSRFToken": html.split('"X-CSRFToken": "')[1].split('"')[0]}
 
 
-# -- in the model: races with the end, names taken meanwhile -----------------------------------------------------------
+# -- in the model: races with the end, names taken by others -----------------------------------------------------------
 
 
 @pytest.fixture(name="people")
@@ -201,7 +203,7 @@ def three_people(db: None) -> People:
     return People()
 
 
-def test_a_cancel_that_was_accepted_before_the_end_wins_over_it(people: People) -> None:
+def test_an_accepted_cancel_prevents_a_later_success(people: People) -> None:
     waiting = people.deploy(people.owner, "shop")
     working = Deployment.claim("worker", excluding=[])
     assert working is not None
@@ -209,7 +211,7 @@ def test_a_cancel_that_was_accepted_before_the_end_wins_over_it(people: People) 
     with pytest.raises(Cancelled):
         working.record(Progress("phase", "completed", "It is live", "success", progress=100))
     waiting.refresh_from_db()
-    for deployment in (waiting, working):  # its worker continues with the stored row and its lease
+    for deployment in (waiting, working):  # the worker continues with the stored row and keeps its lease
         assert (deployment.status, deployment.phase, deployment.progress, deployment.version) == (
             "in_progress",
             "initializing",
@@ -219,7 +221,7 @@ def test_a_cancel_that_was_accepted_before_the_end_wins_over_it(people: People) 
     assert list(waiting.events.values_list("seq", flat=True)) == [1, 2]
 
 
-def test_a_second_cancel_is_harmless_even_while_the_first_is_being_carried_out(people: People) -> None:
+def test_a_second_cancel_has_no_effect_even_during_the_undo(people: People) -> None:
     deployment = people.deploy(people.owner, "shop")
     working = Deployment.claim("worker", excluding=[])
     assert working is not None
@@ -232,7 +234,7 @@ def test_a_second_cancel_is_harmless_even_while_the_first_is_being_carried_out(p
 
 @pytest.mark.parametrize("kind", ["deploy", "redeploy", "retry"])
 def test_a_deployment_that_has_not_begun_ends_as_soon_as_it_is_cancelled(people: People, kind: str) -> None:
-    """It does not wait for a free worker, unless a retry has objects of an earlier deployment to undo."""
+    """It does not wait for a free worker, unless it is a retry that has objects of an earlier deployment to undo."""
     if kind == "retry":
         retry_deployment(left_behind(people), people.owner, via="api")
     else:
@@ -258,7 +260,7 @@ def test_a_deployment_that_has_not_begun_ends_as_soon_as_it_is_cancelled(people:
         assert retry_deployment(deployment, people.owner, via="api").status == "in_progress"
 
 
-def test_an_end_that_came_before_the_cancel_wins_over_it(people: People) -> None:
+def test_a_cancel_after_the_end_is_refused(people: People) -> None:
     deployment = end(people.deploy(people.owner, "shop"))
     with pytest.raises(Refusal) as refused:
         deployment.cancel(people.owner)
@@ -308,7 +310,7 @@ CHANGED_MEANWHILE = [
 
 
 @pytest.mark.parametrize(("key", "change", "why"), CHANGED_MEANWHILE)
-def test_a_retry_whose_answers_no_longer_fit_the_template_is_refused_on_page_and_api(
+def test_a_retry_whose_parameters_no_longer_fit_the_template_is_refused_on_page_and_api(
     people: People, settings: Any, key: str, change: dict[str, Any], why: str
 ) -> None:
     people.template.parameters = [{"key": "COLOR", "type": "choice", "choices": ["red"]}, {"key": "COUNT"}]
@@ -356,7 +358,7 @@ def test_an_operator_cancels_and_retries_any_users_deployment_from_the_admin(peo
         return {verb for verb in ("cancel", "retry") if f'href="/deployments/{deployment.pk}/{verb}"' in html}
 
     assert offered() == {"cancel"}
-    assert http.get(f"/deployments/{deployment.pk}/cancel").status_code == 200, "the link asks before it does it"
+    assert http.get(f"/deployments/{deployment.pk}/cancel").status_code == 200, "the link opens a confirmation page"
     deployment.refresh_from_db()
     assert deployment.cancel_requested_at is None
     http.post(f"/deployments/{deployment.pk}/cancel")

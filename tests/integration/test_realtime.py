@@ -1,7 +1,6 @@
-"""Every client receives each phase while it runs.
+"""Every client receives each phase while the phase is in progress.
 
-Each phase is held at a gate that opens only after the client has received the phase: an implementation that blocks
-never gets past the first one.
+A gate holds each phase until the client has received it, so an implementation that blocks never gets past the first.
 """
 
 import json
@@ -33,14 +32,14 @@ OLD_SERVICE = json.loads((Path(__file__).parent / "fixtures" / "old_service.json
 
 
 @pytest.mark.parametrize("client", [poller, long_poller, streamer])
-def test_a_client_receives_each_phase_while_it_runs(portal: Portal, client: Any) -> None:
+def test_a_client_receives_each_phase_while_it_is_in_progress(portal: Portal, client: Any) -> None:
     with held(portal, *GATES.values()):
         id = portal.deploy(f"gate-{client.__name__.replace('_', '-')}")
         walk(portal, client(portal, id))
     assert portal.finished(id)["phase"] == "completed"
 
 
-def test_a_socket_receives_each_phase_while_it_runs(portal: Portal) -> None:
+def test_a_socket_receives_each_phase_while_it_is_in_progress(portal: Portal) -> None:
     with held(portal, *GATES.values()):
         id = portal.deploy("gate-socket")
         with socket(portal, id) as page:
@@ -86,7 +85,7 @@ def test_progress_never_falls_and_the_phases_come_in_order(portal: Portal) -> No
 
 
 def test_a_long_pull_rising_attempts_and_the_undo_are_shown_while_they_happen(own_portal: Any) -> None:
-    """The image is pulled slowly, and then the health check fails until its limit."""
+    """Pull the image slowly, then let the health check fail until its time limit."""
     portal = own_portal(STACK_HEALTH_INTERVAL_SECONDS=0.2, STACK_HEALTH_TIMEOUT_SECONDS=1.5).start()
     with held(portal, "job", "container", *UNDO_GATES):
         id = portal.deploy("old-scenario")
@@ -133,7 +132,7 @@ def follow_attempts(stream: Any) -> Any:
 
 @pytest.mark.parametrize("old", OLD_SERVICE, ids=["success", "failure"])
 def test_clients_of_the_service_that_the_portal_replaced_still_work(portal: Portal, old: dict[str, Any]) -> None:
-    """A transcript of the old service's two tests: what its scripts sent, and what they rely on."""
+    """Replay what the scripts of the old service sent, and assert what they rely on."""
     portal.turn(**old["settings"])
     with held(portal, "project.all"):  # so that the stream starts with the first event
         form = {"Content-Type": "application/x-www-form-urlencoded"}

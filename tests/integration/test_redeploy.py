@@ -51,7 +51,7 @@ def of(portal: Portal, name: str) -> dict[str, Any]:
     return {"application": application, "service": service, "domains": there["domains"]}
 
 
-def test_a_redeploy_finds_the_existing_objects_and_changes_them(portal: Portal, token: dict[str, str]) -> None:
+def test_a_redeploy_changes_the_existing_objects(portal: Portal, token: dict[str, str]) -> None:
     first = deploy(portal, token, "again", template="web-page", parameters={"GREETING": "one"})
     second = deploy(portal, token, "again", template="web-page", parameters={"GREETING": "two"})
     assert (first["kind"], second["kind"]) == ("deploy", "redeploy")
@@ -70,7 +70,9 @@ def test_a_failed_redeploy_restores_the_former_version(portal: Portal, token: di
     assert (second["error"]["phase"], second["error"]["code"]) == ("deploying", "REGISTRY_UNREACHABLE")
     image = before["service"]["image"]
     assert after["application"]["dockerImage"] == after["service"]["image"]
-    assert re.fullmatch(re.escape(image) + "@sha256:[0-9a-f]{64}", after["service"]["image"]), "the very image that ran"
+    assert re.fullmatch(re.escape(image) + "@sha256:[0-9a-f]{64}", after["service"]["image"]), (
+        "the exact image that ran before"
+    )
     assert after["service"]["env"] == before["service"]["env"]
     assert second["resources"] == first["resources"]
     assert portal.router.get("/", headers={"Host": "restored.localhost"}).status_code == 200
@@ -79,7 +81,7 @@ def test_a_failed_redeploy_restores_the_former_version(portal: Portal, token: di
 
 
 @pytest.mark.django_db
-def test_the_page_says_where_the_earlier_image_may_be_gone() -> None:
+def test_the_page_warns_that_the_earlier_image_may_no_longer_exist() -> None:
     people = People()
     first = end(people.deploy(people.owner, "shop"))  # without a digest in the log
     second = end(people.deploy(people.owner, "shop"), "failure")

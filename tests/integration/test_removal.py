@@ -1,4 +1,4 @@
-"""A stack is removed by typing its name, by a script, by an operator; object by object, and then its name is free."""
+"""A stack is removed by its owner, a script or an operator: every object is removed, and its name is free again."""
 
 import re
 import sqlite3
@@ -45,7 +45,7 @@ def deployed(portal: Portal, token: dict[str, str], name: str, **more: Any) -> A
 
 
 def there(portal: Portal, name: str) -> dict[str, int]:
-    """Count the objects of this stack at Dokploy."""
+    """Return the number of this stack's objects at Dokploy, by type."""
     state = portal.dokploy()
     apps = {row["appName"] for row in state["applications"] if row["name"] == name}
     return {
@@ -111,7 +111,7 @@ def link(person: httpx.Client, page: str, name: str, what: str) -> str:
     return found[1]
 
 
-def test_two_removals_at_once_are_one_deployment_and_a_busy_stack_is_refused(
+def test_simultaneous_removals_create_one_deployment_and_a_busy_stack_is_refused(
     portal: Portal, token: dict[str, str]
 ) -> None:
     deployed(portal, token, "twice-removed")

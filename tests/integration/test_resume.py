@@ -1,4 +1,4 @@
-"""kill -9 of the whole portal, then a restart: every deployment resumes once, and every client sees it."""
+"""The whole portal is killed with kill -9 and restarted: every deployment resumes once, and every client sees it."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Secrets may be at Dokploy and, encrypted, in the database, and nowhere else."""
+"""Secrets are stored at Dokploy and, encrypted, in the database. They appear nowhere else."""
 
 import hashlib
 import io
@@ -51,7 +51,7 @@ def with_a_secret(people: People) -> People:
     return people
 
 
-# -- through a real portal ---------------------------------------------------------------------------------------------
+# -- in a portal process ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def boss(shared_portal: Portal) -> Iterator[httpx.Client]:
     http.close()
 
 
-def test_a_secret_is_at_dokploy_and_nowhere_else(shared_portal: Portal, boss: httpx.Client) -> None:
+def test_a_secret_is_shown_nowhere_but_at_dokploy(shared_portal: Portal, boss: httpx.Client) -> None:
     """One deployment succeeds; Dokploy refuses one and the registry another, both with the secrets in their errors."""
     mine = browser(shared_portal)
     header = new_token(mine)
@@ -94,7 +94,7 @@ def test_a_secret_is_at_dokploy_and_nowhere_else(shared_portal: Portal, boss: ht
         id, state_path = started["deploymentId"], f"/api/deployments/{started['deploymentId']}"
         until(lambda path=state_path: mine.get(path, headers=header).json()["status"] != "in_progress", 60)
         if name == "secret-well":
-            assert CANARY in str(shared_portal.dokploy()), "it has to arrive there"
+            assert CANARY in str(shared_portal.dokploy()), "Dokploy must receive the secret"
             assert PASSWORD in str(shared_portal.dokploy())
         with socket(shared_portal, started["pageUrl"].replace("/deployments", "/ws/deployments"), mine) as frames:
             seen[f"{name}: frame"] = str(frames.recv(10))
@@ -130,7 +130,7 @@ def test_a_secret_is_at_dokploy_and_nowhere_else(shared_portal: Portal, boss: ht
 # -- at rest -----------------------------------------------------------------------------------------------------------
 
 
-def test_rows_hold_secrets_encrypted_only(client: Client, people: People) -> None:
+def test_secrets_are_stored_encrypted(client: Client, people: People) -> None:
     body = {"name": "shop", "parameters": {"API_TOKEN": CANARY, "GREETING": "hello-in-clear"}}
     header = token(people.owner)
     assert client.post("/api/deploy", body, content_type="application/json", headers=header).status_code == 202
@@ -146,7 +146,7 @@ def test_rows_hold_secrets_encrypted_only(client: Client, people: People) -> Non
     assert PASSWORD not in repr(spec)
 
 
-def test_a_token_is_kept_as_a_hash_and_shown_once(people: People) -> None:
+def test_a_token_is_stored_as_a_hash_and_shown_once(people: People) -> None:
     client = Client()
     client.force_login(people.owner)
     page = client.post("/tokens", {"label": "mine"}).content.decode()
@@ -160,7 +160,7 @@ def test_a_token_is_kept_as_a_hash_and_shown_once(people: People) -> None:
     assert client.get("/api/check/shop", headers={"Authorization": f"Bearer {row.digest}"}).status_code == 401
 
 
-def test_a_secret_that_was_typed_never_comes_back_in_the_form(people: People) -> None:
+def test_the_form_never_shows_an_entered_secret_again(people: People) -> None:
     client = Client()
     client.force_login(people.owner)
     answer = client.post("/", {"name": "?", "template": "stack", "stack-API_TOKEN": CANARY, "stack-GREETING": "hello"})
@@ -172,7 +172,7 @@ def test_a_secret_that_was_typed_never_comes_back_in_the_form(people: People) ->
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_redeploy_keeps_a_secret_that_is_left_empty_and_shows_it_nowhere(people: People) -> None:
+def test_a_redeploy_with_an_empty_secret_keeps_the_stored_one_and_does_not_show_it(people: People) -> None:
     first = end(people.deploy(people.owner, "shop", API_TOKEN=CANARY, GREETING="hi"))
     http = Client()
     http.force_login(people.owner)
@@ -261,7 +261,7 @@ async def test_a_deployment_whose_secret_cannot_be_decrypted_fails_with_a_senten
     assert (deployment.status, deployment.phase) == ("failure", "failed")
     assert deployment.error is not None
     assert re.fullmatch(r"[A-Z][^.]+\.( [A-Z][^.]+\.)*", deployment.error["message"])
-    assert deployment.stack.state == "gone", "nothing was made: the name is free"
+    assert deployment.stack.state == "gone", "nothing was created, so the name is free"
 
 
 ASK = {"content_type": "application/json"}
@@ -287,7 +287,7 @@ def test_a_secret_that_can_no_longer_be_decrypted_must_be_entered_again(people: 
     refused = client.post(page, {"template": "stack", "stack-API_TOKEN": "", "stack-GREETING": "ho"})
     assert refused.status_code == 400
     assert escape(f"API_TOKEN: {UNREADABLE_SECRET}") in refused.content.decode()
-    assert Deployment.objects.get() == first, "nothing was begun"
+    assert Deployment.objects.get() == first, "no deployment was created"
     again = {"name": "shop", "parameters": {"API_TOKEN": "another"}}
     assert client.post("/api/deploy", again, headers=header, **ASK).status_code == 202
     assert Deployment.objects.first().environment() == {"API_TOKEN": "another", "GREETING": "hi"}
@@ -307,12 +307,12 @@ def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_neve
         ask = lambda: portal.http.get(started["statusUrl"], headers=header).json()  # noqa: E731
         return until(lambda: (state := ask())["status"] != "in_progress" and state, 30)
 
-    def runs_with() -> list[str]:
+    def container_environment() -> list[str]:
         return next(row["env"] for row in portal.dokploy()["services"] if row["name"].startswith("key-lost-"))
 
     assert deploy("one")["status"] == "success"
     assert run("deploy", "key-lost", "--set", "GREETING=ho", env=portal.env).returncode == 0
-    assert {"API_TOKEN=one", "GREETING=ho"} <= set(runs_with())
+    assert {"API_TOKEN=one", "GREETING=ho"} <= set(container_environment())
     assert portal.stop() == 0
     until(portal.ports_are_free, 10)
     portal.env["ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
@@ -326,7 +326,7 @@ def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_neve
     portal.turn(pull_error=None)
     assert deploy("three")["status"] == "success"
     assert there(portal, "key-lost") == ONE
-    assert "API_TOKEN=three" in runs_with()
+    assert "API_TOKEN=three" in container_environment()
 
 
 def test_a_template_whose_password_cannot_be_decrypted_is_refused_with_a_sentence(
@@ -375,7 +375,7 @@ def log() -> Iterator[io.StringIO]:
         "GET /?x=dpt_{canary}{canary}",
     ],
 )
-def test_the_log_holds_no_secret(log: io.StringIO, settings: Any, message: str) -> None:
+def test_the_log_contains_no_secret(log: io.StringIO, settings: Any, message: str) -> None:
     settings.DOKPLOY_API_KEY, settings.ENCRYPTION_KEYS = f"{CANARY}-dokploy", [f"{CANARY}-encryption"]
     text = message.format(key=settings.DOKPLOY_API_KEY, encryption=settings.ENCRYPTION_KEYS[0], canary=CANARY)
     logger = logging.getLogger("deployments.test")
@@ -391,8 +391,8 @@ def test_the_log_holds_no_secret(log: io.StringIO, settings: Any, message: str) 
     assert CANARY not in log.getvalue()
 
 
-def test_an_error_page_and_the_log_of_it_hold_no_secret(log: io.StringIO, people: People) -> None:
-    """The portal fails over an impossible row; the error does not repeat what the row holds."""
+def test_an_error_page_and_its_log_entry_contain_no_secret(log: io.StringIO, people: People) -> None:
+    """The view fails at an invalid row; neither page nor log repeats the row's values."""
     deployment = end(people.deploy(people.owner, "shop", API_TOKEN=CANARY), "failure")
     Deployment.objects.filter(pk=deployment.pk).update(error={"password": CANARY})
     client = Client(raise_request_exception=False)

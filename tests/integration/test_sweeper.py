@@ -71,7 +71,7 @@ def age(deployment: Deployment, seconds: float) -> None:
     Deployment.objects.filter(pk=deployment.pk).update(completed_at=timezone.now() - timedelta(seconds=seconds))
 
 
-def test_a_sweeper_that_slept_after_its_list_removes_nothing_that_is_in_use_again(
+def test_a_sweeper_with_an_outdated_list_removes_no_stack_that_is_live_again(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment = left_behind(people)
@@ -85,7 +85,7 @@ def test_a_sweeper_that_slept_after_its_list_removes_nothing_that_is_in_use_agai
     assert deployment.stack.state == Stack.State.LIVE
 
 
-def test_leftovers_are_due_after_a_minute_and_each_failed_try_waits_longer(people: People) -> None:
+def test_the_removal_of_leftovers_is_due_after_a_minute_and_later_after_each_failure(people: People) -> None:
     deployment = left_behind(people)
     assert request_due_removals() == []
     for pause in (60, 240, 960):
@@ -94,7 +94,7 @@ def test_leftovers_are_due_after_a_minute_and_each_failed_try_waits_longer(peopl
         age(deployment, pause + 5)
         (deployment,) = request_due_removals()
         assert (deployment.kind, deployment.via, deployment.requested_by) == ("remove", "sweeper", people.owner)
-        assert request_due_removals() == [], "two sweepers are harmless"
+        assert request_due_removals() == [], "a second sweeper requests no second removal"
         working = Deployment.claim("worker", excluding=[])
         assert working is not None
         working.record(Progress("receipt", "removing_project", "", data={"state": "removing", "kind": "project"}))
@@ -103,7 +103,7 @@ def test_leftovers_are_due_after_a_minute_and_each_failed_try_waits_longer(peopl
         deployment.record(Progress("phase", "failed", "Left", "failure", error=error))
 
 
-def test_a_stack_that_has_run_is_never_swept(people: People) -> None:
+def test_a_stack_that_has_been_live_is_never_swept(people: People) -> None:
     end(people.deploy(people.owner, "shop"))
     broken = end(people.deploy(people.owner, "shop"), "failure", left=["the former version"])
     Stack.objects.update(state=Stack.State.BROKEN)
@@ -140,7 +140,7 @@ def test_recorded_objects_and_those_of_a_deployment_in_progress_are_not_orphans(
     Orphan.report(found)
     assert list(Orphan.objects.order_by("external_id").values_list("external_id", flat=True)) == ["a3", "p3"]
     Orphan.report(found[:2])
-    assert not Orphan.objects.exists(), "what is gone is not reported any more"
+    assert not Orphan.objects.exists(), "a removed object is not reported again"
 
 
 def test_one_of_several_workers_scans_for_orphans(people: People) -> None:
@@ -159,25 +159,25 @@ def test_a_scan_that_crashed_is_due_again_soon(people: People) -> None:
     assert Orphan.scan_is_due(600)
     Orphan.report([])
     later()
-    assert not Orphan.scan_is_due(600), "this one came to its end"
+    assert not Orphan.scan_is_due(600), "this scan was completed"
 
 
 def test_a_scan_that_failed_is_due_again_at_once(people: People, simulator: Simulator) -> None:
-    lost(simulator)
+    create_unrecorded_project(simulator)
     simulator.fault("project.all", "redirect")
     with pytest.raises(DokployError):
-        async_to_sync(look)(simulator)
-    async_to_sync(look)(simulator)
+        async_to_sync(scan)(simulator)
+    async_to_sync(scan)(simulator)
     assert Orphan.objects.get().name == "lost"
-    assert not Orphan.scan_is_due(60), "one that went well is not"
+    assert not Orphan.scan_is_due(60), "a successful scan is not due again"
 
 
-def lost(simulator: Simulator) -> None:
-    """Create a project with our mark that no record mentions."""
+def create_unrecorded_project(simulator: Simulator) -> None:
+    """Create a project at Dokploy that carries the portal's mark but has no record."""
     simulator.do("project.create", name="lost", description=f"{mark_of(Installation.current().id)}stk_{'0' * 20}")
 
 
-async def look(simulator: Simulator) -> None:
+async def scan(simulator: Simulator) -> None:
     dokploy = Dokploy(f"http://127.0.0.1:{simulator.port}", KEY)
     try:
         await scan_for_orphans(dokploy)
@@ -186,7 +186,7 @@ async def look(simulator: Simulator) -> None:
 
 
 def test_a_stack_removed_during_a_scan_is_not_an_orphan(people: People, simulator: Simulator) -> None:
-    lost(simulator)
+    create_unrecorded_project(simulator)
     deployment = end(people.deploy(people.owner, "shop"))
     mark = f"{mark_of(Installation.current().id)}{deployment.stack_id}"
     id = simulator.do("project.create", name="shop", description=mark)["project"]["projectId"]
@@ -198,15 +198,15 @@ def test_a_stack_removed_during_a_scan_is_not_an_orphan(people: People, simulato
         simulator.do("project.remove", projectId=id)
         ExternalResource.objects.filter(pk=receipt.pk).update(state=ExternalResource.State.GONE)
 
-    async def look_meanwhile() -> None:
-        looking = asyncio.ensure_future(look(simulator))
+    async def remove_during_scan() -> None:
+        scanning = asyncio.ensure_future(scan(simulator))
         assert await asyncio.to_thread(simulator.wait_at, "project.all:answer") == 1
-        await sync_to_async(remove)()  # it was listed before its record went
+        await sync_to_async(remove)()  # Dokploy listed it before its record was removed
         simulator.open_gate("project.all:answer")
-        await looking
+        await scanning
 
     simulator.close_gate("project.all:answer")
-    async_to_sync(look_meanwhile)()
+    async_to_sync(remove_during_scan)()
     assert [orphan.name for orphan in Orphan.objects.all()] == ["lost"]
 
 
@@ -218,7 +218,7 @@ def test_an_orphan_whose_mark_was_changed_is_not_recorded_again(people: People) 
     assert not Stack.objects.exists()
 
 
-def test_an_orphan_of_a_stack_that_exists_is_not_removed_with_it(people: People) -> None:
+def test_an_orphan_with_the_mark_of_an_existing_stack_is_not_removed(people: People) -> None:
     deployment = end(people.deploy(people.owner, "shop"))
     Orphan.report([MarkedObject("application", "a1", "shop", f"i/{deployment.stack_id}")])
     with pytest.raises(Refusal) as refused:
@@ -227,11 +227,11 @@ def test_an_orphan_of_a_stack_that_exists_is_not_removed_with_it(people: People)
     assert "“shop”, which exists" in refused.value.message
 
 
-LOST_SECRET = "i/stk_10000000000000000000"
+ORPHAN_MARK = "i/stk_10000000000000000000"
 
 
-def test_an_orphan_removed_twice_is_one_deployment(people: People) -> None:
-    Orphan.report([MarkedObject("project", "p1", "lost", LOST_SECRET)])
+def test_removing_an_orphan_twice_creates_one_deployment(people: People) -> None:
+    Orphan.report([MarkedObject("project", "p1", "lost", ORPHAN_MARK)])
     first, second = Orphan.objects.get(), Orphan.objects.get()
     deployment = first.remove(people.operator)
     assert second.remove(people.other) == deployment
@@ -249,11 +249,11 @@ def test_an_orphan_removed_twice_is_one_deployment(people: People) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.skipif(settings.ON_SQLITE, reason="there one waits for the other before it looks")
-def test_operators_who_remove_an_orphan_at_once_get_one_deployment() -> None:
+@pytest.mark.skipif(settings.ON_SQLITE, reason="on SQLite the transactions run one after the other")
+def test_simultaneous_removals_of_an_orphan_create_one_deployment() -> None:
     people, four = People(), 4
     for number in range(5):
-        Orphan.report([MarkedObject("project", f"p{number}", "lost", f"{LOST_SECRET[:6]}{number}{LOST_SECRET[7:]}")])
+        Orphan.report([MarkedObject("project", f"p{number}", "lost", f"{ORPHAN_MARK[:6]}{number}{ORPHAN_MARK[7:]}")])
         start = threading.Barrier(four)
 
         def remove(orphan: Orphan, start: threading.Barrier = start) -> Deployment:
@@ -292,7 +292,7 @@ def test_remains_of_a_removed_stack_are_removed_under_its_name_unless_the_name_i
 
 def test_removing_an_orphan_without_any_template_is_refused_with_a_sentence(people: People) -> None:
     Template.objects.all().delete()
-    Orphan.report([MarkedObject("project", "p1", "lost", LOST_SECRET)])
+    Orphan.report([MarkedObject("project", "p1", "lost", ORPHAN_MARK)])
     http = Client()
     http.force_login(people.operator)
     answer = http.post(f"/orphans/{Orphan.objects.get().pk}/remove")
@@ -301,7 +301,7 @@ def test_removing_an_orphan_without_any_template_is_refused_with_a_sentence(peop
     assert Orphan.objects.exists()
 
 
-# -- in a real portal --------------------------------------------------------------------------------------------------
+# -- in a portal process -----------------------------------------------------------------------------------------------
 
 
 def forget(portal: Portal, *statements: str) -> None:
@@ -353,7 +353,7 @@ def test_the_sweeper_removes_leftovers_and_reports_unrecorded_objects(own_portal
 def test_a_create_that_takes_effect_after_the_undo_is_named_until_an_operator_removes_it(
     own_portal: Any,
 ) -> None:
-    """Its stack is gone by then, and nothing is deleted on a guess."""
+    """Its stack is removed by then, and the portal deletes no object that it cannot attribute."""
     portal = own_portal(SWEEPER_SECONDS=0.1, ORPHANS_SECONDS=0.1, STACK_HEALTH_INTERVAL_SECONDS=0.3).start()
     with closing(browser(portal)) as http:
         http.base_url = httpx.URL(f"http://localhost:{portal.port}")
@@ -375,7 +375,7 @@ def test_a_create_that_takes_effect_after_the_undo_is_named_until_an_operator_re
     with closing(operator(portal)) as admin:
         orphans = lambda: admin.get("/admin/deployments/orphan/").text  # noqa: E731
         listed = until(lambda: (html := orphans()).count('/remove"') == 1 and html, 20)
-        assert "among the orphans" in admin.get(f"/deployments/{refused['deploymentId']}").text
+        assert "the project is listed as an orphan" in admin.get(f"/deployments/{refused['deploymentId']}").text
         page = listed.split('href="/orphans/')[1].split('"')[0]
         deployment = submit(admin, f"/orphans/{page}", {}).headers["Location"]
         until(lambda: "The stack was removed" in admin.get(deployment).text, 20)

@@ -1,4 +1,4 @@
-"""The admin panel: operators see everything, and change what is theirs to change."""
+"""The admin panel: operators see every row and change only templates and tokens; other users are refused."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def people(db: None, settings: Any) -> People:
 
 @pytest.fixture
 def deployment(people: People) -> Deployment:
-    """Return an ended deployment with one recorded object."""
+    """Return a failed deployment with one external resource and a token of its owner."""
     over = end(people.deploy(people.owner, "admin-shop"), "failure")
     given = {"stack": over.stack, "deployment": over, "resource_type": "project", "phase": "creating_project"}
     ExternalResource.objects.create(
@@ -90,7 +90,7 @@ def test_an_operator_lists_and_searches_everything(operator: Client, deployment:
         assert "admin-shop" in operator.get(f"/admin/deployments/{page}/", {"q": "admin-shop"}).content.decode()
         assert "admin-shop" not in operator.get(f"/admin/deployments/{page}/", {"q": "unheard"}).content.decode()
     filtered = operator.get("/admin/deployments/deployment/", {"status__exact": "failure"}).content.decode()
-    assert f'href="/deployments/{deployment.pk}"' in filtered, "leads to the live page"
+    assert f'href="/deployments/{deployment.pk}"' in filtered, "the row links to the deployment's page"
     assert (
         "admin-shop"
         not in operator.get("/admin/deployments/deployment/", {"status__exact": "success"}).content.decode()
@@ -109,7 +109,7 @@ def test_an_operator_sees_a_deployment_with_its_events_and_a_stack_with_its_exte
         assert text in shown
 
 
-def test_the_number_of_questions_to_the_database_does_not_grow_with_the_list(
+def test_the_number_of_queries_does_not_grow_with_the_list(
     operator: Client, people: People, django_assert_max_num_queries: Any
 ) -> None:
     for number in range(12):
@@ -120,7 +120,7 @@ def test_the_number_of_questions_to_the_database_does_not_grow_with_the_list(
 
 
 @pytest.mark.parametrize("page", READ_ONLY)
-def test_what_the_runner_writes_cannot_be_written_here(operator: Client, deployment: Deployment, page: str) -> None:
+def test_rows_written_by_the_runner_are_read_only(operator: Client, deployment: Deployment, page: str) -> None:
     before = rows()
     id = ids(deployment)[page]
     shown = operator.get(f"/admin/deployments/{page}/{id}/change/").content.decode()
@@ -163,7 +163,7 @@ def save(operator: Client, template: Template | None = None, **changed: Any) -> 
     return operator.post(path, {**FORM, **changed})
 
 
-def test_an_operator_makes_a_template_that_people_can_deploy(operator: Client, people: People) -> None:
+def test_an_operator_creates_a_template_that_users_can_deploy(operator: Client, people: People) -> None:
     parameters = [
         {
             "key": "TITLE",
@@ -222,7 +222,7 @@ def test_an_operator_makes_a_template_that_people_can_deploy(operator: Client, p
         ("parameters", '[{"key": "X", "type": "secret", "default": "in clear"}]', "a secret has no default"),
     ],
 )
-def test_a_template_that_could_not_work_is_refused_with_a_sentence(
+def test_an_invalid_template_is_refused_with_a_sentence(
     operator: Client, people: People, field: str, value: str, says: str
 ) -> None:
     answer = save(operator, **{field: value})
@@ -253,7 +253,7 @@ def test_a_template_that_could_not_work_is_refused_with_a_sentence(
         ('[{"key": "X", "requird": true}]', "requird"),
     ],
 )
-def test_parameters_that_could_not_work_are_refused_with_a_sentence(parameters: str, says: str) -> None:
+def test_invalid_parameters_are_refused_with_a_sentence(parameters: str, says: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(says)) as refused:
         validate_parameters(json.loads(parameters))
     assert refused.value.messages[0].endswith(".")
@@ -265,7 +265,7 @@ def test_a_registry_that_is_not_allowed_is_refused(operator: Client, people: Peo
     assert save(operator, image="registry.example.org/shop:1").status_code == 302
 
 
-def test_the_password_of_a_registry_can_be_written_and_not_read(operator: Client, people: People) -> None:
+def test_a_registry_password_can_be_set_but_is_never_shown(operator: Client, people: People) -> None:
     assert save(operator, registry="registry.example.org", registry_password="canary-1").status_code == 302
     template = Template.objects.get(slug="shop")
     assert template.registry_password == "canary-1"
@@ -277,13 +277,15 @@ def test_the_password_of_a_registry_can_be_written_and_not_read(operator: Client
     assert "canary-2" not in refused.content.decode()
     assert save(operator, template, name="Renamed").status_code == 302
     template.refresh_from_db()
-    assert (template.name, template.registry_password) == ("Renamed", "canary-1"), "empty leaves it as it is"
+    assert (template.name, template.registry_password) == ("Renamed", "canary-1"), (
+        "an empty field keeps the stored password"
+    )
     assert save(operator, template, registry_password_encrypted="evil", registry_password="canary-3").status_code == 302
     template.refresh_from_db()
     assert template.registry_password == "canary-3"
 
 
-def test_what_follows_the_settings_is_not_edited_here(operator: Client, people: People) -> None:
+def test_fields_that_follow_the_settings_cannot_be_edited(operator: Client, people: People) -> None:
     template = people.template
     given = {"slug": template.slug, "name": "Our own", "image": "evil.example/x:1", "port": "1", "from_settings": ""}
     assert save(operator, template, **given).status_code == 302
@@ -294,10 +296,10 @@ def test_what_follows_the_settings_is_not_edited_here(operator: Client, people: 
     assert template.from_settings
 
 
-# -- who ---------------------------------------------------------------------------------------------------------------
+# -- access ------------------------------------------------------------------------------------------------------------
 
 
-def test_only_operators_enter(people: People, deployment: Deployment) -> None:
+def test_only_operators_can_open_the_admin(people: People, deployment: Deployment) -> None:
     mine = Client()
     mine.force_login(people.owner)
     for client in (mine, Client()):
@@ -316,7 +318,7 @@ def test_only_operators_enter(people: People, deployment: Deployment) -> None:
     assert not Template.objects.filter(slug="shop").exists()
 
 
-def test_the_admin_panels_own_sign_in_lets_no_other_person_in(people: People) -> None:
+def test_the_admin_login_accepts_operators_only(people: People) -> None:
     client = Client()
     client.post("/admin/login/", {"username": "owner", "password": PASSWORD, "next": "/admin/"})
     assert client.get("/admin/").status_code == 302
@@ -324,7 +326,7 @@ def test_the_admin_panels_own_sign_in_lets_no_other_person_in(people: People) ->
     assert client.get("/admin/").status_code == 200
 
 
-def test_staff_without_rights_see_nothing_and_change_nothing(people: People, deployment: Deployment) -> None:
+def test_staff_without_permissions_see_and_change_nothing(people: People, deployment: Deployment) -> None:
     get_user_model().objects.filter(pk=people.other.pk).update(is_staff=True)
     client = Client()
     client.force_login(people.other)
@@ -333,13 +335,13 @@ def test_staff_without_rights_see_nothing_and_change_nothing(people: People, dep
     assert save(client).status_code == 403
 
 
-def test_who_lost_the_role_is_out_at_once(operator: Client, people: People) -> None:
+def test_a_user_who_is_no_longer_an_operator_is_refused_at_once(operator: Client, people: People) -> None:
     assert operator.get("/admin/").status_code == 200
     get_user_model().objects.filter(pk=people.operator.pk).update(is_staff=False)
     assert operator.get("/admin/").status_code == 302
 
 
-def test_a_stack_with_tricks_in_its_texts_is_shown_escaped(operator: Client, deployment: Deployment) -> None:
+def test_html_in_texts_is_shown_escaped(operator: Client, deployment: Deployment) -> None:
     text = "<script>alert(1)</script>"
     Deployment.objects.filter(pk=deployment.pk).update(message=text, error={"message": text})
     Stack.objects.filter(pk=deployment.stack_id).update(host=text)
@@ -350,8 +352,8 @@ def test_a_stack_with_tricks_in_its_texts_is_shown_escaped(operator: Client, dep
             assert "<script>alert" not in operator.get(path).content.decode()
 
 
-def test_an_order_or_a_filter_that_nobody_offers_is_left_aside(operator: Client, deployment: Deployment) -> None:
-    """Filters by a hash, letter by letter, would read it."""
+def test_invalid_orders_and_filters_on_secrets_are_ignored_or_refused(operator: Client, deployment: Deployment) -> None:
+    """A filter on a digest or a password hash would reveal it letter by letter."""
     for query in ({"o": "99"}, {"o": "-1.x"}, {"p": "x"}, {"q": "\0"}):
         assert operator.get("/admin/deployments/apitoken/", query).status_code in (200, 302)
     for path, query in (

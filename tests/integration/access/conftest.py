@@ -1,4 +1,4 @@
-"""Users by role, and real deployments of theirs."""
+"""Fixtures of the access tests: users by role, and deployments in a portal process."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from .support import CANARY
 
 
 @pytest.fixture(autouse=True)
-def forgetful(settings: Any) -> None:
+def clear_cache(settings: Any) -> None:
     cache.clear()
     settings.PASSWORD_HASHERS = QUICK
 
@@ -28,7 +28,7 @@ def three_people(db: None) -> People:
 
 @pytest.fixture(scope="session")
 def owner(shared_portal: Portal) -> Iterator[httpx.Client]:
-    """Return a client of the demo user."""
+    """Yield a client of the demo user."""
     with browser(shared_portal) as http:
         http.headers.update({"Origin": shared_portal.url})
         http.headers.update(new_token(http))
@@ -37,7 +37,7 @@ def owner(shared_portal: Portal) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def other(shared_portal: Portal) -> Iterator[httpx.Client]:
-    """Return a client of a user whose account an operator created."""
+    """Yield a client of a user whose account an operator created."""
     boss = operator(shared_portal)
     made = {"username": "other", "usable_password": "true", "password1": PASSWORD, "password2": PASSWORD}
     assert submit(boss, "/admin/auth/user/add/", made).status_code == 302
@@ -48,7 +48,7 @@ def other(shared_portal: Portal) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def owned(shared_portal: Portal, owner: httpx.Client) -> str:
-    """Return the id of a deployment of the demo user that has ended."""
+    """Return the id of a completed deployment that the demo user owns."""
     answer = owner.post("/api/deploy", json={"name": "doors-owned"})
     assert answer.status_code == 202, answer.text
     id = str(answer.json()["deploymentId"])
@@ -58,7 +58,7 @@ def owned(shared_portal: Portal, owner: httpx.Client) -> str:
 
 @pytest.fixture(scope="session")
 def opened(shared_portal: Portal) -> str:
-    """Return the id of an anonymous deployment that has ended."""
+    """Return the id of a completed anonymous deployment."""
     id = shared_portal.deploy("doors-open")
     shared_portal.finished(id)
     return id

@@ -1,4 +1,4 @@
-"""What the tests of access share."""
+"""Constants and helpers that the access tests share."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Addresses and schemes behind trusted proxies, and the lock-out of accounts."""
+"""The client's address and scheme behind trusted proxies, and the lock of an account after wrong passwords."""
 
 import re
 from typing import Any
@@ -28,7 +28,7 @@ from .support import signed_in
         (1, ", ,192.0.2.1", "192.0.2.1"),
     ],
 )
-def test_an_address_counts_for_as_many_hops_as_there_are_trusted_proxies(
+def test_the_client_address_is_read_after_as_many_hops_as_trusted_proxies(
     people: People, settings: Any, proxies: int, forwarded: str, address: str
 ) -> None:
     settings.TRUSTED_PROXIES = proxies
@@ -66,16 +66,16 @@ def test_five_wrong_passwords_lock_an_account_for_that_address(people: People) -
         return int(client.post(path, {"username": username, "password": password}).status_code)
 
     assert [attempt("wrong") for _ in range(5)] == [200] * 5
-    assert attempt(PASSWORD) == 200, "the right one comes too late"
+    assert attempt(PASSWORD) == 200, "the account is locked even for the right password"
     assert attempt(PASSWORD, username="OWNER") == 200
     assert attempt(PASSWORD, path="/admin/login/") == 200
     page = Client(REMOTE_ADDR="192.0.2.7").post("/login", {"username": "owner", "password": PASSWORD})
     assert "Too many wrong passwords" in page.content.decode()
-    assert attempt(PASSWORD, peer="192.0.2.8") == 302, "the true owner is elsewhere"
+    assert attempt(PASSWORD, peer="192.0.2.8") == 302, "the owner can sign in from another address"
     assert attempt(PASSWORD, username="other") == 302
 
 
-def test_many_invented_names_do_not_evict_a_lock(people: People) -> None:
+def test_attempts_with_many_unknown_names_do_not_evict_a_lock(people: People) -> None:
     client = Client()
     for _ in range(5):
         client.post("/login", {"username": "owner", "password": "wrong"})

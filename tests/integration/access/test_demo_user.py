@@ -66,7 +66,7 @@ def test_the_demo_user_is_not_an_operator_and_cannot_open_the_admin(db: None) ->
     assert client.get("/stacks").status_code == 200
     visitor = get_user_model().objects.get(username="visitor")
     assert (visitor.is_staff, visitor.is_superuser, visitor.has_usable_password()) == (False, False, False)
-    visitor.is_staff = visitor.is_superuser = True  # not even then
+    visitor.is_staff = visitor.is_superuser = True  # not even with these flags
     visitor.save()
     for path in ("/admin/", "/admin/deployments/stack/", "/admin/auth/user/add/"):
         answer = client.get(path)
