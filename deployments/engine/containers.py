@@ -1,4 +1,4 @@
-"""The containers of an application: which ones run, and whether they have ended after the application was deleted."""
+"""Read which containers of an application run, and wait until those of a deleted application have ended."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 async def running_names(dokploy: Dokploy, app_name: str, reporter: Reporter) -> tuple[str, ...]:
-    """Return the names of the application's running containers, as far as Dokploy can say.
+    """Return the names of the application's running containers. Empty when Dokploy cannot list them.
 
     Raise Unavailable when the container engine does not answer.
     """
@@ -29,7 +29,7 @@ async def running_names(dokploy: Dokploy, app_name: str, reporter: Reporter) -> 
 async def wait_until_ended(dokploy: Dokploy, app_name: str | None, reporter: Reporter) -> None:
     """Wait until the containers of a deleted application have ended. Do nothing when `app_name` is None.
 
-    Dokploy deletes the application's row first, and also answers 200 when it could not remove the Docker service. A
+    Dokploy deletes the application's row first, and answers 200 even when it could not remove the Docker service. A
     service that remains replaces each container that ends, so a container counts as ended once no new one has appeared
     for QUIET_SECONDS. Raise Failure when one still runs after STOP_SECONDS.
     """
@@ -63,16 +63,16 @@ async def require_engine(dokploy: Dokploy, reporter: Reporter) -> None:
 
 async def _list(dokploy: Dokploy, app_name: str, reporter: Reporter) -> list[Container]:
     containers = await _ask_optional(lambda: dokploy.containers(app_name), dokploy, reporter)
-    if containers == []:  # Dokploy also answers so when the container engine does not answer
+    if containers == []:  # Dokploy also sends an empty list when its container engine does not answer
         await require_engine(dokploy, reporter)
     return containers or []
 
 
 async def _ask_optional(ask: Callable[[], Awaitable[T]], dokploy: Dokploy, reporter: Reporter) -> T | None:
-    """Return Dokploy's answer to a question that it need not be able to answer, or None without one.
+    """Return Dokploy's answer to a read that the caller can do without.
 
-    None means that Dokploy refuses the question, or that it fails at this question for PARTIAL_OUTAGE_SECONDS while its
-    health check succeeds. Raise Unavailable during an outage of Dokploy.
+    Return None when Dokploy refuses the read, or when the read fails for PARTIAL_OUTAGE_SECONDS while Dokploy's health
+    check succeeds. Raise Unavailable when the health check fails too.
     """
     loop = asyncio.get_running_loop()
     started = loop.time()

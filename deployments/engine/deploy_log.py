@@ -10,16 +10,16 @@ from .errors import NotFound, Refused, Unavailable
 from .reporter import Reporter
 
 RETRY_SECONDS = 1.0
-PATIENCE_SECONDS = 60.0  # an outage passes within it; an error that stays must not hold up a finished deployment
+PATIENCE_SECONDS = 60.0  # enough for a short outage; a lasting error must not hold up a finished deployment
 
 T = TypeVar("T")
 
 
 class DeployLog:
-    """Follows the log of one Dokploy deployment. A context manager: on exit, following stops.
+    """Follows the log of one Dokploy deployment at a time. As a context manager, it stops following on exit.
 
-    A task of its own only reads the WebSocket. All reports are made by the caller's task, one after the other, so that
-    an exception of a report reaches the caller, and no report is cancelled when the deployment ends.
+    A separate task reads the WebSocket and does nothing else. The caller's task makes all reports, one after the other,
+    so that an exception of a report reaches the caller, and no report is cancelled when the deployment ends.
     """
 
     def __init__(self, dokploy: Dokploy, reporter: Reporter) -> None:
@@ -38,10 +38,10 @@ class DeployLog:
         await self._stop()
 
     async def poll(self, dokploy_deployment: DokployDeployment) -> None:
-        """Call this regularly while the Dokploy deployment runs.
+        """Start to follow the log, or read it over HTTP. Call this regularly while the Dokploy deployment runs.
 
-        The first call for a Dokploy deployment begins to follow its log. The later ones read the log with a request and
-        report it, but only if the WebSocket has failed or has sent nothing.
+        The first call for a Dokploy deployment starts to follow its log over the WebSocket. A later call reads the log
+        with a request and reports it, but only if the WebSocket has failed or has sent nothing.
         """
         id = dokploy_deployment.id
         if id != self._deployment_id:
@@ -59,7 +59,7 @@ class DeployLog:
                 await self._reporter.log(id, log, complete=False)
 
     async def while_following(self, call: Awaitable[T]) -> T:
-        """Await the call, report meanwhile what the WebSocket sends, and return the call's result."""
+        """Await the call and return its result. Meanwhile, report what the WebSocket sends."""
         task = asyncio.ensure_future(call)
         arrival = asyncio.ensure_future(self._text_arrived.wait())
         try:
@@ -78,7 +78,7 @@ class DeployLog:
     async def read_complete(self, dokploy_deployment: DokployDeployment) -> str:
         """Return the whole log of a Dokploy deployment that has ended, and report the lines not reported yet.
 
-        When Dokploy does not return the log, add a note and return the text that the WebSocket sent.
+        When Dokploy does not return the log, report a note and return the text that the WebSocket sent.
         """
         await self._stop()
         loop = asyncio.get_running_loop()

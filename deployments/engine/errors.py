@@ -1,4 +1,4 @@
-"""The engine's exceptions, named for what the caller can do. Their messages are sentences that users see."""
+"""The engine's exceptions: the class says what the caller can do, the message is a sentence for the user."""
 
 
 class DokployError(Exception):
@@ -78,7 +78,7 @@ class TooLarge(Refused):
 
 
 class NotFound(DokployError):
-    """The object does not exist, or does not exist yet right after it was created."""
+    """The object does not exist, or it was created so recently that Dokploy does not find it yet."""
 
     code = "DOKPLOY_NOT_FOUND"
 
@@ -108,4 +108,4 @@ class Interrupted(Exception):
 
 
 class Cancelled(Interrupted):
-    """The same, because a user cancelled the deployment: everything that it created is to be removed."""
+    """A user cancelled the deployment. It must stop here, and everything that it created is to be removed."""

@@ -12,17 +12,17 @@ from .reporter import Reporter
 from .resources.base import require_id
 from .spec import Resources, StackSpec
 
-CERTIFICATE_SECONDS = 180.0  # Let's Encrypt takes its time
+CERTIFICATE_SECONDS = 180.0  # Let's Encrypt may need minutes
 
 
 async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
-    """Probe the stack until its new version answers.
+    """Probe the stack until its new version answers, and return the resources unchanged.
 
     The pause between two probes doubles from one second up to `spec.health_interval`. Raise Failure after
     `spec.health_timeout` seconds, or after CERTIFICATE_SECONDS while only the certificate is missing, if that is later.
 
-    Docker starts the new container before it stops the former one, which goes on answering as long as the new one does
-    not start. An answer therefore counts only if the former container had stopped before the probe.
+    Docker starts the new container before it stops the former one, and the former one answers as long as the new one
+    does not start. An answer therefore counts only if the former container had stopped before the probe.
     """
     loop = asyncio.get_running_loop()
     started, attempt = loop.time(), 0
@@ -42,13 +42,13 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources,
         pause = min(spec.health_interval, 2.0 ** min(attempt - 1, 10))
         if loop.time() + pause - started > limit:
             if replaced is None and result.code == "NOT_REPLACED":
-                return resources  # it answers; that Dokploy cannot say which version is no reason to undo it
+                return resources  # the stack answers: do not undo it because its version is unknown
             raise await _no_answer(dokploy, resources, result, attempt)
         await asyncio.sleep(pause)
 
 
 async def _raise_if_dokploy_failed(dokploy: Dokploy, resources: Resources) -> None:
-    """Raise Failure when Dokploy has set the status of the deployment to error after all."""
+    """Raise Failure if the status of the Dokploy deployment has changed to error."""
     with contextlib.suppress(DokployError):  # whether the stack answers does not depend on Dokploy
         rows = await dokploy.dokploy_deployments(require_id(resources.application_id))
         own = next((row for row in rows if row.id == resources.dokploy_deployment_id), None)
@@ -62,11 +62,11 @@ async def _is_replaced(dokploy: Dokploy, resources: Resources) -> bool | None:
         return True
     try:
         containers = await dokploy.containers(require_id(resources.app_name))
-        if not containers and await dokploy.engine_error():  # the containers run on without their engine
+        if not containers and await dokploy.engine_error():  # containers go on running while the engine is down
             return None
     except Unavailable:
         return None
-    except DokployError:  # Dokploy will never tell
+    except DokployError:  # asking again would not help
         return True
     return not any(c.name in resources.replaces and c.state == "running" for c in containers)
 

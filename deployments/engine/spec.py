@@ -16,7 +16,7 @@ def mark_of(installation: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StackSpec:
-    """Everything that one deployment needs to know. It holds secrets in clear: never log or report it."""
+    """Everything that a deployment is to bring to Dokploy. Contains secrets in plain text: never log or report it."""
 
     installation: str
     stack: str
@@ -63,13 +63,16 @@ class StackSpec:
         return f"{self.mark}/{self.deployment}/"
 
     def deploy_title(self, attempt: int) -> str:
-        """Return the title of the Dokploy deployment that is sent in this attempt, counted from 1."""
+        """Return the title of the Dokploy deployment of an attempt. Attempts are counted from 1."""
         return f"{self.deploy_title_prefix}{attempt}"
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The ids of a stack's objects at Dokploy, as far as they exist. Dokploy's ids are opaque strings."""
+    """The ids of a stack's objects at Dokploy, and what is known of its containers. None means not created yet.
+
+    Dokploy's ids are opaque strings.
+    """
 
     project_id: str | None = None
     environment_id: str | None = None

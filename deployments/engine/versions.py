@@ -1,7 +1,7 @@
-"""The versions of Dokploy that the portal accepts. Its API key gives root access to Dokploy's host.
+"""The versions of Dokploy that the portal accepts.
 
-The advisories are from the National Vulnerability Database (NVD), as of 2026-11-25. Of the about forty that Dokploy
-0.29.13 fixes, the list contains four.
+The portal refuses vulnerable versions: its API key gives root access to Dokploy's host. The advisories are from the
+National Vulnerability Database (NVD), as of 2026-11-25. Dokploy 0.29.13 fixes about forty; the list has four of them.
 """
 
 import re
@@ -40,7 +40,7 @@ OLDEST: Version = max(advisory.fixed_in for advisory in ADVISORIES)
 
 
 def parse(text: str) -> Version | None:
-    """Return the version: (0, 30, 2) for “v0.30.2”. A suffix after a hyphen is ignored. None for any other text."""
+    """Return the version: (0, 30, 2) for “v0.30.2”. A suffix after - or + is ignored. None for any other text."""
     match = re.fullmatch(r"v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})([-+][\w.+-]*)?", text, re.ASCII)
     return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
@@ -59,9 +59,9 @@ def version_error(text: str) -> str | None:
     version, advisories = parse(text), advisories_for(text)
     if version is None or not advisories:
         return None
-    names = ", ".join(advisory.cve for advisory in advisories)
+    cves = ", ".join(advisory.cve for advisory in advisories)
     return (
-        f"Dokploy {format_version(version)} has known vulnerabilities ({names}). "
+        f"Dokploy {format_version(version)} has known vulnerabilities ({cves}). "
         f"Update it to {format_version(OLDEST)} or later."
     )
 
