@@ -53,9 +53,10 @@ class Dokploy:
     """
 
     def __init__(self, url: str, key: str, *, connections: int = 20, calls_per_second: float = 0) -> None:
-        """Create a client that needs to be closed (`aclose`).
+        """Create a client. Close it with `aclose`.
 
-        `calls_per_second` limits the calls of all clients of this process with this key; 0 means no limit.
+        `connections` limits the calls that are made at the same time. `calls_per_second` limits the calls of all
+        clients of this process with this key; 0 means no limit.
         """
         self._transport = Transport(url, key, connections=connections, calls_per_second=calls_per_second)
         self._single_flights: dict[str, SingleFlight[SharedResult]] = {}
@@ -91,7 +92,7 @@ class Dokploy:
     async def remove_project(self, project_id: str) -> None:
         """Delete a project (project.remove).
 
-        Dokploy deletes only database rows: Docker services go on running. Delete the project's services before.
+        Dokploy deletes only database rows: Docker services go on running. Delete the project's services first.
         """
         await self._transport.change("project.remove", projectId=project_id)
 
@@ -106,7 +107,8 @@ class Dokploy:
     async def exists(self, resource_type: str, id: str) -> bool:
         """Return whether a project or an application exists (project.one, application.one).
 
-        Raise NotAllowed when the key may not see it; lists leave such an object out.
+        `resource_type` is “project” or “application”. Raise NotAllowed when the key may not see the object; lists omit
+        such an object.
         """
         try:
             await self._transport.query(f"{resource_type}.one", **{f"{resource_type}Id": id})
@@ -119,7 +121,7 @@ class Dokploy:
     async def create_application(self, environment_id: str, name: str, description: str) -> Application:
         """Create an application that runs an image, and return it (application.create).
 
-        Without sourceType, Dokploy creates one that is built from a Git repository.
+        Without sourceType, Dokploy would create an application that is built from a Git repository.
         """
         response = await self._transport.change(
             "application.create",
@@ -156,7 +158,7 @@ class Dokploy:
         )
 
     async def save_limits(self, application_id: str, memory_bytes: int | None, cpus: float | None) -> None:
-        """Save the limits of memory and CPUs; None means no limit (application.update)."""
+        """Save the memory and CPU limits; None means no limit (application.update)."""
         await self._transport.save(
             "application.update",
             applicationId=application_id,
@@ -170,7 +172,7 @@ class Dokploy:
         return parse_saved_config(row)
 
     async def delete_application(self, application_id: str) -> None:
-        """Delete an application (application.delete). It must not be called while a deployment of it runs.
+        """Delete an application (application.delete). Do not call this while a deployment of the application runs.
 
         Dokploy responds with success even if it could not remove the Docker service.
         """
@@ -182,8 +184,8 @@ class Dokploy:
         The list is also empty when Dokploy's container engine did not answer.
         """
         rows = require_rows(await self._transport.query("docker.getContainersByAppNameMatch", appName=app_name))
-        # Dokploy matches any name that begins so, also another application's. Docker names a container of a service
-        # <service>.<slot>.<id>.
+        # Dokploy matches every name that begins with app_name, even one of another application. Docker names a
+        # service's container <service>.<slot>.<id>.
         return [container for container in map(parse_container, rows) if container.name.startswith(f"{app_name}.")]
 
     # -- domains -------------------------------------------------------------------------------------------------------
@@ -267,9 +269,9 @@ class Dokploy:
         await self._transport.change("application.cleanQueues", applicationId=application_id)
 
     async def read_deploy_log(self, dokploy_deployment_id: str, tail: int = 10_000) -> str:
-        """Return the last `tail` lines of a deployment's log, also while it runs (deployment.readLogs).
+        """Return the last `tail` lines of a deployment's log, even while the deployment runs (deployment.readLogs).
 
-        Raise TooLarge when they exceed the size limit of a response.
+        Raise TooLarge when the lines exceed the size limit of a response.
         """
         fields = {"deploymentId": dokploy_deployment_id, "tail": tail}
         try:
@@ -322,7 +324,7 @@ class Dokploy:
         )
 
     async def builds_concurrency(self) -> int | None:
-        """Return how many deployments run at the same time (settings.getWebServerSettings).
+        """Return how many deployments Dokploy runs at the same time (settings.getWebServerSettings).
 
         None when Dokploy does not report it. The response also contains private keys, which are not kept.
         """
@@ -331,7 +333,7 @@ class Dokploy:
         return value if type(value) is int else None
 
     async def infrastructure_errors(self) -> dict[str, str]:
-        """Return the errors of Dokploy's own postgres and traefik (settings.checkInfrastructureHealth).
+        """Return the errors of Dokploy's own parts, postgres and traefik (settings.checkInfrastructureHealth).
 
         The error of a healthy part is empty. Raise KeyExhausted when the key's user is not an owner or admin, and
         UnknownProcedure before Dokploy 0.29.
@@ -342,7 +344,10 @@ class Dokploy:
         }
 
     async def engine_error(self) -> str:
-        """Return the error of Dokploy's container engine. Empty when there is none or Dokploy does not report it."""
+        """Return the error of Dokploy's container engine. Empty when there is none or Dokploy does not report it.
+
+        Dokploy checks Traefik by asking the engine, so an error of the engine appears as an error of Traefik.
+        """
         try:
             error = (await self.infrastructure_errors())["traefik"]
         except (KeyExhausted, Refused):
@@ -358,7 +363,7 @@ class Dokploy:
     async def _share(self, name: str, read: Callable[["Dokploy"], Coroutine[Any, Any, T]], pause: float = 0.0) -> T:
         """Return the result of a read that concurrent callers share by its name.
 
-        Each caller records the exchanges, and raises its own copy of an error.
+        Each caller records the exchanges of the shared read, and raises its own copy of its error.
         """
         if name not in self._single_flights:
             view = self.for_deployment(lambda procedure: None, lambda exchange: None)
@@ -372,7 +377,7 @@ class Dokploy:
         return value
 
     async def _capture(self, read: Callable[["Dokploy"], Coroutine[Any, Any, T]]) -> SharedResult:
-        """Return the result of a read or its error, and the exchanges it took."""
+        """Return the result of a read or its error, and the exchanges that the read made."""
         exchanges: list[Exchange] = []
         view = self.for_deployment(lambda procedure: None, exchanges.append)
         try:

@@ -1,6 +1,6 @@
 """Stream the log of a running Dokploy deployment over Dokploy's WebSocket.
 
-The handshake carries the API key, so the connection goes only to the server of the client and follows no redirect.
+The handshake carries the API key, so the connection goes only to the configured server and follows no redirect.
 """
 
 import logging
@@ -26,7 +26,8 @@ async def follow(
     """Yield the text of a log from its beginning, as it is written.
 
     `timeout` (seconds) limits the handshake and the response to a ping; silence is not an error, because pulling an
-    image may take long. The stream never ends normally: raise Unavailable when the connection ends for any reason.
+    image may take a long time. The stream never ends normally: raise Unavailable when the connection ends for any
+    reason, or when the text exceeds `max_characters`.
     """
     secure = base_url.scheme == "https"
     try:

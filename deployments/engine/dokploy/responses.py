@@ -35,7 +35,7 @@ from .types import (
     SavedConfig,
 )
 
-# A container engine that does not answer (Node's network errors) or cannot run services (Docker's 5xx).
+# Messages about a container engine that does not answer (Node's network errors) or cannot run services (Docker's 5xx).
 _ENGINE_ERROR = re.compile(r"(connect|read|write|getaddrinfo) E|socket hang up|\(HTTP code 5")
 _SERVICE_LISTS = ("applications", "mariadb", "mongo", "mysql", "postgres", "redis", "compose", "libsql")
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 def decode_response(procedure: str, status: int, body: bytes) -> Json:
-    """Return the decoded body of a successful response, or raise the DokployError that the response means.
+    """Return the decoded body of a successful response, or raise the DokployError that the response stands for.
 
     This is the only function that interprets Dokploy's statuses. An empty body is decoded to None.
     """
@@ -102,13 +102,13 @@ def decode_error(body: bytes) -> dict[str, Any]:
 def is_ambiguous_401(status: int, body: bytes) -> bool:
     """Return whether this is the 401 that Dokploy sends before it calls the procedure.
 
-    It has three possible reasons: an invalid key, a reached rate limit, and a database that does not answer.
+    It has three possible causes: an invalid key, an exhausted rate limit, or a database that does not answer.
     """
     return status == 401 and "data" not in decode_error(body)
 
 
 def is_engine_error(message: str) -> bool:
-    """Return whether a message of Dokploy's means that its container engine does not work."""
+    """Return whether a message from Dokploy says that its container engine does not work."""
     return bool(_ENGINE_ERROR.match(message))
 
 
@@ -198,7 +198,7 @@ def parse_application(row: dict[str, Any]) -> Application:
 
 
 def parse_saved_config(row: dict[str, Any]) -> SavedConfig:
-    """Return the configuration in a row of application.one. The row also contains secrets, which are not kept."""
+    """Return the configuration in a row of application.one. The registry's password and other fields are not kept."""
     return SavedConfig(
         source=optional_str(row, "sourceType") or "",
         image=optional_str(row, "dockerImage") or "",

@@ -46,8 +46,8 @@ class RateLimiter:
 class SingleFlight(Generic[T]):
     """Combines concurrent calls into one.
 
-    A caller that arrives while a call is in progress waits for the next one, so that no result is older than its
-    request. Two calls start at least `pause` seconds apart.
+    A caller that arrives while a call is in progress waits for the next call, so that no result is older than the
+    caller's request. Two calls start at least `pause` seconds apart.
     """
 
     def __init__(self, function: Callable[[], Awaitable[T]], pause: float = 0.0) -> None:
@@ -60,7 +60,7 @@ class SingleFlight(Generic[T]):
         """Return the result of a call that starts after this request."""
         if self._next is None:
             self._next = asyncio.ensure_future(self._call_after(self._current))
-        return await asyncio.shield(self._next)  # a cancelled caller must not cancel the call of the others
+        return await asyncio.shield(self._next)  # a cancelled caller must not cancel the call that others wait for
 
     async def _call_after(self, previous: "asyncio.Task[T] | None") -> T:
         try:

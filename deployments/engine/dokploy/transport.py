@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request and the status of its response, for the deployment's log. Secret fields are masked."""
+    """One request and the status of its response, for the deployment's list of calls. Secret fields are masked."""
 
     at: float
     """When it ended, in seconds since 1970."""
@@ -54,9 +54,9 @@ RecordExchange = Callable[[Exchange], None]
 
 
 class Transport:
-    """A connection to one Dokploy server with one API key.
+    """A connection pool for one Dokploy server with one API key.
 
-    Copies with other hooks (`with_hooks`) share its connection pool and its rate limit.
+    Copies with other hooks (`with_hooks`) share the pool and the rate limit.
     """
 
     def __init__(self, url: str, key: str, *, connections: int, calls_per_second: float) -> None:
@@ -65,7 +65,7 @@ class Transport:
             verify=self._tls,
             base_url=url.rstrip("/"),
             headers={"x-api-key": key, "accept": "application/json", "accept-encoding": "identity"},
-            # Connecting must time out before the whole call does: then it is certain that nothing was sent.
+            # Connecting must time out before the whole call does: only then is it certain that nothing was sent.
             timeout=httpx.Timeout(CALL_SECONDS, connect=CALL_SECONDS / 2, pool=CALL_SECONDS / 2),
             limits=httpx.Limits(max_connections=connections, keepalive_expiry=KEEPALIVE_SECONDS),
             follow_redirects=False,
@@ -116,8 +116,8 @@ class Transport:
     async def call(self, method: Method, procedure: str, fields: dict[str, Any]) -> Json:
         """Return the decoded result of a procedure.
 
-        A 401 that may have several reasons is resolved with a health check and a second try: Dokploy sends it before
-        it calls the procedure, so that nothing was changed.
+        An ambiguous 401 is resolved with a health check and a second try. The second try is safe: Dokploy sends such a
+        401 before it calls the procedure.
         """
         status, body = await self.exchange(method, procedure, fields)
         if is_ambiguous_401(status, body):
@@ -128,7 +128,7 @@ class Transport:
         try:
             return decode_response(procedure, status, body.replace(self._key.encode(), b"***") if self._key else body)
         except DokployError as error:
-            if any(fields.get(name) for name in _SECRET_FIELDS):  # an error may repeat what was sent
+            if any(fields.get(name) for name in _SECRET_FIELDS):  # an error may repeat the secrets that were sent
                 error.evidence = ""
             raise
 
@@ -197,20 +197,20 @@ async def _read_body(response: httpx.Response, too_large: type[DokployError]) ->
 
 
 def _connection_error(error: httpx.HTTPError | TimeoutError) -> DokployError:
-    """Return what a failed request means: Unavailable if it was not sent, OutcomeUnknown if it may have been."""
+    """Return the error for a failed request: Unavailable if it was not sent, OutcomeUnknown if it may have been."""
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)):
         return Unavailable("Dokploy cannot be reached.", evidence=one_line(error))
     if isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):  # its text may contain the key
         return NotDokploy("The request cannot be sent. Check DOKPLOY_URL and DOKPLOY_API_KEY.")
     if isinstance(error, (TimeoutError, httpx.TimeoutException)):
         return OutcomeUnknown(f"Dokploy did not answer within {CALL_SECONDS:.0f} s.", evidence=one_line(error))
-    return OutcomeUnknown("The connection to Dokploy broke off.", evidence=one_line(error))
+    return OutcomeUnknown("The connection to Dokploy was lost.", evidence=one_line(error))
 
 
 async def _uninterrupted(call: Coroutine[Any, Any, T]) -> T:
     """Run the call to its end even if the caller is cancelled, and return its result.
 
-    A read that follows the cancellation then sees the call's effect.
+    A read after the cancellation then sees the effect of the call.
     """
     task = asyncio.ensure_future(call)
     try:

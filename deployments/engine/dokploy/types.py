@@ -17,7 +17,7 @@ ContainerState = Literal["created", "running", "paused", "restarting", "removing
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A project: a container for environments, which hold applications and other services."""
+    """A project: a group of environments, which contain applications and other services."""
 
     id: str
     name: str
@@ -40,7 +40,7 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class SavedConfig:
-    """The saved configuration that an application's next deployment uses."""
+    """An application's saved configuration, which its next deployment uses."""
 
     source: str
     image: str
@@ -72,7 +72,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class DokployDeployment:
-    """A deployment of an application that Dokploy has started."""
+    """Dokploy's record of a deployment that it has started."""
 
     id: str
     title: str
