@@ -17,7 +17,7 @@ from . import deployment_texts
 from .durations import slow_after, usual_duration
 
 LINES_SHOWN = 200
-HIDDEN_RESOURCES = {"deploy"}  # it disappears together with its application
+HIDDEN_RESOURCES = {"deploy"}  # a Dokploy deployment disappears together with its application
 PRIVATE_EVENTS = {"log", "receipt"}  # not shown to the audience "link"
 FAVICONS = {"live": "live", "gone": "live", "idle": "live", "failed": "failed", "cancelled": "failed"}
 
@@ -53,7 +53,7 @@ def page_context(deployment: Deployment, events: list[Event], audience: str) -> 
         "progress": deployment.progress,
         "progress_text": deployment_texts.progress_text(deployment),
         "shows_progress": not deployment.error,
-        "now": None if deployment.done else _now(deployment, phases, slow),
+        "now": None if deployment.done else _current_activity(deployment, phases, slow),
         "phases": phases,
         "undo": undo,
         "failure": _failure(deployment, audience, undo),
@@ -73,7 +73,7 @@ def _is_slow(deployment: Deployment) -> bool:
     return deployment.completed_at is None and elapsed.total_seconds() > slow_after()
 
 
-def _now(deployment: Deployment, phases: list["PhaseRow"], slow: bool) -> dict[str, Any]:
+def _current_activity(deployment: Deployment, phases: list["PhaseRow"], slow: bool) -> dict[str, Any]:
     message = next((row.message for row in phases if row.state == "active"), "")
     text = deployment_texts.current_text(deployment, message)
     return {"text": text, "updated": deployment.updated_at, "slow": slow}
@@ -101,8 +101,8 @@ def _success(deployment: Deployment, phases: list["PhaseRow"]) -> dict[str, Any]
 def actions(deployment: Deployment) -> list[dict[str, str]]:
     """Return the links for what can be done now.
 
-    An action with "confirm" is posted by htmx, after that question if it is not empty. Each action has its own id, so
-    that an update of the page never turns one link into another, which htmx would still post.
+    htmx posts an action that has "confirm"; if "confirm" is not empty, htmx asks this question first. Each action has
+    its own id: otherwise an update of the page could turn one link into another, and htmx would still post that one.
     """
     if not deployment.done:
         return _actions_in_progress(deployment)
@@ -175,7 +175,7 @@ class PhaseRow:
 
 
 def phase_rows(deployment: Deployment, events: list[Event], audience: str) -> list[PhaseRow]:
-    """Return a row for every phase of the recipe, the ones that have not started included."""
+    """Return a row for every phase of the recipe, including those that have not started."""
     rows = {phase.name: PhaseRow(phase.name, phase.title) for phase in RECIPES[deployment.kind]}
     for event in events:
         handle = EVENT_HANDLERS.get(event.type)
@@ -183,11 +183,11 @@ def phase_rows(deployment: Deployment, events: list[Event], audience: str) -> li
         if row and handle and not (audience == "link" and event.type in PRIVATE_EVENTS):
             handle(row, event)
     started = [name for name, row in rows.items() if row.started is not None]
-    skips = deployment.retry_of_id is not None and bool(started)  # a retry starts in the middle of the recipe
+    is_kept = deployment.retry_of_id is not None and bool(started)  # a retry may start in the middle of the recipe
     for name, row in rows.items():
-        if skips and name == started[0]:
-            skips = False
-        row.state = "kept" if skips else state_of(row, deployment)
+        if is_kept and name == started[0]:
+            is_kept = False
+        row.state = "kept" if is_kept else state_of(row, deployment)
         row.hidden_lines = max(len(row.lines) - LINES_SHOWN, 0)
         row.lines = row.lines[-LINES_SHOWN:]
     return list(rows.values())
@@ -207,7 +207,10 @@ def state_of(row: PhaseRow, deployment: Deployment) -> str:
 
 
 def _phase_of(event: Event, deployment: Deployment) -> str:
-    """Return the name of the phase that an event belongs to: a resource belongs to the phase that creates it."""
+    """Return the name of the phase that an event belongs to.
+
+    An event about a resource belongs to the phase that creates the resource; in a removal, to the one that removes it.
+    """
     if event.type != "receipt":
         return event.phase
     verb = "removing" if deployment.kind == Deployment.Kind.REMOVE else "creating"
@@ -254,7 +257,7 @@ EVENT_HANDLERS: dict[str, Callable[[PhaseRow, Event], None]] = {
 
 
 def undo_card(deployment: Deployment, events: list[Event]) -> dict[str, Any] | None:
-    """Return the resources that the undo removes, the newest first, or None if it has nothing to remove."""
+    """Return the card with the resources that the undo removes, newest first, or None if there are none."""
     if not deployment.error or deployment.kind != Deployment.Kind.DEPLOY:
         return None
     states = _created_resources(events)

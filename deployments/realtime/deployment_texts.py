@@ -1,4 +1,4 @@
-"""Every sentence that a deployment's page says about the deployment."""
+"""The texts about a deployment on its page and in the list of stacks."""
 
 from typing import Any
 
@@ -29,12 +29,12 @@ RESOURCE_STATES = {
 VERBS = {"deploy": "Deploying", "redeploy": "Deploying", "remove": "Removing"}
 CANCEL_QUESTIONS = {
     "deploy": "Cancel this deployment? Everything it created will be removed.",
-    "redeploy": "Cancel this deployment? Your current version will be restored.",
+    "redeploy": "Cancel this deployment? The previous version will be restored.",
 }
 IMPACTS = {
     "removal changed nothing": "Nothing was removed. Your stack is unchanged.",
     "removal completed later": "The rest has since been removed, and the name “{name}” is free again.",
-    "removal incomplete": "Not everything could be removed. The name “{name}” stays yours until it is. Try again.",
+    "removal incomplete": "Some objects could not be removed. The name “{name}” stays yours until they are. Try again.",
     "restoring": "Your stack's previous settings are being restored.",
     "redeploy changed nothing": "You lost nothing: your stack was not changed.",
     "not restored": "Your stack's previous version could not be restored. Fix the cause, then deploy again.",
@@ -44,7 +44,7 @@ IMPACTS = {
     "restored": "You lost nothing: your stack's previous settings are restored.",
     "undoing": "You lost nothing. Everything that was created is being removed.",
     "undo incomplete": (
-        "You lost nothing, but something is left at Dokploy. The name stays yours until it is removed."
+        "You lost nothing, but some objects are left at Dokploy. The name stays yours until they are removed."
     ),
     "undone": "You lost nothing, and the name “{name}” is free again.",
 }
@@ -211,7 +211,7 @@ def is_cancelled(deployment: Deployment) -> bool:
 
 
 def was_removed(deployment: Deployment) -> bool:
-    """Return whether the stack was removed after this deployment. Its name may belong to another user now."""
+    """Return whether the deployment has ended and its stack is gone. The name may belong to another user now."""
     return deployment.done and deployment.stack.state == Stack.State.GONE
 
 

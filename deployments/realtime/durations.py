@@ -5,9 +5,9 @@ from statistics import quantiles
 
 from ..models import Deployment
 
-COUNTED = 20
-NEEDED = 3
-NEEDED_FOR_SLOW = 10  # “slower than 9 of 10” needs ten
+SAMPLE_SIZE = 20
+MIN_SAMPLE = 3
+MIN_SAMPLE_FOR_SLOW = 10  # “slower than 9 of 10” needs ten
 CACHE_SECONDS = 10.0
 
 _cache: tuple[float, list[float]] = (0.0, [])
@@ -17,7 +17,7 @@ _cache: tuple[float, list[float]] = (0.0, [])
 def usual_duration() -> str | None:
     """Return the range in which 8 of 10 recent deployments ended, or None if there are too few of them."""
     durations = _recent_durations()
-    if len(durations) < NEEDED:
+    if len(durations) < MIN_SAMPLE:
         return None
     deciles = quantiles(durations, n=10, method="inclusive")
     low, high = (max(round(value), 1) for value in (deciles[0], deciles[-1]))
@@ -27,7 +27,7 @@ def usual_duration() -> str | None:
 def slow_after() -> float:
     """Return the seconds after which a deployment is slower than 9 of 10; infinity if there are too few to tell."""
     durations = _recent_durations()
-    return quantiles(durations, n=10, method="inclusive")[-1] if len(durations) >= NEEDED_FOR_SLOW else float("inf")
+    return quantiles(durations, n=10, method="inclusive")[-1] if len(durations) >= MIN_SAMPLE_FOR_SLOW else float("inf")
 
 
 def clear_cache() -> None:
@@ -40,7 +40,7 @@ def _recent_durations() -> list[float]:
     global _cache
     if time.monotonic() > _cache[0]:
         successful = Deployment.objects.successful().order_by("-created_at")
-        times = successful.values_list("started_at", "completed_at")[:COUNTED]
+        times = successful.values_list("started_at", "completed_at")[:SAMPLE_SIZE]
         durations = [(completed - started).total_seconds() for started, completed in times if started and completed]
         _cache = (time.monotonic() + CACHE_SECONDS, durations)
     return _cache[1]

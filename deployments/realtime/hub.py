@@ -1,7 +1,7 @@
 """The hub: it connects the viewers of this process to the topics that they watch.
 
 WebSockets get the rendered page. Streams, long polls and the command line are notified and read the topic's new events.
-A lost message delays an update by RESYNC_SECONDS at most: one query per process and interval compares versions.
+A lost message delays an update by RESYNC_SECONDS at most: the resync then finds the change in the database.
 """
 
 import asyncio
@@ -93,14 +93,14 @@ class Hub:
                 topic.task = _start(topic.publish_loop())
                 async with topic.lock:  # a second watcher waits for the subscription too
                     await self._subscribe(name)
-            # Join before reading, so that no change falls between the two.
+            # Join before reading: a change between the two would be missed.
             topic.watchers.add(watcher)
             version = await topic.refresh_frames()
             if watcher.push:
                 await watcher.push(topic.frames[watcher.audience])
             if topic.sent_version is None:
                 topic.sent_version = version
-            if version != topic.sent_version:  # this read took the change; the earlier watchers do not have it yet
+            if version != topic.sent_version:  # this read found a change that the earlier watchers do not have yet
                 topic.changed.set()
             yield watcher, topic
         finally:
@@ -140,7 +140,7 @@ class Hub:
                 topic.changed.set()
 
     async def _resync(self) -> None:
-        """Find the changes whose messages were lost."""
+        """Find changes whose messages were lost, by comparing the versions in the database every RESYNC_SECONDS."""
         while True:
             await asyncio.sleep(RESYNC_SECONDS)
             topics = list(self._topics.values())

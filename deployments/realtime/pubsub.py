@@ -2,7 +2,7 @@
 
 A message only says that something changed; the receiver reads the state from the database. A lost message therefore
 delays an update and loses nothing. Sending takes SEND_SECONDS at most and never raises: an error of the channel layer
-is logged, and the sweeper and the hub's resync find what the message would have announced.
+is logged, and the runner's sweep and the hub's resync find what the message would have announced.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ def stack_list_topic(user_id: int) -> str:
 
 
 def bind_loop() -> None:
-    """Make the running event loop the one that sends the messages of this process's threads."""
+    """Send the messages of this process, including those from its threads, on the running event loop."""
     global _loop
     _loop = asyncio.get_running_loop()
 
@@ -54,7 +54,7 @@ def publish(topics: Iterable[str]) -> None:
 async def unsubscribe(channel: str) -> None:
     """End this process's subscription to a channel, so that the next receive subscribes again.
 
-    The layer keeps a failed subscription as if it were alive. It forgets a channel when a receive is cancelled.
+    The layer does not renew a subscription that failed, but forgets a channel when a receive on it is cancelled.
     """
     with suppress(Exception):  # the timeout, or a message that cannot be decoded
         async with asyncio.timeout(0):
@@ -62,7 +62,7 @@ async def unsubscribe(channel: str) -> None:
 
 
 async def flush() -> None:
-    """Wait until every message is sent or given up, SEND_SECONDS at most."""
+    """Wait until every message was sent or has failed, SEND_SECONDS at most."""
     if _sending:
         await asyncio.wait(_sending)
 
@@ -84,22 +84,22 @@ class Subscription:
                 _log_failure(error)
                 await asyncio.sleep(SEND_SECONDS)
         for topic in list(self._joined):
-            await _send_safely(self._layer.group_add(topic, self._channel))
+            await _call_safely(self._layer.group_add(topic, self._channel))
 
     async def join(self, topic: str) -> None:
         """Subscribe to a topic, at once or when the channel is open."""
         self._joined.add(topic)
         if self._channel is not None:
-            await _send_safely(self._layer.group_add(topic, self._channel))
+            await _call_safely(self._layer.group_add(topic, self._channel))
 
     async def leave(self, topic: str) -> None:
         """Unsubscribe from a topic."""
         self._joined.discard(topic)
         if self._channel is not None:
-            await _send_safely(self._layer.group_discard(topic, self._channel))
+            await _call_safely(self._layer.group_discard(topic, self._channel))
 
     async def topics(self) -> AsyncIterator[str]:
-        """Yield the name of each topic that changed. Everything else in a message is ignored."""
+        """Yield the name of each topic that changed. Ignore messages of any other form."""
         while True:
             try:
                 message = await self._layer.receive(self._channel)
@@ -131,14 +131,14 @@ def _start_sending(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def _send_now(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    await _send_safely(send())
+    await _call_safely(send())
 
 
-async def _send_safely(sending: Coroutine[Any, Any, None]) -> None:
+async def _call_safely(call: Coroutine[Any, Any, None]) -> None:
     """Await a call of the layer for SEND_SECONDS at most, and log its failure."""
     try:
         async with asyncio.timeout(SEND_SECONDS):
-            await sending
+            await call
     except Exception as error:
         _log_failure(error)
 

@@ -11,7 +11,7 @@ from . import deployment_page, deployment_texts
 STACKS_SHOWN = 200
 REMOVED_SHOWN = 3
 REMOVED_READ = 10  # more than are shown, because several may have the same name
-TONES = {"queued": "running", "undoing": "running", "cancelled": "idle"}
+TONES = {"queued": "running", "undoing": "running", "cancelled": "idle"}  # the list has fewer tones than the page
 
 
 def newest_deployments(user_id: int) -> list[Deployment]:
@@ -25,7 +25,7 @@ def newest_deployments(user_id: int) -> list[Deployment]:
     ids += stacks.filter(state=Stack.State.GONE).values_list(Subquery(newest), flat=True)[:REMOVED_READ]
     deployments = Deployment.objects.filter(pk__in=ids).select_related("stack", "template").order_by("-created_at")
     by_name: dict[str, Deployment] = {}
-    for deployment in sorted(deployments, key=_is_removed):  # existing stacks first: they win over removed ones
+    for deployment in sorted(deployments, key=_is_removed):  # existing stacks first: setdefault keeps these
         by_name.setdefault(deployment.stack.name, deployment)
     existing = [deployment for deployment in by_name.values() if not _is_removed(deployment)]
     removed = [deployment for deployment in by_name.values() if _is_removed(deployment)]
@@ -33,7 +33,7 @@ def newest_deployments(user_id: int) -> list[Deployment]:
 
 
 def stack_rows(deployments: list[Deployment]) -> list[dict[str, Any]]:
-    """Return the context of _stacks.html."""
+    """Return the rows of _stacks.html, one for each deployment."""
     return [_row(deployment) for deployment in deployments]
 
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Topic:
-    """Base class. A subclass reads the state and renders it; both run in a thread, once per change."""
+    """Base class. A subclass implements read() and render(); both run in a thread, once per change."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -66,7 +66,7 @@ class Topic:
             self.frames = {}
             self.version = version
         for audience in audiences - self.frames.keys():
-            # As ASCII: the server encodes the text for every socket, which costs 40 times as much for any other text.
+            # As ASCII: the server encodes the text for every socket, which takes 40 times as long for non-ASCII text.
             self.frames[audience] = self.render(audience).encode("ascii", "xmlcharrefreplace").decode("ascii")
             self.renders += 1
 

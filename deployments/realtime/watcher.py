@@ -23,12 +23,12 @@ class Watcher:
         self._changed.set()
 
     def expire(self) -> None:
-        """End the watching: the viewer signed out or lost the role, or the token was revoked."""
+        """Mark the watcher as expired and wake it: its credential is no longer valid."""
         self.expired = True
         self._changed.set()
 
     async def wait_for_change(self, seconds: float) -> bool:
-        """Wait for a change, or for the watcher to expire; return False after a timeout."""
+        """Wait until the topic changes or the watcher expires. Return False if neither happens in this time."""
         try:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()

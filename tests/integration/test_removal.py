@@ -141,7 +141,7 @@ def test_a_failed_removal_names_what_is_left_and_the_next_one_continues(
     assert state["message"] == "Left at Dokploy: the application, the project"
     assert there(portal, "stays-behind") == {**ONE, "domains": 0}
     html = person.get(answer.json()["pageUrl"]).text
-    assert "Not everything could be removed. The name “stays-behind” stays yours until it is" in html
+    assert "Some objects could not be removed. The name “stays-behind” stays yours until they are" in html
     assert portal.http.get("/api/check/stays-behind").json()["available"] is False
     assert "Finish cleanup" in html
     portal.switches.delete("faults")

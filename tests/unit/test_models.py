@@ -311,7 +311,7 @@ def test_the_page_of_a_crash_says_what_is_left(anna: Any) -> None:
     said = deployment_page.page_context(deployment, list(deployment.events.all()), "owner")
     assert said["undo"]["title"] == "Not everything was removed"
     assert [row["state_text"] for row in said["undo"]["rows"]] == ["not removed"]
-    assert "something is left" in said["failure"]["impact"]
+    assert "some objects are left" in said["failure"]["impact"]
 
 
 def test_leftovers_and_stacks_removed_since_are_shown_as_removed(anna: Any) -> None:
@@ -321,7 +321,7 @@ def test_leftovers_and_stacks_removed_since_are_shown_as_removed(anna: Any) -> N
     left.record(Progress("receipt", "rolling_back", "", data={"state": "left", "kind": "project", "why": "busy"}))
     end(left, succeeded=False)
     said = deployment_page.page_context(left, list(left.events.all()), "owner")
-    assert "something is left" in said["failure"]["impact"]
+    assert "some objects are left" in said["failure"]["impact"]
     ExternalResource.objects.update(state="gone")
     Stack.objects.update(state="gone")
     said = deployment_page.page_context(Deployment.objects.get(pk=live.pk), [], "owner")
@@ -347,7 +347,7 @@ def test_a_stack_broken_by_a_removal_is_shown_neither_as_live_nor_as_untouched(a
     was = {"title": "The stack was live", "text": "It has since stopped working."}
     assert (said["headline"], said["url"], said["success"]) == ("No longer live", None, was)
     said = deployment_page.page_context(Deployment.objects.get(pk=removal.pk), list(removal.events.all()), "owner")
-    assert "Not everything could be removed" in said["failure"]["impact"]
+    assert "Some objects could not be removed" in said["failure"]["impact"]
     assert said["phases"][0].state == "done", "it is the deployment that is undone, not its removal"
 
 
