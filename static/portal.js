@@ -80,7 +80,7 @@
   }, true);
   document.addEventListener("toggle", ({ target }) => scrollLogsToEnd(target.parentElement || document), true);
 
-  // --- An update keeps what the user changed: opened details, elapsed times, a button that says "Copied" ---
+  // --- An update keeps what the browser has changed: opened details, local times, a button that says "Copied" ---
   const toggled = new Set(), copying = new WeakSet();
   Object.assign(Idiomorph.defaults.callbacks, {
     beforeAttributeUpdated: (name, element) => !(name === "open" && toggled.has(element.id)),
@@ -140,7 +140,7 @@
     return copied;
   }
 
-  // --- Connection: a WebSocket, and polling while the socket has been away for 5 s ---
+  // --- Connection: a WebSocket; after 5 s without an open one, polling ---
   htmx.config.wsReconnectDelay = (attempt) => 500 + Math.random() * Math.min(10000, 1000 * 2 ** attempt);
   const POLL_MS = 5000, SILENT_MS = 20000, RETRIED_BY_HTMX = [1006, 1011, 1012, 1013];
   const socketRoot = $("[ws-connect]"), pollElement = $("#poll"), chip = $("#chip");
@@ -207,7 +207,7 @@
 
   setInterval(() => {
     updateElapsedTimes();
-    // A dead socket looks like a silent one.
+    // A connection that was lost without a close event looks like a silent one: poll in both cases.
     if (isOpen && deployment() && Date.now() - lastMessageAt > SILENT_MS) {
       lastMessageAt = Date.now();
       poll();
