@@ -3,8 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Tests wait a lot: two processes per core.
-SIDE_BY_SIDE := --numprocesses $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+# Two processes per core, because tests mostly wait.
+PARALLEL := --numprocesses $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 
 # The scaled-out settings, for Django's deployment checks; the values are made up.
 SCALED_OUT := DATA_DIR=$$(mktemp -d) DOKPLOY_URL=https://dokploy.example.org DOKPLOY_API_KEY=a-key-for-the-checks \
@@ -18,14 +18,14 @@ run: .venv/.installed
 	@exec $(BIN)/python manage.py serve
 
 test: .venv/.installed-dev
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) --dist loadfile $(ARGS)
 
-# Kills real processes at every point. Tests that measure seconds run alone: on a busy machine they would measure the
-# other tests.
+# Kills real processes at every point of a deployment. Tests that measure seconds run afterwards, one at a time: in
+# parallel, other tests would slow them down. FIGURES_SO_FAR adds the counts of the first call to those of the second.
 TIMED := $(addprefix tests/faults/test_,workers.py redis.py messages.py told_to_stop.py scaled_out_chaos.py)
 
 faults: .venv/.installed-dev
-	@$(BIN)/python -m pytest tests/faults -m faults $(SIDE_BY_SIDE) --dist load $(TIMED:%=--ignore=%) $(ARGS)
+	@$(BIN)/python -m pytest tests/faults -m faults $(PARALLEL) --dist load $(TIMED:%=--ignore=%) $(ARGS)
 	@FIGURES_SO_FAR=1 $(BIN)/python -m pytest $(TIMED) -m faults $(ARGS)
 
 # make soak SEED=7 COUNT=40 MINUTES=2: deployments under random faults drawn from the seed.
