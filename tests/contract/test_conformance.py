@@ -300,7 +300,7 @@ def test_the_time_limit_ends_the_command_and_a_deployment_that_hangs_is_listed(
     simulator.close_gate("stall")
     code, output = conform("--minutes", "0.05")
     assert code == 1
-    assert differences(output) == ["deploy: completes: expected its end, got none within the limit of 3 s"]
+    assert differences(output) == ["deploy: completes: expected yes, got no (the time limit of 3 s is reached)"]
     assert "skipped  redeploy: not started" in output
     state = simulator.state()
     assert f"left  project {state['projects'][0]['name']}" in output
@@ -320,7 +320,7 @@ def test_a_signal_during_a_deployment_leaves_nothing(simulator: Simulator, tmp_p
     simulator.open_gate("pull")
     code, output = end(process)
     assert code == 1
-    assert "deploy: completes: expected its end, got a signal to stop" in output
+    assert "deploy: completes: expected yes, got no (a signal arrived)" in output
     assert "skipped  remove: not started" in output
     assert "nothing left in Dokploy" in output
     assert object_counts(simulator) == NOTHING

@@ -14,9 +14,10 @@ MarkedItem = tuple[str, str]
 
 
 async def remove_everything(session: Session) -> None:
-    """Remove all objects with the session's mark, within CLEANUP_SECONDS. Record what is left.
+    """Remove all objects with the session's mark, within CLEANUP_SECONDS. Record what is left in `session.leftovers`.
 
-    Search until nothing was found twice in a row: a call that was cancelled may still create an object.
+    Search until two searches in a row find nothing, because a cancelled call may still create an object. Give up when
+    objects are left after MAX_REMOVALS removals.
     """
     removals, empty_searches = 0, 0
     try:
@@ -54,7 +55,7 @@ async def _remove(session: Session, stack: ThrowawayStack) -> None:
 
 
 async def _find_marked(session: Session) -> list[MarkedItem]:
-    """Return everything in Dokploy that has the session's mark."""
+    """Return all objects and queue entries in Dokploy that have the session's mark."""
     items: list[MarkedItem] = []
     for project in await session.dokploy.projects():
         if project.description.startswith(session.mark):

@@ -14,7 +14,7 @@ from ..spec import Resources
 from ..validation import dotenv
 from .session import Session, ThrowawayStack
 
-EVENTUALLY_SECONDS = 30.0  # containers end and routes disappear a while after Dokploy reports success
+EVENTUALLY_SECONDS = 30.0  # containers and routes disappear some time after Dokploy reports success
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ async def _answers(stack: ThrowawayStack) -> bool:
 
 
 async def _first_streamed_text(session: Session, row: DokployDeployment) -> str:
-    """Return the first text of a log over the WebSocket. Empty when it sends nothing."""
+    """Return the first text of a log that the WebSocket sends. Empty when it sends nothing within CALL_SECONDS."""
     with contextlib.suppress(Unavailable, TimeoutError):
         async with (
             asyncio.timeout(CALL_SECONDS),

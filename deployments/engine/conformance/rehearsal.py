@@ -13,14 +13,14 @@ from .session import Session
 async def run(session: Session, stop: asyncio.Event, *, limit: float) -> bool:
     """Run the scenarios in order, within `limit` seconds, and remove what they created.
 
-    `stop` ends them early. Return whether all expectations were met and nothing is left.
+    Setting `stop` ends the scenarios early. Return whether all expectations were met and nothing is left.
     """
     running, stopping = asyncio.ensure_future(_run_scenarios(session)), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({running, stopping}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
-            reason = "a signal to stop" if stop.is_set() else f"none within the limit of {limit:.0f} s"
-            session.differ("completes", "its end", reason)
+            reason = "a signal arrived" if stop.is_set() else f"the time limit of {limit:.0f} s is reached"
+            session.differ("completes", "yes", f"no ({reason})")
     finally:
         for task in (running, stopping):
             task.cancel()

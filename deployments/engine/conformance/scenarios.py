@@ -16,7 +16,7 @@ from .session import Session
 FILLERS = 4  # deployments that occupy the queue, so that another one waits
 
 DEPLOYING = next(phase for phase in PHASES if phase.name == "deploying")
-DRAIN = (Phase("settling", "Waiting for its deployments to end", 0, drain_deploys, timeout=REMOVAL[0].timeout),)
+SETTLING = (Phase("settling", "Waiting for its deployments to end", 0, drain_deploys, timeout=REMOVAL[0].timeout),)
 
 
 async def deploy(session: Session) -> None:
@@ -54,7 +54,7 @@ async def missing_image(session: Session) -> None:
         stack.expect("status of the Dokploy deployment", ["error"], [row.status for row in rows])
         stack.expect("log gives a reason", True, failure.code != "DEPLOY_FAILED" or bool(failure.evidence))
         if failure.code == "DEPLOY_FAILED":
-            session.skip("the portal does not know the reason's text")
+            session.skip("the failures table has no pattern for the reason in the log")
     else:
         session.differ("an image that cannot exist", "a failure", "a working stack")
     stack.expect("left after the undo", [], await stack.undo())
@@ -72,16 +72,16 @@ async def undo(session: Session) -> None:
 async def cancel(session: Session) -> None:
     """Stop a deployment of stack d while it waits in Dokploy's queue, and undo it.
 
-    A second deployment of the same application always waits, however many Dokploy runs at a time. If that is one, the
-    queue is filled with deployments of stack a instead, which the undo must leave in the queue.
+    A second deployment of the same application always waits, even if Dokploy runs several deployments at a time. If
+    Dokploy runs one at a time, deployments of stack a fill the queue instead, and the undo must leave them there.
     """
     dokploy, stack, other = session.dokploy, session.stack("d"), session.stack("a")
     one_at_a_time = await dokploy.builds_concurrency() in (1, None)
     await stack.deploy(phases=PHASES[: PHASES.index(DEPLOYING)])
-    filled = other if other.is_complete and one_at_a_time else stack
-    filler_titles = [f"{filled.spec.mark}/filler/{number}" for number in range(FILLERS)]
+    filler = other if other.is_complete and one_at_a_time else stack
+    filler_titles = [f"{filler.spec.mark}/filler/{number}" for number in range(FILLERS)]
     for title in filler_titles:
-        await dokploy.deploy(filled.resources.application_id or "", title)
+        await dokploy.deploy(filler.resources.application_id or "", title)
     waited = False
     try:
         await stack.deploy(first_phase=DEPLOYING.name, interrupt_if=_is_waiting)
@@ -93,11 +93,11 @@ async def cancel(session: Session) -> None:
     else:
         session.skip("no deployment waited in Dokploy's queue: it started too soon")
     stack.expect("left after the undo", [], await stack.undo())
-    if filled is other:
+    if filler is other:
         queued = {entry.title for entry in await dokploy.queue()}  # read first: an entry may start after this
         kept = queued | {row.title for row in await dokploy_deployments(session, other)}
         other.expect("its deployments still queued or started", FILLERS, len(kept.intersection(filler_titles)))
-        await other.remove(DRAIN)
+        await other.remove(SETTLING)
     await expect_removed(session, stack)
 
 

@@ -39,7 +39,7 @@ class Session:
     """The server, the throwaway stacks and the findings.
 
     Attributes:
-        installation: the installation in the stacks' marks, which no portal uses.
+        installation: the installation in the stacks' marks. No portal uses the same one.
         stacks: the stacks by their letter.
         met: the number of expectations that were met.
         differences, skipped: the expectations that were not met, and those that could not be tested.
@@ -96,7 +96,7 @@ class ThrowawayStack:
     """One throwaway stack, and what the engine reported about it.
 
     Attributes:
-        resources: the ids of all objects that it ever had, also of removed ones.
+        resources: the ids of all objects that it ever had, including removed ones.
         is_complete: its last deployment went through all phases.
         log_line_count, irregularities: of its last deployment. An irregularity is a repeated attempt or a note.
     """
@@ -211,7 +211,7 @@ def _is_shown(progress: Progress) -> bool:
 
 
 def _format(value: object) -> str:
-    """Return the value on one line. Text of other programs is escaped if it is not printable."""
+    """Return the value on one line. Text that is not printable is escaped, because it may come from other programs."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
