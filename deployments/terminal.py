@@ -1,4 +1,4 @@
-"""Shows a deployment in the terminal: a live table, or plain lines if the output is not a terminal."""
+"""Show a deployment in the terminal as a table that is updated, or as plain lines if the output is not a terminal."""
 
 from contextlib import nullcontext
 
@@ -24,7 +24,7 @@ SIGNS = {
     "skipped": ("–", "dim"),
     "undone": ("↶", "yellow"),
 }
-REFRESH_SECONDS = 0.25  # without Redis, no message reaches a separate process, so it polls
+REFRESH_SECONDS = 0.25  # without Redis, no message reaches this process, so it polls the database
 
 
 async def follow(deployment: Deployment, console: Console) -> Deployment:
@@ -33,12 +33,12 @@ async def follow(deployment: Deployment, console: Console) -> Deployment:
     screen = Live(console=console, auto_refresh=False) if console.is_terminal else None
     watching = Hub.current().watch_deployment(deployment.pk, credential, "owner", viewer="terminal")
     async with watching as (watcher, topic):
-        shown = 0
+        last_shown = 0
         with screen or nullcontext():
             while True:
                 assert topic.deployment is not None
-                for event in topic.events_after(shown):
-                    shown = event.seq
+                for event in topic.events_after(last_shown):
+                    last_shown = event.seq
                     if screen is None and event.type in ("phase", "log", "note") and not event.data.get("alive"):
                         console.print(_one_line(event), highlight=False, markup=False, soft_wrap=True)
                 if screen is not None:

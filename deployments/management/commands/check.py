@@ -10,7 +10,7 @@ from deployments.system_checks import DOKPLOY
 
 
 class Command(check.Command):
-    help = f"{check.Command.help} Only with --tag {DOKPLOY}, the Dokploy server is checked too."
+    help = f"{check.Command.help} With --tag {DOKPLOY}, it also checks the Dokploy server."
 
     def handle(self, *app_labels: Any, **options: Any) -> None:
         # Django runs every registered check when no tag is given. The check of the server uses the network, so it is

@@ -20,18 +20,18 @@ MINUTE = 60.0
 
 class Command(BaseCommand):
     help = (
-        "Tests with throwaway stacks whether the Dokploy server at DOKPLOY_URL behaves as the portal expects, and "
-        "removes them. Exit code: 0 if it does and nothing is left, 1 if not, 2 if the test did not start."
+        "Test with throwaway stacks whether the Dokploy server at DOKPLOY_URL behaves as the portal expects, and "
+        "remove them. Exit code: 0 if nothing differs and nothing is left, 1 otherwise, 2 if the test did not start."
     )
-    requires_system_checks: list[str] = []  # `_read_config` runs those that matter, and exits with 2
+    requires_system_checks: list[str] = []  # `_read_config` runs the necessary ones; an error exits with 2
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--image", default=settings.STACK_IMAGE, help="default: STACK_IMAGE (%(default)s)")
-        parser.add_argument("--second-image", help="for the redeployment (default: the same image, another variable)")
-        parser.add_argument("--port", type=int, default=settings.STACK_PORT, help="default: STACK_PORT (%(default)s)")
+        parser.add_argument("--image", default=settings.STACK_IMAGE, help="default: STACK_IMAGE, %(default)s")
+        parser.add_argument("--second-image", help="the image of the redeployment (default: the one of --image)")
+        parser.add_argument("--port", type=int, default=settings.STACK_PORT, help="default: STACK_PORT, %(default)s")
         parser.add_argument("--health-path", default=settings.STACK_HEALTH_PATH, help="default: %(default)s")
         parser.add_argument("--minutes", type=float, default=30.0, help="time limit (default: %(default)s)")
-        parser.add_argument("--yes", action="store_true", help="do not ask before it starts")
+        parser.add_argument("--yes", action="store_true", help="start without asking")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if settings.DEMO:
@@ -127,7 +127,7 @@ class Command(BaseCommand):
             self._write(f"  skipped  {reason}")
 
     def _write(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # the cleanup must go on even if the reader of the output has gone
+        with contextlib.suppress(OSError):  # the cleanup must go on even if the output was closed
             self.stdout.write(line)
             self.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""Deploy from the command line, and show the progress in the terminal."""
+"""The command `deploy`: deploy a stack, and show the progress in the terminal."""
 
 import asyncio
 import fcntl
@@ -17,17 +17,17 @@ from deployments.models import Deployment, DeploymentRequest, Refusal, Stack, Te
 
 
 class Command(BaseCommand):
-    help = "Deploy a stack and show its progress. Exit status: 0 (live), 1 (failed) or 2 (refused)."
+    help = "Deploy a stack and show its progress. Exit code: 0 (live), 1 (failed) or 2 (refused)."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name")
+        parser.add_argument("name", help="the name of the stack")
         parser.add_argument(
-            "--template", metavar="SLUG", help="the template (default: the stack's own, or else the first)"
+            "--template", metavar="SLUG", help="the template (default: the stack's own, otherwise the first)"
         )
         parser.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the template"
         )
-        parser.add_argument("--user", help="the owner (default: the demo user, or else the first operator)")
+        parser.add_argument("--user", help="the owner (default: the demo user, otherwise the first operator)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -69,7 +69,7 @@ class Command(BaseCommand):
                 raise Refusal("PAUSED", "The portal is not running. Start it with make run.")
 
     def find_user(self, username: str | None) -> User:
-        """Return the active user with this name; without a name, the demo user or else the first operator."""
+        """Return the active user with this name. Without a name, return the demo user or the first operator."""
         users = get_user_model().objects.filter(is_active=True)
         if username is None and settings.DEMO:
             return identity.demo_user()

@@ -1,4 +1,7 @@
-"""Everything in one process: web, Channels consumer and runner on Daphne's event loop. The demo adds the simulator."""
+"""The command `serve`: web, Channels consumer and runner in one process, on Daphne's event loop.
+
+The demo also starts the simulator, in a process of its own.
+"""
 
 import asyncio
 import contextlib
@@ -44,12 +47,12 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         bind = "127.0.0.1" if settings.DEMO else options["bind"]
         lock = self.lock()
-        for port, user in self.ports():
-            self.require_free(bind if user == "portal" else "127.0.0.1", port, user)
+        for port, listener in self.ports():
+            self.require_free(bind if listener == "portal" else "127.0.0.1", port, listener)
         call_command("setup")
         simulator = self.start_simulator() if settings.DEMO else None
         if settings.ON_SQLITE:
-            Deployment.release_all()  # this process holds the lock, so the earlier owner has ended
+            Deployment.release_all()  # this process holds the lock, so the earlier process has ended
         self.console = Console()
         self.print_welcome(bind)
         try:
@@ -75,22 +78,24 @@ class Command(BaseCommand):
         return handle
 
     def ports(self) -> list[tuple[int, str]]:
-        """Return each port that will be listened on, and what listens on it."""
+        """Return the ports that must be free, each with the name of what will listen on it."""
         ports = [(settings.PORT, "portal")]
         if settings.DEMO:
             ports += [(settings.SIMULATOR_PORT, "simulator"), (settings.ROUTER_PORT, "router of the simulator")]
         return ports
 
-    def require_free(self, bind: str, port: int, user: str) -> None:
+    def require_free(self, bind: str, port: int, listener: str) -> None:
         """Raise CommandError when another process uses the port."""
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket(family, socket.SOCK_STREAM) as test_socket:
+            test_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((bind, port))
+                test_socket.bind((bind, port))
             except OSError:
-                moved = f"PORT={settings.PORT + 1000} make run"
-                text = f"Port {port}, for the {user}, is in use. Stop that process, or use other ports: {moved}"
+                text = (
+                    f"Port {port}, for the {listener}, is used by another process. Stop that process, or use other "
+                    f"ports: PORT={settings.PORT + 1000} make run"
+                )
                 raise CommandError(text, returncode=2) from None
 
     # -- the simulator -------------------------------------------------------------------------------------------------
@@ -98,7 +103,7 @@ class Command(BaseCommand):
     def start_simulator(self) -> subprocess.Popen[str]:
         """Start the simulator, in a session of its own, so that Ctrl-C reaches only the portal.
 
-        It ends when its standard input closes, and so also when the portal crashes.
+        The simulator ends when its standard input closes, and therefore also when the portal crashes.
         """
         command = [
             *(sys.executable, "-m", "deployments.simulator", "--until-stdin-closes"),
@@ -199,7 +204,7 @@ class Command(BaseCommand):
             websocket_max_frame_size=64 * 1024,
             server_name="deploy-portal",
         )
-        loop.call_soon(begin)  # not with reactor.callWhenRunning: Twisted calls that back before the loop runs
+        loop.call_soon(begin)  # not reactor.callWhenRunning: Twisted runs its callbacks before the loop runs
         reactor.addSystemEventTrigger("before", "shutdown", drain)  # type: ignore[arg-type]
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         server.run()

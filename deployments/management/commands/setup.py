@@ -9,7 +9,7 @@ from deployments.models import Installation, Template
 
 
 class Command(BaseCommand):
-    help = "Prepare the database: migrations, the first template, the id of this installation. Idempotent."
+    help = "Migrate the database, and create the installation's id, first template and built-in users. Idempotent."
 
     def handle(self, *args: Any, **options: Any) -> None:
         call_command("migrate", verbosity=0, interactive=False)

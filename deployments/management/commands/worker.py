@@ -1,4 +1,4 @@
-"""A process that only runs deployments. The Channels consumer that it serves starts and owns its runner."""
+"""The command `worker`: a process that only runs deployments. Its Channels consumer starts and owns the runner."""
 
 import asyncio
 import signal
