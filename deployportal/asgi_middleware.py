@@ -16,13 +16,13 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
-# Close codes of WebSockets
+# Close codes. Daphne sends HTTP 403 instead, because the WebSocket is not open yet.
 FORBIDDEN = 4403
 NOT_FOUND = 4404
 
 
 class StaticFiles:
-    """Serve static files with WhiteNoise, without its Django middleware: that would cost every request a thread."""
+    """Serve static files with WhiteNoise, not its Django middleware, which would use a thread for every request."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
@@ -120,7 +120,7 @@ class SameOrigin:
 
 
 class KnownSockets:
-    """Close WebSockets at unknown paths with a code, where Channels' router raises an exception."""
+    """Refuse WebSockets at unknown paths, for which Channels' router raises an exception."""
 
     def __init__(self, application: Application) -> None:
         self.application = application

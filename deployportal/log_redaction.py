@@ -1,4 +1,4 @@
-"""Keeps secrets out of the log, whichever library logs them."""
+"""Keep secrets out of the log, whichever library logs them."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ _API_TOKEN = re.compile(r"dpt_[A-Za-z0-9_-]{20,}")
 
 
 def redact(text: str) -> str:
-    """Replace by *** the portal's own secrets, API tokens, and every value whose name suggests a secret."""
+    """Replace with *** the portal's own secrets, API tokens, and every value whose name suggests a secret."""
     own = (settings.DOKPLOY_API_KEY, settings.SECRET_KEY, settings.SIMULATOR_SWITCH_KEY, *settings.ENCRYPTION_KEYS)
     for secret in own:
         if secret:

@@ -46,7 +46,7 @@ def _middleware(
 
 
 def _set_address_and_scheme(request: HttpRequest) -> None:
-    """Set request.address, and the header that SECURE_PROXY_SSL_HEADER reads. Only trusted proxies are believed."""
+    """Set request.address and the header of SECURE_PROXY_SSL_HEADER. Believe the headers of trusted proxies only."""
     client = Client.from_request(request)
     cast(PortalRequest, request).address = client.address
     request.META.pop("HTTP_X_PORTAL_SCHEME", None)
@@ -64,15 +64,15 @@ def _set_security_headers(response: HttpResponse) -> HttpResponse:
 
 
 def _set_demo_user(request: HttpRequest) -> None:
-    """In the demo, make an anonymous request from this machine the demo user's, except in the admin.
+    """In the demo, treat anonymous requests from this machine as the demo user's, except in the admin.
 
-    The API does not read request.user: it knows tokens only.
+    The API ignores request.user: it accepts tokens only.
     """
-    signed_in = request.user
+    session_user = request.user
 
     def user() -> Any:
-        if signed_in.is_authenticated or request.path.startswith("/admin/"):
-            return signed_in
+        if session_user.is_authenticated or request.path.startswith("/admin/"):
+            return session_user
         return demo_user()
 
     if Client.from_request(request).is_demo_user():

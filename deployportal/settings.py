@@ -1,6 +1,6 @@
 """All settings. Each value comes from the environment variable NAME, or from the file that NAME_FILE names.
 
-Only DEMO makes anything less strict. It is true without DOKPLOY_URL: `manage.py serve` then starts the simulator.
+Only DEMO relaxes defaults and checks. It is true without DOKPLOY_URL: `manage.py serve` then starts the simulator.
 FAULT also works in fault tests that use a Dokploy server on this machine (deployments/worker/failpoints.py).
 """
 
@@ -81,8 +81,8 @@ if DEMO:
 else:
     DOKPLOY_API_KEY = text("DOKPLOY_API_KEY")
 DOKPLOY_CALLS_PER_SECOND = number("DOKPLOY_CALLS_PER_SECOND", 0 if DEMO else 50)  # per API key and process; 0: no limit
-DOKPLOY_PATIENCE_SECONDS = number("DOKPLOY_PATIENCE_SECONDS", 300)
-DOKPLOY_DEPLOY_SECONDS = number("DOKPLOY_DEPLOY_SECONDS", 1800)
+DOKPLOY_PATIENCE_SECONDS = number("DOKPLOY_PATIENCE_SECONDS", 300)  # a phase waits so long for an unreachable Dokploy
+DOKPLOY_DEPLOY_SECONDS = number("DOKPLOY_DEPLOY_SECONDS", 1800)  # limit of one deploy at Dokploy, with its queue
 
 # How long the simulator takes (demo only). With a switch key, tests can control it.
 SIMULATOR_PULL_SECONDS = number("SIMULATOR_PULL_SECONDS", 6)
@@ -257,7 +257,7 @@ X_FRAME_OPTIONS = "DENY"
 # W002: portal_middleware sets X-Frame-Options. W005, W021: see SECURE_HSTS_* above.
 SILENCED_SYSTEM_CHECKS = ["security.W002", "security.W005", "security.W021"]
 
-# Counts wrong passwords. With Django's limit of 300 entries, tries with random names would evict the real counters.
+# Counts wrong passwords. With Django's limit of 300 entries, logins with random names would evict real counters.
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "OPTIONS": {"MAX_ENTRIES": 100_000}}}
 
 MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
