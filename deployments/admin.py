@@ -1,4 +1,4 @@
-"""The admin, for operators. Deployments, events and external resources are read-only: only the runner writes them."""
+"""The admin, for operators. Of the portal's models, only templates can be edited; a superuser can delete tokens."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ class TemplateAdmin(ModelAdmin):
     form = Form
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        if obj is not None and obj.from_settings:  # they follow STACK_* and are overwritten at each start
+        if obj is not None and obj.from_settings:  # these fields follow STACK_* and are overwritten at each start
             return [*self.readonly_fields, "image", "port", "health_path", "health_interval", "health_timeout"]
         return list(self.readonly_fields)
 
@@ -110,7 +110,7 @@ class StackAdmin(ReadOnlyAdmin):
 
     @admin.display(description="actions")
     def action_links(self, stack: Stack) -> str:
-        """Link to the pages: the redeploy form with the stack's values, and the removal, which asks for the name."""
+        """Link to the redeploy form and to the page that confirms the removal."""
         if stack.state == Stack.State.GONE:
             return "–"
         redeploy, remove = (reverse(name, args=[stack.pk]) for name in ("redeploy", "remove"))

@@ -149,7 +149,7 @@ def _deploy(request: ApiRequest) -> dict[str, Any]:
 
 
 def _template(user: User | AnonymousUser, slug: str | None, stack: Stack | None) -> Template:
-    """Return the template with this slug; without a slug, the stack's own one, or else the first one."""
+    """Return the template with this slug; without a slug, the stack's own template, or else the first."""
     offered = Template.offered_to(user)
     if slug is not None:
         offered = offered.filter(slug=slug) if SLUG.fullmatch(slug) else offered.none()
@@ -279,7 +279,7 @@ def _state_response(request: ApiRequest, deployment: Deployment, audience: str) 
     etag = f'"{deployment.version}-{audience}"'
     known = {tag.removeprefix("W/") for tag in parse_etags(request.headers.get("If-None-Match", ""))}
     response: HttpResponse
-    if etag in known:  # perhaps as a weak one, after compression by a proxy
+    if etag in known:  # a weak one also matches: a proxy that compresses makes it weak
         response = HttpResponseNotModified()
     else:
         response = JsonResponse(deployment.to_dict(audience))
@@ -301,13 +301,16 @@ def _find_changeable_deployment(user: User | AnonymousUser, id: str) -> Deployme
     """Return the deployment. Raise Refusal FORBIDDEN when the user may see but not change it."""
     deployment, _ = _find_deployment(user, id)
     if not Deployment.objects.changeable_by(user).filter(pk=deployment.pk).exists():
-        raise Refusal("FORBIDDEN", "Only its owner or an operator may do that. Send the owner's token.")
+        raise Refusal("FORBIDDEN", "Only the owner or an operator may change this deployment. Send the owner's token.")
     return deployment
 
 
 @api_view("GET")
 async def events(request: ApiRequest, id: str) -> HttpResponse:
-    """GET /api/deployments/dep_…/events?after=<seq>&wait=<seconds>: answer later events, after a long poll for them."""
+    """GET /api/deployments/dep_…/events?after=<seq>&wait=<seconds>: answer the events after <seq>.
+
+    If there are none yet, wait for them up to this time, and LONGEST_WAIT_SECONDS at most.
+    """
     deployment, audience = await sync_to_async(_find_deployment)(request.caller, id)
     after, wait = _number(request, "after"), min(_number(request, "wait"), LONGEST_WAIT_SECONDS)
     if deployment.version > after or deployment.done or wait <= 0:

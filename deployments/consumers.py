@@ -27,7 +27,8 @@ from .worker.runner import Runner
 
 log = logging.getLogger(__name__)
 
-# Close codes. Daphne sends only codes from 3000 to 4999 (RFC 6455, 7.4.2). The page does not reconnect from 4000 on.
+# Close codes. Daphne sends only codes from 3000 to 4999 (RFC 6455, 7.4.2). After 4000 or more, the page does not
+# reconnect.
 TRY_AGAIN_LATER, SIGNED_OUT, NOT_FOUND = 3013, 4401, 4404
 
 
@@ -125,7 +126,7 @@ class PageConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has
 
 
 class DeploymentConsumer(PageConsumer):
-    """Updates the page of one deployment."""
+    """Update the page of one deployment."""
 
     async def open_watch(self, user: User | AnonymousUser, credential: Credential) -> Watch | None:
         deployment_id = self.scope["url_route"]["kwargs"]["id"]
@@ -139,7 +140,7 @@ class DeploymentConsumer(PageConsumer):
 
 
 class StackListConsumer(PageConsumer):
-    """Updates a user's list of stacks."""
+    """Update a user's list of stacks."""
 
     async def open_watch(self, user: User | AnonymousUser, credential: Credential) -> Watch | None:
         if not user.is_authenticated:

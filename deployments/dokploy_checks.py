@@ -21,20 +21,20 @@ from .engine.dokploy import Dokploy, is_engine_error
 from .engine.errors import DokployError, KeyExhausted, KeyRefused, NotDokploy, Refused
 
 CONNECT_SECONDS = 5.0
-CALLS = 6  # calls that need the key: more than the five in 24 hours of a key with Dokploy's default rate limit
+CALLS = 6  # calls with the key: one more than Dokploy's default rate limit for a key allows in 24 hours
 ADMIN_ROLES = {"owner", "admin"}
 UNLIMITED = "rateLimitEnabled:false"
 
 
 def check_server(**kwargs: Any) -> list[CheckMessage]:
-    """Check the server, unless the settings for it are wrong: their own check reports that."""
+    """Check the server, unless its settings are wrong: system_checks.check_dokploy reports those."""
     if any(message.is_serious() for message in system_checks.check_dokploy()):
         return []
     return asyncio.run(examine(settings.DOKPLOY_URL, settings.DOKPLOY_API_KEY))
 
 
 async def examine(url: str, key: str) -> list[CheckMessage]:
-    """Return what is right and wrong with the server, up to the first error that prevents further questions."""
+    """Return the results of all checks, up to the first error that prevents further ones."""
     if connection_error := await check_connection(url):
         return [connection_error]
     dokploy = Dokploy(url, key, connections=1)
@@ -57,7 +57,7 @@ async def check_connection(url: str) -> Error | None:
     parts = urlsplit(url)
     host, tls = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if tls else 80)
-    # The client trusts the same authorities: those of certifi, not those of the system.
+    # Trust the same authorities as the client: those of certifi, not those of the system.
     context = httpx.create_ssl_context(trust_env=False) if tls else None
     hint = "Check DOKPLOY_URL, and that Dokploy is running. In the demo, Dokploy is the simulator: make run."
     try:
@@ -66,8 +66,8 @@ async def check_connection(url: str) -> Error | None:
         writer.transport.abort()
     except socket.gaierror:
         return Error(
-            f"The host of DOKPLOY_URL, {host}, is not in the DNS.",
-            hint="Check its spelling, and that this machine can resolve it.",
+            f"The host of DOKPLOY_URL, {host}, cannot be resolved.",
+            hint="Check its spelling, its DNS record, and the DNS settings of this machine.",
             id="deployportal.E101",
         )
     except ssl.SSLError as error:
@@ -115,7 +115,7 @@ async def check_with_key(dokploy: Dokploy) -> AsyncIterator[CheckMessage]:
 
 
 def error_message(error: DokployError, *, key_worked: bool) -> Error:
-    """Return what an error of the client means here. `key_worked`: an earlier call with the key succeeded."""
+    """Return the check message for an error of the client. key_worked: an earlier call with the key succeeded."""
     if isinstance(error, NotDokploy):
         hint = "Set DOKPLOY_URL to the address at which Dokploy's own pages open, with the right scheme and port."
         return Error(str(error), hint=hint, id="deployportal.E104")
@@ -135,7 +135,7 @@ def error_message(error: DokployError, *, key_worked: bool) -> Error:
         hint = f"Create a key as an owner or admin, with {UNLIMITED}."
         return Error(str(error), hint=hint, id="deployportal.E109")
     return Error(
-        f"Dokploy does not answer as it should: {error}",
+        f"Dokploy does not answer as expected: {error}",
         hint="A server answers at DOKPLOY_URL. Check whether Dokploy behind it is running or still starting.",
         id="deployportal.E105",
     )
@@ -154,7 +154,7 @@ def _version_message(text: str) -> CheckMessage:
     if version is None:
         oldest = versions.format_version(versions.OLDEST)
         return Warning(
-            f"Dokploy reports the version {text[:40]!r}, which cannot be compared.",
+            f"Dokploy reports the version {text[:40]!r}, which the portal cannot read.",
             hint=f"The portal requires {oldest} or later: older versions have known vulnerabilities.",
             id="deployportal.W101",
         )
@@ -194,7 +194,7 @@ def _concurrency_message(count: int | None) -> CheckMessage:
 
 
 def _engine_message(router_error: str) -> CheckMessage:
-    """Return the state of the container engine, from the error that it gave when Dokploy asked it for its router."""
+    """Return the state of the container engine. router_error: its error when Dokploy asked it for its router, or ""."""
     if not router_error:
         return Info("The container engine answers, and Dokploy's router is running.", id="deployportal.I104")
     if is_engine_error(router_error):

@@ -1,4 +1,4 @@
-"""Encrypts secrets at rest (Fernet). The first key encrypts, all keys decrypt, so that keys can be rotated."""
+"""Encrypt stored secrets (Fernet). The first key encrypts, and every key decrypts, so that keys can be rotated."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ def encrypt(value: Any) -> str:
 
 
 def decrypt(token: str) -> Any:
-    """Return the value, or None for empty text. Raise DecryptionError if no key fits."""
+    """Return the value, or None for empty text. Raise DecryptionError if no key decrypts it."""
     if not token:
         return None
     try:
@@ -33,7 +33,7 @@ def decrypt(token: str) -> Any:
 
 
 def rotate(token: str) -> str:
-    """Return the same secret encrypted with the first key. Raise DecryptionError if no key fits."""
+    """Return the same secret encrypted with the first key. Raise DecryptionError if no key decrypts it."""
     try:
         return _fernet().rotate(token.encode()).decode() if token else ""
     except InvalidToken:

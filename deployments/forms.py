@@ -20,8 +20,8 @@ def read_parameters(template: Template, given: dict[str, Any], stack: Stack | No
     """Return the validated parameters, with the template's types and defaults.
 
     given: values by key, as in JSON. stack: if it exists, its values are kept for keys that are not given, and for
-    secrets that are empty. Raise Refusal INVALID_PARAMETER for an invalid value or unknown key, and CONFLICT for a
-    secret to be kept that can't be decrypted; both name the field.
+    secrets that are empty. Raise Refusal INVALID_PARAMETER for an invalid value or unknown key, and CONFLICT when a
+    secret is to be kept but can't be decrypted; both name the field.
     """
     fields, secret_keys = template.form_fields(), template.secret_keys()
     stored, unreadable = (stack.parameters(template), stack.unreadable_secrets(template)) if stack else ({}, set())
@@ -35,9 +35,9 @@ def read_parameters(template: Template, given: dict[str, Any], stack: Stack | No
 
 
 class DeployForm(forms.Form):
-    """A name, a template, and the parameters of every template that the user may deploy, named <slug>-<key>.
+    """A name, a template, and the parameters of every template that the user may deploy.
 
-    Only the parameters of the selected template are read.
+    A parameter's field is named <slug>-<key>. Only the parameters of the selected template are read.
     """
 
     name = forms.CharField(max_length=30, required=False)
@@ -99,7 +99,7 @@ class DeployForm(forms.Form):
         return cleaned
 
     def deploy(self, address: str) -> Deployment | None:
-        """Deploy, and return the deployment; on a Refusal, add it to the form's errors and return None."""
+        """Request the deployment and return it. Turn a Refusal into an error of the form, and return None."""
         try:
             return self.create_deployment(address)
         except Refusal as refusal:
@@ -167,7 +167,7 @@ class RemoveForm(forms.Form):
 
 
 class LoginForm(AuthenticationForm):
-    """Django's form, which locks an account for an address after MAX_TRIES wrong passwords, for LOCK_SECONDS."""
+    """Django's login form, which allows a client address MAX_TRIES wrong passwords per account in LOCK_SECONDS."""
 
     def clean(self) -> dict[str, Any]:
         address = getattr(self.request, "address", "")

@@ -1,7 +1,8 @@
 """The sender of a request: addresses, users, tokens, and the demo's and the open portal's special users.
 
-No address signs a user in: behind a proxy, a tunnel or Docker, remote clients arrive as 127.0.0.1. The demo user is the
-exception, because a demo holds nothing real; even there, a request with any forwarding header counts as remote.
+No client is trusted for its address: behind a proxy, a tunnel or Docker, remote clients arrive as 127.0.0.1. The demo
+user is the exception, because a demo holds nothing real; even there, a request with any forwarding header counts as
+remote.
 """
 
 import ipaddress
@@ -94,7 +95,7 @@ class Client:
     def is_demo_user(self) -> bool:
         """Return whether an unauthenticated request counts as the demo user's.
 
-        It does in the demo, if it goes from this machine to this machine and no proxy has forwarded it.
+        It does in the demo, if it comes from this machine, is addressed to it, and was not forwarded by a proxy.
         """
         if not settings.DEMO or any(_is_forwarding(name.lower()) for name in self.headers):
             return False
@@ -121,7 +122,7 @@ def scope_headers(scope: Mapping[str, Any]) -> dict[str, str]:
 
 
 def viewer_key(user: User | AnonymousUser, address: str) -> str:
-    """Return the key under which this viewer's open pages and streams are counted: per user, or else per address."""
+    """Return the key under which this viewer's open pages and streams are counted: the user, else the address."""
     return f"user {user.pk}" if user.is_authenticated else f"address {address}"
 
 
@@ -173,7 +174,7 @@ def authenticate_token(authorization: str) -> tuple[User, Credential]:
 
 
 def valid_credentials(credentials: set[Credential]) -> set[Credential]:
-    """Return those still valid: session not ended, token not revoked, user active and with the same staff flag."""
+    """Return the valid ones: session not ended, token not revoked, user active and with the same staff flag."""
     session_keys = {credential.session_key for credential in credentials if credential.session_key}
     user_ids = {credential.user_id for credential in credentials if credential.user_id}
     token_ids = {credential.token_id for credential in credentials if credential.token_id}

@@ -21,7 +21,7 @@ State = Literal["ok", "bad", "unknown"]
 
 @dataclass(slots=True)
 class Line:
-    """One sentence for the user. state: which icon it gets."""
+    """One sentence for the user. state: decides the icon in front of it."""
 
     state: State
     text: str
@@ -65,7 +65,7 @@ def check_local(user: User, name: str) -> NameAvailability:
         result.add("ok", "This portal has no stack with this name.")
     elif _is_own(stack, user):
         result.is_own = True
-        result.add("ok", "You already run a stack with this name. Deploying changes its settings.")
+        result.add("ok", "You already have a stack with this name. Deploying changes its settings.")
     else:
         result.add("bad", "This name is taken.")
         result.suggestions = _suggestions(name)
@@ -88,7 +88,7 @@ def _check_quota(result: NameAvailability, user: User) -> None:
         if remaining <= 0:
             result.add("bad", f"You have {stacks} stacks, which is the limit. Remove one first.")
         elif remaining <= 3:
-            result.add("ok", f"You can deploy {remaining} more of {settings.PORTAL_QUOTA} stacks.")
+            result.add("ok", f"You can deploy {remaining} more. The limit is {settings.PORTAL_QUOTA} stacks.")
 
 
 async def check(user: User, name: str) -> NameAvailability:
@@ -138,7 +138,7 @@ async def _fetch_names() -> None:
 
 
 def _suggestions(name: str) -> list[str]:
-    """Return three similar names that this portal does not use."""
+    """Return up to three similar names that no stack of this portal has."""
     candidates = [f"{name[:27].rstrip('-')}-{number}" for number in range(2, 12)]
     taken = set(Stack.objects.existing().filter(name__in=candidates).values_list("name", flat=True))
     return [candidate for candidate in candidates if candidate not in taken][:3]

@@ -1,4 +1,4 @@
-"""The event stream of a deployment: server-sent events (WHATWG HTML, 9.2). Long polls share its way of watching."""
+"""The event stream of a deployment: server-sent events (WHATWG HTML, 9.2). Long polls use watch_deployment too."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from .realtime.topics import DeploymentTopic
 from .realtime.watcher import Watcher
 
 KEEP_ALIVE_SECONDS = 8.0
-FINAL_EVENTS = {"success": "complete", "failure": "error"}  # the name of an event by the deployment's status
+FINAL_EVENTS = {"success": "complete", "failure": "error"}  # the name of the last event, by the deployment's status
 
 DeploymentWatch = AbstractAsyncContextManager[tuple[Watcher, DeploymentTopic]]
 

@@ -223,7 +223,7 @@ def remove_orphan(request: UserPageRequest, id: int) -> HttpResponse:
         except Refusal as refusal:
             messages.error(request, refusal.message)
     text = (
-        f"It carries this portal's mark ({orphan.mark}), but no record mentions it. "
+        f"It carries this portal's mark ({orphan.mark}), but the portal has no record of it. "
         "Everything with this mark will be deleted."
     )
     context = {"title": f"Remove the {orphan.resource_type} {orphan.name}?", "text": text, "button": "Remove"}
