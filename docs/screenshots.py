@@ -1,4 +1,4 @@
-"""Renews the pictures in docs/images: drives Chromium on a real demo portal in a directory of its own."""
+"""Renews the pictures in docs/images, with Chromium and a demo portal in a temporary data directory."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ PULL_SECONDS = 20  # long enough to take a picture in the middle of it
 
 
 def main() -> None:
-    """Take all pictures, and exit with an error where one is too large for the repository."""
+    """Take all pictures, and exit with an error if one is too large for the repository."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with demo(), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def deploy(page: Any, name: str, template: str) -> None:
-    """Fill in the form on the first page and send it."""
+    """Deploy a stack with the form on the first page, and wait for the deployment's page."""
     page.goto(URL)
     page.locator("input[name=name]").fill(name)
     page.locator(f"input[name=template][value={template}]").check(force=True)
@@ -63,8 +63,8 @@ def take(page: Any, name: str) -> None:
 def demo() -> Iterator[None]:
     """Run `manage.py serve` as a demo with an empty data directory, until the block ends."""
     with tempfile.TemporaryDirectory(prefix="deploy-portal-screenshots-") as data:
-        own = ("DATABASE_URL", "REDIS_URL", "DOKPLOY_URL", "DOKPLOY_API_KEY", "FAULT")
-        env = {name: value for name, value in os.environ.items() if name not in own and not name.startswith("STACK_")}
+        unset = ("DATABASE_URL", "REDIS_URL", "DOKPLOY_URL", "DOKPLOY_API_KEY", "FAULT")
+        env = {name: value for name, value in os.environ.items() if name not in unset and not name.startswith("STACK_")}
         env |= {"DATA_DIR": data, "PORT": str(PORT), "SIMULATOR_PULL_SECONDS": str(PULL_SECONDS)}
         command = [sys.executable, "manage.py", "serve", "--no-sample"]
         portal = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
@@ -77,7 +77,7 @@ def demo() -> Iterator[None]:
 
 
 def wait_for_answer(portal: "subprocess.Popen[bytes]") -> None:
-    """Return when the portal answers; exit where it has ended or takes longer than STARTING_SECONDS."""
+    """Wait until the portal answers. Exit with an error if it ends, or takes longer than STARTING_SECONDS."""
     deadline = time.monotonic() + STARTING_SECONDS
     while time.monotonic() < deadline and portal.poll() is None:
         try:
