@@ -40,7 +40,7 @@ async def follow(deployment: Deployment, console: Console) -> Deployment:
                 for event in topic.events_after(last_shown):
                     last_shown = event.seq
                     if screen is None and event.type in ("phase", "log", "note") and not event.data.get("alive"):
-                        console.print(_one_line(event), highlight=False, markup=False, soft_wrap=True)
+                        console.print(_plain_text(event), highlight=False, markup=False, soft_wrap=True)
                 if screen is not None:
                     screen.update(await sync_to_async(_table)(topic.deployment, topic.events), refresh=True)
                 if topic.deployment.done:
@@ -51,7 +51,7 @@ async def follow(deployment: Deployment, console: Console) -> Deployment:
     return topic.deployment
 
 
-def _one_line(event: Event) -> str:
+def _plain_text(event: Event) -> str:
     at = event.at.strftime("%H:%M:%S")
     if event.type == "log":
         return "\n".join(f"{at}  {event.phase:<24}        | {line}" for line in event.data["lines"])

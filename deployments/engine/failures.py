@@ -163,8 +163,8 @@ FAILURES = (
         "HEALTH_NO_CONNECTION",
         "The router cannot be reached",
         "The host name resolves, but no server accepts connections at its address.",
-        ("The DNS record points to the wrong server.", "A firewall blocks the port.", "Traefik is down."),
-        ("Ask an operator to check the DNS record, the firewall and Traefik.",),
+        ("The DNS record points to the wrong server.", "A firewall blocks the port.", "The router (Traefik) is down."),
+        ("Ask an operator to check the DNS record, the firewall and the router (Traefik).",),
         operator="Check the wildcard DNS record, ports 80 and 443 of the server, and Traefik (dokploy-traefik).",
     ),
     FailureKind(

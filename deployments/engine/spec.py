@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Kind = Literal["phase", "rung", "log", "receipt", "note"]
+Kind = Literal["phase", "rung", "log", "receipt", "note"]  # stored names: a rung is a probe step, a receipt a resource
 Status = Literal["in_progress", "success", "failure"]
 Certificate = Literal["letsencrypt", "wildcard", "none"]
 

@@ -227,8 +227,8 @@ class Dokploy:
     async def foreign_hosts(self, mark: str) -> frozenset[str]:
         """Return the hosts, in lower case, of all projects whose description does not begin with `mark`.
 
-        Dokploy has no procedure for this: the domains of at most MAX_FOREIGN_APPLICATIONS applications are read, once
-        for all deployments that ask at the same time.
+        Dokploy has no procedure for this, so the domains of each application are read, but of no more than
+        MAX_FOREIGN_APPLICATIONS. Deployments that ask at the same time share one result.
         """
 
         async def read(view: Dokploy) -> frozenset[str]:

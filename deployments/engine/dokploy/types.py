@@ -23,6 +23,7 @@ class Project:
     name: str
     description: str
     created_at: str
+    """In ISO 8601, so that the texts sort by time."""
     application_ids: tuple[str, ...] = ()
 
 
@@ -68,6 +69,7 @@ class Domain:
     port: int | None
     https: bool
     certificate_type: str
+    """Dokploy's value, such as “letsencrypt” or “none”."""
 
 
 @dataclass(frozen=True, slots=True)
