@@ -276,4 +276,4 @@ def tokens(request: UserPageRequest) -> HttpResponse:
         for token in ApiToken.objects.filter(owner=request.user)
     ]
     base_url = f"{request.scheme}://{request.get_host()}"
-    return render(request, "tokens.html", {"tokens": rows, "fresh": new_token, "base_url": base_url})
+    return render(request, "tokens.html", {"tokens": rows, "new_token": new_token, "base_url": base_url})
