@@ -135,7 +135,7 @@ def _deploy(request: ApiRequest) -> dict[str, Any]:
     name, slug, parameters = _read_body(request)
     Stack.validate_name(name)
     stack = Stack.owned_by(request.caller, name)
-    template = _template(request.caller, slug, stack)
+    template = _find_template(request.caller, slug, stack)
     values = read_parameters(template, parameters, stack)
     deployment_request = DeploymentRequest(
         _owner(request),
@@ -148,7 +148,7 @@ def _deploy(request: ApiRequest) -> dict[str, Any]:
     return _accepted(deployment_request.deploy(name))
 
 
-def _template(user: User | AnonymousUser, slug: str | None, stack: Stack | None) -> Template:
+def _find_template(user: User | AnonymousUser, slug: str | None, stack: Stack | None) -> Template:
     """Return the template with this slug; without a slug, the stack's own template, or else the first."""
     offered = Template.offered_to(user)
     if slug is not None:
@@ -312,19 +312,19 @@ async def events(request: ApiRequest, id: str) -> HttpResponse:
     If there are none yet, wait for them up to this time, and LONGEST_WAIT_SECONDS at most.
     """
     deployment, audience = await sync_to_async(_find_deployment)(request.caller, id)
-    after, wait = _number(request, "after"), min(_number(request, "wait"), LONGEST_WAIT_SECONDS)
+    after, wait = _read_number(request, "after"), min(_read_number(request, "wait"), LONGEST_WAIT_SECONDS)
     if deployment.version > after or deployment.done or wait <= 0:
         return JsonResponse(await sync_to_async(_events)(deployment, audience, after))
     async with sse.watch_deployment(request, deployment, audience) as (watcher, topic):
         await sse.release_connection()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
-        while not _has_news(topic, after) and not watcher.expired and (remaining := deadline - loop.time()) > 0:
+        while not _has_new_events(topic, after) and not watcher.expired and (remaining := deadline - loop.time()) > 0:
             await watcher.wait_for_change(remaining)
     return JsonResponse(await sync_to_async(_events)(deployment, audience, after))
 
 
-def _has_news(topic: DeploymentTopic, after: float) -> bool:
+def _has_new_events(topic: DeploymentTopic, after: float) -> bool:
     deployment = topic.deployment
     return deployment is not None and (deployment.version > after or deployment.done)
 
@@ -340,7 +340,7 @@ def _events(deployment: Deployment, audience: str, after: float) -> dict[str, An
     }
 
 
-def _number(request: ApiRequest, name: str) -> float:
+def _read_number(request: ApiRequest, name: str) -> float:
     """Return the number in the query string under this name, 0 if there is none. Raise Refusal INVALID_PARAMETER."""
     try:
         value = float(request.GET.get(name, "0"))

@@ -158,7 +158,7 @@ def check_portal(**kwargs: Any) -> Iterator[CheckMessage]:
     if not keys:
         yield Error(
             "ENCRYPTION_KEYS contains an invalid key; secrets cannot be encrypted or decrypted.",
-            hint="Each key is 32 bytes in URL-safe base64, separated by commas. Fernet.generate_key() creates one.",
+            hint="Separate keys by commas. Each is 32 bytes in URL-safe base64; Fernet.generate_key() creates one.",
             id="deployportal.E013",
         )
     further_ports = 2 if settings.DEMO else 0  # the simulator and its router use the next two
@@ -221,15 +221,15 @@ def _check_production() -> Iterator[CheckMessage]:
 
 
 def _parse_address(text: str) -> SplitResult | None:
-    """Return the parts of http(s)://host[:port][/]. None for any other text."""
+    """Return the parts of http(s)://host[:port][/]; None for any other text."""
     try:
         url = urlsplit(text)
         port = url.port
     except ValueError:
         return None
-    no_path = url.scheme in ("http", "https") and url.path in ("", "/") and not (url.query or url.fragment)
-    only_host = "@" not in url.netloc and _is_host(url.hostname or "")
-    return url if no_path and only_host and (port is None or port in PORTS) else None
+    is_bare_http = url.scheme in ("http", "https") and url.path in ("", "/") and not (url.query or url.fragment)
+    has_only_host = "@" not in url.netloc and _is_host(url.hostname or "")
+    return url if is_bare_http and has_only_host and (port is None or port in PORTS) else None
 
 
 def _is_host(text: str) -> bool:

@@ -78,7 +78,7 @@ def redeploy(request: UserPageRequest, id: str) -> HttpResponse:
     """Show the deploy form with the values of an existing stack; POST redeploys it."""
     stack = get_object_or_404(Stack.objects.visible_to(request.user), pk=id)
     if stack.state == Stack.State.GONE:
-        return _stack_is_gone(request, stack)
+        return _redirect_removed_stack(request, stack)
     if request.method == "POST":
         form = RedeployForm(request.user, stack, request.POST)
         deployment = form.deploy(request.address) if form.is_valid() else None
@@ -96,11 +96,11 @@ def remove(request: UserPageRequest, id: str) -> HttpResponse:
     """Ask for the stack's name; POST removes the stack."""
     stack = get_object_or_404(Stack.objects.visible_to(request.user), pk=id)
     if stack.state == Stack.State.GONE:
-        return _stack_is_gone(request, stack)
+        return _redirect_removed_stack(request, stack)
     form = RemoveForm(stack, request.POST if request.method == "POST" else None)
     if form.is_valid():
         try:
-            return _to_deployment(request, request_removal(request.user, stack, via=Deployment.Via.FORM))
+            return _redirect_to_deployment(request, request_removal(request.user, stack, via=Deployment.Via.FORM))
         except Refusal as refusal:
             form.add_error(None, refusal.message)
     resources = stack.external_resources.existing().exclude(resource_type="deploy").order_by("-pk")
@@ -108,7 +108,7 @@ def remove(request: UserPageRequest, id: str) -> HttpResponse:
     return render(request, "remove.html", context, status=400 if form.errors else 200)
 
 
-def _stack_is_gone(request: UserPageRequest, stack: Stack) -> HttpResponse:
+def _redirect_removed_stack(request: UserPageRequest, stack: Stack) -> HttpResponse:
     messages.info(request, f"“{stack.name}” has been removed.")
     return _redirect(request, reverse("home"))
 
@@ -171,7 +171,7 @@ def cancel(request: UserPageRequest, id: str) -> HttpResponse:
         deployment.cancel(request.user)
     except Refusal as refusal:
         messages.error(request, refusal.message)
-    return _to_deployment(request, deployment)
+    return _redirect_to_deployment(request, deployment)
 
 
 def _cancel_text(deployment: Deployment) -> str:
@@ -194,10 +194,10 @@ def retry(request: UserPageRequest, id: str) -> HttpResponse:
         }
         return render(request, "confirm.html", context)
     try:
-        return _to_deployment(request, retry_deployment(deployment, request.user, via=Deployment.Via.FORM))
+        return _redirect_to_deployment(request, retry_deployment(deployment, request.user, via=Deployment.Via.FORM))
     except Refusal as refusal:
         messages.error(request, refusal.message)
-        return _to_deployment(request, deployment)
+        return _redirect_to_deployment(request, deployment)
 
 
 def _retry_text(deployment: Deployment) -> str:
@@ -219,7 +219,7 @@ def remove_orphan(request: UserPageRequest, id: int) -> HttpResponse:
         return redirect("admin:deployments_orphan_changelist")
     if request.method == "POST":
         try:
-            return _to_deployment(request, orphan.remove(request.user))
+            return _redirect_to_deployment(request, orphan.remove(request.user))
         except Refusal as refusal:
             messages.error(request, refusal.message)
     text = (
@@ -235,7 +235,7 @@ def _get_changeable_deployment(request: UserPageRequest, id: str) -> Deployment:
     return get_object_or_404(deployments, pk=id)
 
 
-def _to_deployment(request: PageRequest, deployment: Deployment) -> HttpResponse:
+def _redirect_to_deployment(request: PageRequest, deployment: Deployment) -> HttpResponse:
     return _redirect(request, reverse("deployment", args=[deployment.pk]))
 
 

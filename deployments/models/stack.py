@@ -159,7 +159,7 @@ class Stack(models.Model):
     def settle(self, *, works: bool, template: Template | None) -> None:
         """Set the state after a deployment: live; broken while anything may be left; otherwise gone.
 
-        template: the new one, if the deployment has changed it.
+        works: whether the stack is running. template: the new one, if the deployment has changed it.
         """
         if works:
             state = self.State.LIVE

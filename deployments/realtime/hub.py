@@ -84,7 +84,7 @@ class Hub:
     async def _watch(
         self, name: str, create: Callable[[], T], watcher: Watcher, viewer: str
     ) -> AsyncIterator[tuple[Watcher, T]]:
-        self._require_free_place(viewer)
+        self._require_capacity(viewer)
         self._viewers[viewer] += 1
         topic: Any = self._topics.get(name)
         try:
@@ -111,13 +111,13 @@ class Hub:
                 topic.watchers.discard(watcher)
                 await self._close_unwatched(topic)
 
-    def _require_free_place(self, viewer: str) -> None:
+    def _require_capacity(self, viewer: str) -> None:
         full = self._viewers.total() >= settings.PORTAL_VIEWERS
         if full or self._viewers[viewer] >= settings.PORTAL_VIEWERS_EACH:
             raise Refusal("QUOTA", "Too many pages and streams are open. Close some, then try again.", retry_after=10)
 
     async def _subscribe(self, name: str) -> None:
-        with suppress(TimeoutError):  # without the layer, a page is updated by the resync alone
+        with suppress(TimeoutError):  # while the layer is away, only the resync updates a page
             async with asyncio.timeout(pubsub.SEND_SECONDS):
                 await self._opened.wait()
         await self._subscription.join(name)
