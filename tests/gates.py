@@ -26,7 +26,7 @@ SECONDS = 20  # a generous limit for every wait
 
 @contextmanager
 def held(portal: Portal, *gates: str) -> Iterator[None]:
-    """Close the gates, and open them when the block ends (the gates of a killed simulator are open)."""
+    """Close the gates, and open them when the block ends. The gates of a killed simulator are open already."""
     for gate in gates:
         portal.close_gate(gate)
     try:

@@ -1,4 +1,4 @@
-"""The real processes that tests drive: the simulator alone, and the whole portal with its simulator."""
+"""The processes that the tests start: the simulator alone, and the whole portal with its simulator."""
 
 import os
 import secrets
@@ -95,7 +95,7 @@ class Simulator:
         return self.switches.get("state").raise_for_status().json()
 
     def clear(self) -> None:
-        """Open all gates, clear faults and delete all objects: long lists would slow the next test down."""
+        """Open all gates, clear faults and delete all objects, because long lists would slow the next test down."""
         state = self.state()
         for name in state["gates"]:
             self.open_gate(name)
@@ -155,15 +155,15 @@ def command(data: Path) -> list[str]:
 def until(condition: Callable[[], Any], seconds: float = 30.0, pause: float = 0.005) -> Any:
     deadline = time.monotonic() + seconds
     while not (result := condition()):
-        assert time.monotonic() < deadline, "it did not come to that in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(pause)
     return result
 
 
 class Portal:
-    """`manage.py serve` as a demo with the simulator's switches on; all its files are under `data`.
+    """`manage.py serve` as a demo with the simulator's control API enabled; all its files are under `data`.
 
-    root: the checkout that the next process starts from. process_pool: starts the processes where there are many.
+    root: the checkout that the next process starts from. process_pool: starts the processes if a test needs many.
     """
 
     process_pool: ProcessPool | None = None
@@ -272,7 +272,7 @@ class Portal:
                     yield {**event, "data": httpx.Response(200, content=event["data"]).json()}
                     event = {}
 
-    # -- the simulator's switches --------------------------------------------------------------------------------------
+    # -- the simulator's control API -----------------------------------------------------------------------------------
 
     def turn(self, **settings: Any) -> None:
         self.switches.post("settings", json=settings).raise_for_status()
@@ -287,12 +287,12 @@ class Portal:
         self.switches.delete(f"gates/{name}").raise_for_status()
 
     def wait_at(self, name: str, seconds: float = 20) -> None:
-        """Wait until a request waits at the gate."""
+        """Wait until a call or a job is held at the gate."""
         answer = self.switches.get(f"gates/{name}", params={"wait": seconds}, timeout=seconds + 5)
         assert answer.json()["waiting"] > 0
 
     def dokploy(self) -> Any:
-        """Return everything that is at Dokploy now."""
+        """Return the state of the simulator: all objects, gates, faults and settings."""
         return self.switches.get("state").raise_for_status().json()
 
     def reset(self) -> None:
@@ -328,7 +328,7 @@ def _is_free(port: int) -> bool:
 
 
 class ScaledOut(Portal):
-    """A web process and workers on PostgreSQL and Redis, with the simulator as if it were a real Dokploy."""
+    """A web process and workers on PostgreSQL and Redis. The simulator takes the place of a real Dokploy."""
 
     def __init__(self, data: Path, simulator: Simulator, database_url: str, redis_url: str, **env: Any) -> None:
         super().__init__(

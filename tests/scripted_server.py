@@ -42,7 +42,7 @@ def responds_json(status: int, value: Any) -> Behaviour:
 
 
 def in_turn(*behaviours: Behaviour) -> Behaviour:
-    """Return a behaviour that uses these one after the other, and the last one from then on."""
+    """Return a behaviour that uses each of these once, in order, and then always the last one."""
     remaining = list(behaviours)
 
     async def behave(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -75,7 +75,7 @@ class Server:
 
     @property
     def procedures(self) -> list[str]:
-        """The procedures that were called, in order."""
+        """Return the names of the called procedures, in order."""
         return [request.path.partition("?")[0].removeprefix("/api/") for request in self.requests]
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

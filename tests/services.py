@@ -1,4 +1,4 @@
-"""Services of a test's own, to be stopped, frozen and flushed: PostgreSQL, Redis, HAProxy; and a clock that jumps."""
+"""Services that one test can stop, freeze and flush: PostgreSQL, Redis, HAProxy; and a clock that it can set."""
 
 import glob
 import os
@@ -34,7 +34,7 @@ backend portal
 
 
 class PostgreSQL:
-    """A cluster in a directory of its own. PostgreSQL refuses to run as root; root runs it as user postgres."""
+    """A PostgreSQL cluster in a directory of its own. Root starts it as the user postgres, because it refuses root."""
 
     def __init__(self) -> None:
         found = sorted(glob.glob("/usr/lib/postgresql/*/bin")) or [os.path.dirname(shutil.which("initdb") or "")]
@@ -50,7 +50,7 @@ class PostgreSQL:
         self._run("pg_ctl", "start", *self._options)
 
     def restart(self) -> None:
-        """Restart; every connection is cut."""
+        """Restart the server, which closes every connection."""
         self._run("pg_ctl", "restart", "-m", "fast", *self._options)
 
     def stop(self) -> None:
@@ -76,7 +76,7 @@ class PostgreSQL:
 
 
 class Redis:
-    """A server that persists nothing."""
+    """A Redis server that persists nothing."""
 
     def __init__(self) -> None:
         need(shutil.which("redis-server"), "Redis is not installed")
@@ -96,14 +96,14 @@ class Redis:
         self.process.wait(10)
 
     def freeze(self) -> None:
-        """Freeze: the kernel accepts connections, nothing answers."""
+        """Stop the process with SIGSTOP: the kernel accepts connections, but nothing answers."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
     def flush(self) -> None:
-        """Delete everything and cut every subscription."""
+        """Delete all keys and close every subscriber's connection."""
         self.client.flushall()
         self.client.client_kill_filter(_type="pubsub")
 
@@ -180,9 +180,9 @@ class PlainProxy:
 
 
 class Clock:
-    """The time of day of processes that are started with `env`, and of their children. It can be set while they run.
+    """A settable wall clock of the processes that are started with `env`, and of their children.
 
-    Durations stay true, as on a machine whose clock is set.
+    The monotonic clock is not changed, as on a machine whose clock is set.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -200,14 +200,14 @@ class Clock:
         self.jump(0)
 
     def jump(self, seconds: int) -> None:
-        """Set the clock so many seconds ahead of the true time, or behind it if negative."""
+        """Set the clock this many seconds ahead of the true time, or behind it if negative."""
         written = self._file.with_suffix(".new")
         written.write_text(f"{seconds:+d}")
-        written.replace(self._file)  # atomic: it is read whenever the clock is
+        written.replace(self._file)  # atomic, because every reading of the clock reads the file
 
 
 def timed(act: Callable[[], Any]) -> float:
-    """Return how long the action took, in seconds."""
+    """Call a function and return how long it took, in seconds."""
     began = time.monotonic()
     act()
     return time.monotonic() - began

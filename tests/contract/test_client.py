@@ -245,7 +245,7 @@ async def test_an_empty_response_is_accepted_where_dokploy_sends_one(server: Ser
 
 
 class Flood:
-    """Sends a response of 50 megabytes, and request_counts the bytes that were accepted."""
+    """A behaviour that sends a response of 50 MB and counts the bytes that the client accepted."""
 
     SIZE = 50 * 1024 * 1024
     BLOCK = b"x" * 65536
@@ -271,7 +271,7 @@ FLOODS = {
     "that is an error": Flood(500, f"Content-Length: {Flood.SIZE}"),
     "that is an ambiguous 401": Flood(401, "Connection: close"),
 }
-NEAR = 3 * transport.MAX_BYTES  # with the sockets' buffers, and a growing bytearray that is copied
+NEAR = 3 * transport.MAX_BYTES  # includes the sockets' buffers, and a bytearray that is copied when it grows
 
 
 @pytest.mark.parametrize("name", FLOODS)

@@ -150,7 +150,7 @@ def test_a_server_as_expected_meets_all_expectations_and_nothing_is_left(simulat
     assert "REGISTRY_UNREACHABLE" in output
     assert re.search(r"\n\d{3} expectations met, 0 differ, 0 skipped, nothing left in Dokploy, in \d+ s\.\n", output)
     assert KEY not in output
-    assert "throwaway #" not in output, "the output contains the value of a variable"
+    assert "throwaway #" not in output, "the output must not contain the value of a variable"
     assert [row["applicationId"] for row in simulator.state()["applications"]] == [foreign["applicationId"]]
 
 
@@ -166,7 +166,7 @@ def test_a_queue_in_which_nothing_waits_is_skipped_and_not_a_difference(
     assert object_counts(simulator) == NOTHING
 
 
-def test_the_cancellation_is_tested_also_if_dokploy_runs_several_deployments_at_a_time(
+def test_the_cancellation_is_tested_even_if_dokploy_runs_several_deployments_at_a_time(
     simulator: Simulator, conform: Any, only: Any
 ) -> None:
     only("deploy", "cancel")
@@ -178,9 +178,7 @@ def test_the_cancellation_is_tested_also_if_dokploy_runs_several_deployments_at_
     assert object_counts(simulator) == NOTHING
 
 
-def test_the_command_goes_on_when_the_reader_of_its_output_has_gone(
-    simulator: Simulator, conform: Any, only: Any
-) -> None:
+def test_the_command_continues_after_its_output_is_closed(simulator: Simulator, conform: Any, only: Any) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
@@ -265,7 +263,7 @@ def test_a_procedure_that_fails_is_a_difference(simulator: Simulator, conform: A
 async def test_a_container_that_outlives_its_stack_is_a_difference(
     tmp_path: Path, short_pauses: None, only: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dokploy reports success for a deletion also when its container engine did not answer."""
+    """Dokploy reports that a deletion succeeded even if its container engine did not answer."""
     only("undo")
     monkeypatch.setattr(containers, "STOP_SECONDS", 0.2)
     simulator = Simulator(tmp_path)

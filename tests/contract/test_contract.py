@@ -171,7 +171,7 @@ class ScenarioPlayer:
         self.compare_response(step, self.send(step))
 
     def do_together(self, step: dict[str, Any]) -> None:
-        """Make the calls at once: the procedure's gate holds them until the last one has arrived."""
+        """Make the calls simultaneously: the procedure's gate holds them until the last one has arrived."""
         calls = step["together"]
         gate = calls[0]["call"].split()[1]
         self.simulator.close_gate(gate)

@@ -1,4 +1,4 @@
-"""The parts of the simulator that no recording shows: its process, router, API keys and control API."""
+"""The parts of the simulator that no recording covers: its process, router, API keys and control API."""
 
 import os
 import signal

@@ -1,8 +1,8 @@
-"""Assertions about what a fault leaves: objects at Dokploy, rows, pages. None of them reads a log line.
+"""Assertions about the state after a fault: objects at Dokploy, rows and pages. None of them reads a log line.
 
 The invariants: each stack has at most one project, application and domain; every object that the portal created is
-recorded; every deployment ends; its events have no gap and are the same everywhere; no secret is shown; nobody else's
-object is touched.
+recorded; every deployment ends; its events have no gap and are the same everywhere; no secret is shown; no object of
+another user is changed.
 """
 
 import re
@@ -46,10 +46,10 @@ RESUME_SECONDS = 30 + 5  # a lease, then the sweep
 
 @dataclass
 class Figures:
-    """Counts of one test: what was killed, what ended, and what must be zero.
+    """Counts of one test: killed processes, ended deployments, and the defects that must be zero.
 
-    not_passed: points that a second deployment did not pass. resume: seconds from a process's start, or a worker's
-    death, to the next event of a deployment in progress.
+    not_passed: points that the second deployment did not pass, so that no process was killed there. resume: seconds
+    from a process's start, or a worker's death, to the next event of a deployment in progress.
     """
 
     killed: int = 0
@@ -63,7 +63,7 @@ class Figures:
 
 
 class PortalDatabase(Portal):
-    """A portal whose rows can be read even when it is dead."""
+    """A portal whose rows can be read even when its process is dead."""
 
     suffix = "localhost"
 
@@ -72,11 +72,11 @@ class PortalDatabase(Portal):
         raise NotImplementedError
 
     def write(self, statement: str, *values: Any) -> None:
-        """Change rows directly, past the portal."""
+        """Change rows in the database directly, without the portal."""
         raise NotImplementedError
 
     def operator(self) -> httpx.Client:
-        """Return an operator's browser."""
+        """Return a client that is signed in as an operator."""
         return operator(self)
 
     def newest_deployment(self, name: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class PortalDatabase(Portal):
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def request(self, name: str, **more: Any) -> None:
-        """Request a deployment. The portal may die of this request, and of those below."""
+        """Request a deployment. The portal may die during this request, and during those below."""
         self.send("POST", "/api/deploy", json={"name": name, **more})
 
     def request_removal(self, name: str) -> None:
@@ -115,7 +115,7 @@ class PortalDatabase(Portal):
 
 
 class OneMachinePortal(PortalDatabase):
-    """A portal on one machine (SQLite) of the test's own, with a user at a browser."""
+    """A portal on one machine (SQLite) that only this test uses, with the client of a signed-in user."""
 
     def __init__(self, data: Path, **env: Any) -> None:
         data.mkdir(parents=True, exist_ok=True)
@@ -123,19 +123,19 @@ class OneMachinePortal(PortalDatabase):
         self.user = browser(self)
         self.user.base_url = httpx.URL(f"http://localhost:{self.port}")
         self.token: dict[str, str] = {}
-        self.hand = client(f"http://127.0.0.1:{self.port + 1}/api/")  # another user's, at Dokploy
+        self.foreign_api = client(f"http://127.0.0.1:{self.port + 1}/api/")  # changes Dokploy as another user would
 
     def start(self) -> "OneMachinePortal":
         super().start()
         if not self.token:
             self.token = {**new_token(self.user), "Accept": "application/json"}
             self.http.headers.update(self.token)
-            self.hand.headers["x-api-key"] = (self.data / "simulator-key").read_text()
+            self.foreign_api.headers["x-api-key"] = (self.data / "simulator-key").read_text()
         return self
 
     def close(self) -> None:
         self.user.close()
-        self.hand.close()
+        self.foreign_api.close()
         super().close()
 
     def wait_until_dead(self, seconds: float = 30) -> int:
@@ -172,8 +172,8 @@ class OneMachinePortal(PortalDatabase):
         resource.prlimit(self.process.pid, what, (size, hard))
 
     def change_by_hand(self, procedure: str, **given: Any) -> Any:
-        """Change something at Dokploy as another user would, past the portal."""
-        answer = self.hand.post(procedure, json=given).raise_for_status()
+        """Call a Dokploy procedure as another user would, without the portal. Return its result."""
+        answer = self.foreign_api.post(procedure, json=given).raise_for_status()
         return answer.json() if answer.content else None
 
 
@@ -204,7 +204,7 @@ def _seconds(at: datetime | str) -> float:
 
 
 def objects(there: Any, name: str, suffix: str = PortalDatabase.suffix) -> dict[str, int]:
-    """Count the objects of this stack at Dokploy, by type."""
+    """Return the number of this stack's objects at Dokploy, by type."""
     apps = [row["appName"] for row in there["applications"] if row["name"] == name]
     return {
         "project": sum(row["name"] == name for row in there["projects"]),
@@ -282,7 +282,7 @@ def wait_until_resumed(portal: ScaledOutPortal, id: str) -> float:
 
 
 def wait_for_next_event(portal: ScaledOutPortal, id: str, after: int) -> float:
-    """Return when the first event after this one was written_rows, in seconds since 1970."""
+    """Wait for the first event after this number. Return when it was written, in seconds since 1970."""
     later = until(
         lambda: [event for event in portal.stored_events(id) if event["seq"] > after], RESUME_SECONDS + 10, pause=0.05
     )
@@ -295,7 +295,7 @@ def group_key(portal: ScaledOutPortal, id: str) -> str:
 
 
 def wait_for_subscribers(redis: Redis, workers: int = 1) -> None:
-    """Wait until so many workers are subscribed."""
+    """Wait until this number of workers is subscribed."""
     until(lambda: redis.client.pubsub_numsub(RUNNER_CHANNEL)[0][1] == workers, 20)
 
 
@@ -323,6 +323,6 @@ def assert_updated_by_messages(portal: ScaledOutPortal, page: ClientConnection) 
 
 
 def let_last(seconds: float) -> None:
-    """Let the fault last for so many seconds."""
+    """Wait for this many seconds while the fault lasts."""
     end = time.monotonic() + seconds
     until(lambda: time.monotonic() > end, seconds + 1)

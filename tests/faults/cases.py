@@ -1,4 +1,4 @@
-"""The deployments that are killed at every point: how each is requested, and what must be there at its end.
+"""The deployments that are killed at every point: how each is requested, and what must exist at its end.
 
 The code itself records the points that it passes (FAULT=record:…), so a new phase is covered automatically.
 """
@@ -72,7 +72,7 @@ def remove(portal: PortalDatabase, names: Sequence[str]) -> None:
 
 
 def cancel(portal: PortalDatabase, names: Sequence[str]) -> None:
-    """Cancel in the middle of a call. Only the points after it count."""
+    """Cancel the deployments during a call to Dokploy, and record only the points after it."""
     portal.close_gate(CANCELLED_AT)
     deploy(portal, names)
     until(lambda: all(about_to_deploy(portal, name) for name in names), 60, pause=0.05)
@@ -188,7 +188,7 @@ def record_points(portal: PortalDatabase, case: Case) -> list[str]:
 
 
 def required_passes(points: int) -> int:
-    """Return how many points a second deployment must pass again at least."""
+    """Return the least number of the recorded points that a second deployment must pass again."""
     return points - max(min(3, points // 3), points // 10)
 
 

@@ -1,6 +1,6 @@
-"""Claims deployments until none is due, and prints their ids. Started by test_two_of_everything.
+"""Claim deployments until none is due, and print their ids. test_two_of_everything starts this script.
 
-After the first claim it waits for a line, so that no process claims all before the others run.
+It waits for a line before the first claim and after it, so that no process claims all before the others start.
 """
 
 import os

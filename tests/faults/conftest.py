@@ -1,4 +1,4 @@
-"""Fixtures of the fault tests. Each test reports its figures; their sums are printed at the end."""
+"""Fixtures of the fault tests. Each test reports its figures; the summary prints their totals."""
 
 import os
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ def scaled_out(tmp_path: Path, postgres: str, redis: str) -> Iterator[ScaledOutP
 
 @pytest.fixture
 def scaled_out_alone(tmp_path: Path, own_postgres: PostgreSQL, own_redis: Redis) -> Iterator[ScaledOutPortal]:
-    """Start a web process on a PostgreSQL and a Redis of the test's own."""
+    """Start a web process with a PostgreSQL and a Redis that only this test uses."""
     with running_portal(tmp_path, own_postgres.url, own_redis.url) as portal:
         yield portal
 

@@ -40,7 +40,7 @@ def portal(tmp_path: Path, clock: Clock) -> Iterator[OneMachinePortal]:
 
 
 def assert_clock_was_used(last: float, jump: int) -> None:
-    """Assert that the clock that jumped wrote the last event; otherwise the test has tested nothing."""
+    """Assert that the last event has the time of the clock that jumped; otherwise the test proves nothing."""
     assert abs(last - time.time() - jump) < HOUR / 2
 
 
@@ -48,7 +48,7 @@ def assert_clock_was_used(last: float, jump: int) -> None:
 def test_on_one_machine_a_deployment_survives_a_clock_jump(
     portal: OneMachinePortal, clock: Clock, jump: int, figures: Figures
 ) -> None:
-    """The database's clock jumps too: a lease lapses at once, or never."""
+    """On one machine the database has the same clock, so a lease expires at once or an hour late."""
 
     def lease() -> Any:
         return portal.newest_deployment("first")["lease_until"]
@@ -59,7 +59,7 @@ def test_on_one_machine_a_deployment_survives_a_clock_jump(
         clock.jump(jump)
         before = lease()
         until(lambda: lease() != before, BEAT)
-        portal.request("second")  # claimed after the jump, so the runner has seen all due ones
+        portal.request("second")  # claimed after the jump: the runner has by then looked for due deployments
         until(lambda: portal.switches.get("gates").json()["application.create"] == 2, 20)
     for name in ("first", "second"):
         deployment = portal.wait_until_ended(name)
@@ -74,7 +74,7 @@ def test_on_one_machine_a_deployment_survives_a_clock_jump(
 def test_scaled_out_a_worker_whose_clock_jumps_keeps_its_deployment_and_takes_no_other(
     scaled_out: ScaledOutPortal, clock: Clock, jump: int, figures: Figures
 ) -> None:
-    """A worker that claims a newer deployment has seen the older due ones, and could have claimed one."""
+    """A worker that claims the newer deployment has looked for due ones, so it could have claimed the older one."""
 
     def stored(id: str) -> dict[str, Any]:
         query = "SELECT lease_owner, lease_token, extract(epoch FROM lease_until - now()) AS lease, lease_until"

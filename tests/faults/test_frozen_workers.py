@@ -1,4 +1,4 @@
-"""Frozen workers wake up after another has taken over: the deployment completes, the former worker writes nothing."""
+"""A frozen worker wakes up after another has taken over: it writes nothing, and the deployment completes."""
 
 import signal
 import subprocess
@@ -82,7 +82,7 @@ def frozen_in_a_transaction(portal: ScaledOutPortal, worker: "subprocess.Popen[s
     return id
 
 
-def test_a_worker_whose_transaction_was_ended_writes_it_again(portal: ScaledOutPortal, figures: Figures) -> None:
+def test_a_worker_repeats_a_transaction_that_the_server_has_ended(portal: ScaledOutPortal, figures: Figures) -> None:
     worker = portal.work()
     id = frozen_in_a_transaction(portal, worker)
     open_ones = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"

@@ -24,8 +24,8 @@ from .cases import (
 )
 
 CASES = {**COMMON, **ONE_MACHINE_ONLY}
-PARTS = 3  # tests among which the points of a kind are divided
-DIES_SECONDS = 2  # after the deployment's end only the last point is left
+PARTS = 3  # the number of tests that share the points of a kind
+DIES_SECONDS = 2  # how long after the deployment's end the last point can kill the portal
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_a_deployment_resumes_from_every_point_at_which_it_died(
 
 
 def died_at_point(portal: OneMachinePortal, name: str) -> bool:
-    """Return whether the portal died at its point.
+    """Wait until the portal is dead or the deployment has ended, and return whether it died at its point.
 
-    A second deployment may not pass a point of the first: Dokploy is polled, and only changes are reported.
+    A later deployment need not pass every recorded point: Dokploy is polled, and only changes are reported.
     """
     process = portal.process
     assert process is not None
@@ -93,13 +93,16 @@ def died_at_point(portal: OneMachinePortal, name: str) -> bool:
 
 
 def assert_resumes(
-    portal: OneMachinePortal, name: str, point: str, case: Case, seen: int, started: float, figures: Figures
+    portal: OneMachinePortal, name: str, point: str, case: Case, version: int, started: float, figures: Figures
 ) -> None:
-    """Assert that the restarted deployment ends soon. version: of its last event before it died."""
+    """Assert that the resumed deployment ends as expected and resumes in time.
+
+    version: the number of its last event before the portal died. started: when the portal was started again.
+    """
     deployment = portal.wait_until_ended(name)
     assert (deployment["phase"], deployment["status"]) == case.end, (point, deployment["message"])
     figures.ended += 1
-    later = [event["at"] for event in portal.stored_events(deployment["id"]) if event["seq"] > seen]
+    later = [event["at"] for event in portal.stored_events(deployment["id"]) if event["seq"] > version]
     if later:
         figures.resume.append(later[0] - started)
         assert figures.resume[-1] < RESUME_SECONDS, point

@@ -29,7 +29,7 @@ def portal(scaled_out: ScaledOutPortal, process_pool: ProcessPool) -> Iterator[S
 
 
 class WorkerPool:
-    """Workers with one deployment each, so that a death affects no other deployment. The dead are replaced."""
+    """Workers with one deployment each, so that a death affects no other deployment. Dead workers are replaced."""
 
     def __init__(self, portal: ScaledOutPortal) -> None:
         self.died = 0
@@ -60,7 +60,7 @@ def test_a_deployment_resumes_elsewhere_from_every_point_at_which_its_worker_die
     portal.env.update(FAULT=" ".join(f"{name}/{point}" for name, point in victims.items()), RUNNER_LIMIT="1")
     markers = {name: portal.data / failpoints.marker_file(f"{name}/{point}").name for name, point in victims.items()}
 
-    def are_dead_or_over(names: list[str]) -> bool:
+    def are_killed_or_ended(names: list[str]) -> bool:
         killed, under_way = {name for name in markers if markers[name].exists()}, running(portal)
         return workers.replace_dead() and workers.died == len(killed) and {*names} <= killed | ({*names} - under_way)
 
@@ -68,7 +68,7 @@ def test_a_deployment_resumes_elsewhere_from_every_point_at_which_its_worker_die
     for first in range(0, len(names), WORKERS):
         some = names[first : first + WORKERS]
         case.ask(portal, some)
-        until(lambda some=some: are_dead_or_over(some), 60, pause=0.1)
+        until(lambda some=some: are_killed_or_ended(some), 60, pause=0.1)
     until(lambda: workers.replace_dead() and not running(portal), 90, pause=0.1)
     figures.killed += workers.died
     figures.not_passed += [victims[name] for name in names if not markers[name].exists()]

@@ -1,4 +1,4 @@
-"""PostgreSQL restarts, goes away, refuses connections: deployments wait, clients are told, success is never false."""
+"""PostgreSQL restarts, stops or refuses connections: deployments wait, clients are told, no success is false."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from ..processes import until
 from ..services import PostgreSQL
 from .assertions import RESUME_SECONDS, Figures, ScaledOutPortal, assert_one_of_each, let_last, wait_for_frame
 
-ANSWER_SECONDS = 20  # a request waits up to ten for a connection
+ANSWER_SECONDS = 20  # a request waits for a connection for up to ten seconds
 PLACES = ["project.create", "application.create:answer", "domain.create", "job", "container"]
 
 
@@ -68,7 +68,7 @@ def test_a_deployment_survives_a_database_restart_in_every_phase(
     assert_over(portal, id, figures)
 
 
-@pytest.mark.parametrize("seconds", [5, SELF_STOP_SECONDS + 12])  # connecting may take ten
+@pytest.mark.parametrize("seconds", [5, SELF_STOP_SECONDS + 12])  # connecting may take ten seconds
 @pytest.mark.parametrize("place", ["application.create", "job"])
 def test_a_deployment_resumes_after_a_database_outage_and_does_nothing_twice(
     portal: ScaledOutPortal, own_postgres: PostgreSQL, seconds: float, place: str, figures: Figures
@@ -89,7 +89,9 @@ def test_a_deployment_resumes_after_a_database_outage_and_does_nothing_twice(
         wait_for_frame(page, "data-done", RESUME_SECONDS + 30)
     assert_over(portal, id, figures)
     claims = portal.rows("SELECT lease_token FROM deployments_deployment WHERE id = ?", id)[0]["lease_token"]
-    assert (claims > 1) == (seconds > SELF_STOP_SECONDS), "only one that was away so long is taken up anew"
+    assert (claims > 1) == (seconds > SELF_STOP_SECONDS), (
+        "the deployment is claimed again only after an outage that ends its worker"
+    )
 
 
 def test_a_deployment_waits_for_a_database_without_free_connections(

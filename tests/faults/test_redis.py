@@ -1,4 +1,4 @@
-"""Redis goes away: deployments run, pages show the end, no request hangs, and messages work again afterwards."""
+"""Redis stops: deployments continue, pages show the end, no request hangs, and messages work again afterwards."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -56,7 +56,7 @@ def assert_quick_answers(portal: ScaledOutPortal, id: str) -> None:
 
 
 @pytest.mark.parametrize("goes", [Redis.stop, Redis.freeze])
-def test_a_deployment_requested_while_redis_is_away_runs(
+def test_a_deployment_requested_while_redis_is_away_completes(
     portal: ScaledOutPortal, own_redis: Redis, goes: Act, figures: Figures
 ) -> None:
     portal.work()

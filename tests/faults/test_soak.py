@@ -67,17 +67,17 @@ ANSWERS = (
 
 
 class Soak:
-    """Draws one action or fault at a time, and remembers what was requested."""
+    """Chooses one action or fault at a time at random, and remembers the requested deployments."""
 
     def __init__(self, portal: OneMachinePortal, draw: random.Random, figures: Figures) -> None:
         self.portal, self.draw, self.figures = portal, draw, figures
         self.names: list[str] = []
         self.requested: list[str] = []
-        # Stacks that lost an object by hand: during a deploy that leaves a container.
+        # Stacks of which an object was deleted by hand; if that happens during a deploy, a container remains.
         self.touched: set[str] = set()
 
     def step(self) -> None:
-        happenings: dict[Callable[[], None], int] = {
+        actions: dict[Callable[[], None], int] = {
             self.deploy: 10,
             self.redeploy: 4,
             self.remove: 4,
@@ -95,7 +95,7 @@ class Soak:
             self.fill_the_disk: 1,
         }
         until(lambda: self.under_way() < AT_ONCE, 120)
-        self.draw.choices(list(happenings), list(happenings.values()))[0]()
+        self.draw.choices(list(actions), list(actions.values()))[0]()
 
     def under_way(self) -> int:
         return int(

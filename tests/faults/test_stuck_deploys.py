@@ -1,4 +1,4 @@
-"""Dokploy reports a deploy as running without end: it fails in time, says so, and no container is lost."""
+"""Dokploy reports a deploy as running without end: the deployment fails in time, says why, and loses no container."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ def portal(tmp_path: Path) -> Iterator[OneMachinePortal]:
     portal.close()
 
 
-def gather(portal: OneMachinePortal, gate: str, count: int) -> None:
+def wait_until_gathered(portal: OneMachinePortal, gate: str, count: int) -> None:
     until(lambda: portal.switches.get("gates").json()[gate] == count, 30)
 
 
@@ -51,7 +51,7 @@ def completed(portal: OneMachinePortal, name: str, expected: int, figures: Figur
 
 
 def assert_tells_that_it_hangs(portal: OneMachinePortal, deployment: dict[str, Any]) -> None:
-    """Assert that the page tells the user about the state “running”, and operators how to end it."""
+    """Assert that the error names the state “running”, and that the page tells how to end it."""
     error = portal.status(deployment["id"])["error"]
     assert (error["phase"], error["code"]) == ("deploying", "TIMEOUT")
     assert error["message"] == f"The deployment did not end within {LIMIT} s. Dokploy still reports it as “running”."
@@ -76,7 +76,7 @@ def assert_named_as_left(portal: OneMachinePortal, deployment: dict[str, Any]) -
 
 
 def end_pause(portal: OneMachinePortal, deployment: dict[str, Any]) -> None:
-    """Make the failure an hour old, so that the sweeper tries again."""
+    """Make the failed deployment an hour old, so that the sweeper tries again."""
     with closing(sqlite3.connect(portal.data / "portal.sqlite3", timeout=20)) as database, database:
         earlier = "UPDATE deployments_deployment SET completed_at = datetime(completed_at, '-1 hour') WHERE id = ?"
         database.execute(earlier, (deployment["id"],))
@@ -96,8 +96,8 @@ def test_a_deploy_that_stays_running_fails_in_time_and_its_leftovers_go_once_it_
     with held(portal, "pull"):
         for name in ("hangs", "hangs-too"):
             portal.request(name)
-        gather(portal, "pull", 2)
-        portal.request("behind")  # it waits behind the one that hangs
+        wait_until_gathered(portal, "pull", 2)
+        portal.request("behind")  # it waits in the queue behind the hanging deploy
         deployment = failed(portal, "behind", LIMIT + 30, figures)
         assert IN_QUEUE in deployment["error"]
         assert_objects(portal, ["behind"], 0, figures)
@@ -106,7 +106,8 @@ def test_a_deploy_that_stays_running_fails_in_time_and_its_leftovers_go_once_it_
             assert_tells_that_it_hangs(portal, deployment)
             assert_named_as_left(portal, deployment)
     until(lambda: not portal.dokploy()["queue"])
-    assert objects(portal.dokploy(), "hangs")["service"] == 1  # deleting would have left this container behind
+    # Deleting the application earlier would have left this container behind.
+    assert objects(portal.dokploy(), "hangs")["service"] == 1
     portal.request_removal("hangs")
     completed(portal, "hangs", 0, figures)
     end_pause(portal, hung[1])
@@ -116,33 +117,33 @@ def test_a_deploy_that_stays_running_fails_in_time_and_its_leftovers_go_once_it_
     completed(portal, "behind", 1, figures)
 
 
-def ends(portal: OneMachinePortal) -> None:
-    """Let the hanging deploy end, and the former settings behind it."""
+def end_deploys(portal: OneMachinePortal) -> None:
+    """Let the hanging deploy end, and then the queued deploy of the former settings."""
     portal.open_gate("job")
     until(lambda: not portal.dokploy()["queue"], 20)
 
 
-def is_cancelled(portal: OneMachinePortal) -> None:
-    """Do what operators are told to do."""
+def restart_dokploy(portal: OneMachinePortal) -> None:
+    """Restart Dokploy, as the page tells operators to do."""
     portal.switches.post("restart").raise_for_status()
     assert not portal.dokploy()["queue"]
 
 
-@pytest.mark.parametrize("over", [ends, is_cancelled])
+@pytest.mark.parametrize("resolve", [end_deploys, restart_dokploy])
 def test_a_redeploy_that_stays_running_never_costs_the_former_application(
-    portal: OneMachinePortal, over: Callable[[OneMachinePortal], None], figures: Figures
+    portal: OneMachinePortal, resolve: Callable[[OneMachinePortal], None], figures: Figures
 ) -> None:
     portal.request("former", template="web-page")
     completed(portal, "former", 1, figures)
     [ran] = images(portal)
     with held(portal, "job"):
         portal.request("former", template="stack")
-        gather(portal, "job", 1)
+        wait_until_gathered(portal, "job", 1)
         deployment = failed(portal, "former", 2 * LIMIT + 30, figures)
         assert_tells_that_it_hangs(portal, deployment)
         assert f"the former version ({IN_QUEUE})" in deployment["message"]
         assert_objects(portal, ["former"], 1, figures)
-        over(portal)
+        resolve(portal)
     assert portal.router.get("/", headers={"Host": "former.localhost"}).status_code == 200
     assert_objects(portal, ["former"], 1, figures)
     assert images(portal) == {ran}

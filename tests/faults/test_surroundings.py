@@ -1,4 +1,4 @@
-"""The portal's surroundings fail: a locked database, a full disk, no memory, Dokploy, an old backup."""
+"""The portal's environment fails: a locked database, a full disk, no memory, Dokploy, an old backup."""
 
 import resource
 import shutil
@@ -88,7 +88,7 @@ def test_a_full_disk_causes_no_false_success_and_the_deployment_resumes_when_the
 def test_a_portal_without_memory_completes_its_deployment_when_there_is_some_or_after_a_restart(
     portal: OneMachinePortal, figures: Figures, place: str
 ) -> None:
-    """The portal may die, and may refuse requests; what it says stays true."""
+    """The portal may die and may refuse requests, but its deployment ends with the right state."""
     broken = place == "application.delete"
     with held(portal, place):
         portal.request("starved", template="broken" if broken else "web-page")

@@ -1,4 +1,4 @@
-"""Two clients want the same at the same moment: one gets it, the other gets a sentence or the same answer."""
+"""Clients or workers act at the same moment: one succeeds, the others are refused or get the same answer."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Many viewers, some of them away for a while: all see the end, and every event once."""
+"""Many viewers, some of them disconnected for a while: all see the end, and each event once."""
 
 import asyncio
 import os

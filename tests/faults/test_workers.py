@@ -1,4 +1,4 @@
-"""Workers die or receive SIGTERM: their deployments resume elsewhere, or after the restart, in time."""
+"""Workers die or receive SIGTERM: their deployments resume in time, elsewhere or after the restart."""
 
 import signal
 import time
@@ -108,7 +108,7 @@ def test_on_one_machine_a_deployment_resumes_within_two_seconds_of_an_orderly_re
     assert portal.wait_until_ended("restarted")["phase"] == end
     later = [event["at"] for event in portal.stored_events(seen["id"]) if event["seq"] > seen["version"]]
     figures.resume.append(later[0] - started)
-    assert later[0] - answers < 2  # excludes the time that the process takes to load
+    assert later[0] - answers < 2  # from the first answer: loading the process does not count
     figures.ended += 1
     assert_same_everywhere(portal, portal.newest_deployment("restarted"), figures)
     assert_objects(portal, ["restarted"], int(end == "completed"), figures)

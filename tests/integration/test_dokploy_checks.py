@@ -34,7 +34,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
 
 @pytest.fixture
 def simulator(shared: Simulator) -> Iterator[Simulator]:
-    """Yield the shared simulator, and reset its switches after the test."""
+    """Yield the shared simulator, and reset its settings after the test."""
     before = shared.switches.get("settings").json()
     yield shared
     shared.turn(**before)
@@ -54,7 +54,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
         process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
         output = process.stdout + process.stderr
         assert "Traceback" not in output
-        assert not key or key not in output, "the output contains the key"
+        assert not key or key not in output, "the output must not contain the key"
         return process.returncode, ids_of(output), output
 
     return run
@@ -76,7 +76,7 @@ def address(url: Any) -> str:
 # -- a server without errors -------------------------------------------------------------------------------------------
 
 
-def test_what_is_right_is_reported_too(simulator: Simulator, check: Any) -> None:
+def test_correct_settings_are_reported_too(simulator: Simulator, check: Any) -> None:
     code, ids, output = check(simulator)
     assert (code, ids) == (0, ALL_GOOD)
     assert "Dokploy is v0.30.2, the version that the portal was made for." in output

@@ -1,4 +1,4 @@
-"""Failures of the Dokploy server: a text for users, another for operators, and nothing is left behind."""
+"""Failures of the Dokploy server: users and operators get different texts, and no object is left behind."""
 
 from contextlib import closing
 from typing import Any

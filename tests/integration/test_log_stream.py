@@ -1,4 +1,4 @@
-"""The client of Dokploy's log WebSocket: what it sends, what it receives, and how it fails."""
+"""The client of Dokploy's log WebSocket: its requests, the received text, and its errors."""
 
 import asyncio
 import contextlib

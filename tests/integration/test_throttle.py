@@ -85,7 +85,9 @@ async def test_a_read_during_a_call_gets_the_result_of_a_later_call(
     simulator: Simulator, new_client: Callable[..., Dokploy]
 ) -> None:
     dokploy = new_client()
-    simulator.close_gate("project.all:answer")  # holds the response back after the read: it is outdated from now on
+    simulator.close_gate(
+        "project.all:answer"
+    )  # the gate holds the response back after the read, so the result is outdated when it arrives
     early = asyncio.ensure_future(dokploy.projects())
     assert await asyncio.to_thread(simulator.wait_at, "project.all:answer") == 1
     simulator.project("created-meanwhile")

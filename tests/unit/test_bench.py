@@ -14,7 +14,7 @@ from bench.figures import Figure
 from bench.hundred import Together
 from bench.watchers import Watcher, Watchers
 
-# Code that runs as if it were the engine's: the pauses of no other module are noted.
+# Executed below under the name of an engine module, because only the pauses of the engine are recorded.
 ENGINE = """
 async def follow(delay, in_a_task):
     pause = asyncio.sleep(delay)
@@ -24,7 +24,7 @@ async def follow(delay, in_a_task):
 
 @pytest.fixture
 def follow(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(asyncio, "sleep", asyncio.sleep)  # put back afterwards
+    monkeypatch.setattr(asyncio, "sleep", asyncio.sleep)  # restores the original after the test
     pauses.record()
     pauses.take()
     namespace: dict[str, Any] = {"__name__": "deployments.engine.sample", "asyncio": asyncio}
@@ -33,7 +33,7 @@ def follow(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("in_a_task", [False, True])
-async def test_a_pause_is_noted_also_if_a_task_sleeps(follow: Any, in_a_task: bool) -> None:
+async def test_a_pause_is_recorded_even_if_a_task_sleeps(follow: Any, in_a_task: bool) -> None:
     await follow(0.02, in_a_task)
     assert pauses.take() == {"follow": pytest.approx(0.02, abs=0.005)}
     assert pauses.take() == {}
@@ -52,7 +52,7 @@ async def test_a_cancelled_pause_counts_for_as_long_as_it_lasted(follow: Any) ->
     assert 0 < pauses.take()["follow"] < 5
 
 
-async def test_pauses_of_other_modules_are_not_noted(follow: Any) -> None:
+async def test_pauses_of_other_modules_are_not_recorded(follow: Any) -> None:
     await asyncio.sleep(0.001)
     assert pauses.take() == {}
 
@@ -72,7 +72,7 @@ def test_nothing_is_measured_if_no_deployment_succeeds() -> None:
     assert [figure.value for figure in hundred.figures(nothing, nothing, 0.25, 12.0)] == [None]
 
 
-def test_the_time_of_many_is_compared_with_one_alone_and_their_cpu() -> None:
+def test_the_baseline_of_many_is_the_time_of_one_plus_their_cpu() -> None:
     alone = [Together(asked=1, succeeded=1, seconds=6.0, cpu=0.25, calls=24)]
     many = [Together(asked=100, succeeded=100, seconds=31.0, cpu=25.0, calls=2400)]
     first = hundred.figures(alone, many, 0.25, 12.0)[0]
@@ -82,12 +82,12 @@ def test_the_time_of_many_is_compared_with_one_alone_and_their_cpu() -> None:
 @pytest.mark.parametrize(
     ("value", "baseline", "ratio"), [(3.0, 2.0, "1.50"), (1.0, 40.0, "1/40"), (None, 2.0, ""), (3.0, None, "")]
 )
-def test_ratio(value: float | None, baseline: float | None, ratio: str) -> None:
+def test_the_ratio_to_the_baseline_is_shown_as_text(value: float | None, baseline: float | None, ratio: str) -> None:
     assert Figure("a figure", value, baseline=baseline).ratio == ratio
 
 
 @pytest.mark.parametrize("size", [20, 200, 70_000])
-def test_a_frame_in_pieces_is_read_whole(size: int) -> None:
+def test_a_frame_that_arrives_in_pieces_is_read_completely(size: int) -> None:
     text = b'<article data-version="7">'.ljust(size, b"x")[:size] if size > 26 else b'data-version="7"'.ljust(size)
     length = len(text)
     if length < 126:

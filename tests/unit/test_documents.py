@@ -1,4 +1,4 @@
-"""The documents say what the code says: links, settings, endpoints, fields, kinds and codes."""
+"""The documents agree with the code: links, settings, endpoints, fields, kinds and codes."""
 
 import ast
 import re

@@ -71,7 +71,7 @@ async def record(deployment: Deployment, message: str) -> None:
 async def test_a_new_watcher_gets_the_current_state_and_then_each_change(deployment: Deployment) -> None:
     socket = FakeSocket()
     async with watching(deployment, socket):
-        assert socket.frames  # perhaps two, if the message about the claim arrives late
+        assert socket.frames  # perhaps a second one, if the message about the claim arrives late
         await record(deployment, "first words")
         await socket.wait_for("first words")
         await record(deployment, "second words")
@@ -205,7 +205,7 @@ async def test_a_report_does_not_wait_for_a_layer_that_does_not_answer(
 async def test_a_layer_that_is_down_when_the_first_watcher_joins_only_delays_updates(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing listens at the address of Redis, and the page still shows the changes."""
+    """No process listens at the address of Redis, and the page still shows the changes."""
     layer = RedisPubSubChannelLayer(hosts=["redis://127.0.0.1:9"])
     monkeypatch.setattr(pubsub, "get_channel_layer", lambda: layer)
     monkeypatch.setattr(pubsub, "SEND_SECONDS", 0.1)

@@ -1,4 +1,4 @@
-"""State changes are methods; the database refuses what must not exist. Nothing here is async."""
+"""The models: their methods change state, and the database refuses invalid rows. All tests are synchronous."""
 
 import threading
 from collections.abc import Callable
@@ -109,7 +109,7 @@ def test_an_anonymous_stack_is_never_redeployed(anna: Any) -> None:
     assert refused.value.code == "NAME_TAKEN"
 
 
-def test_a_name_is_free_again_when_nothing_is_left(anna: Any, ben: Any) -> None:
+def test_a_name_is_free_again_after_a_complete_undo(anna: Any, ben: Any) -> None:
     deployment = claimed(anna)
     deployment.record(
         Progress("receipt", "creating_project", "", data={"state": "intended", "kind": "project", "mark": "m"})
@@ -137,7 +137,7 @@ def test_a_redeploy_of_a_stack_removed_meanwhile_is_refused(anna: Any, ben: Any)
     assert Deployment.objects.in_progress().get().stack.owner == ben
 
 
-def test_a_name_stays_taken_while_something_is_left(anna: Any, ben: Any) -> None:
+def test_a_name_stays_taken_while_an_object_is_left(anna: Any, ben: Any) -> None:
     deployment = claimed(anna)
     deployment.record(
         Progress("receipt", "creating_project", "", data={"state": "made", "kind": "project", "mark": "m", "id": "p1"})
@@ -172,7 +172,7 @@ def test_the_same_idempotency_key_of_one_caller_creates_one_deployment(anna: Any
     assert Deployment.objects.count() == 2
 
 
-def test_a_report_is_a_row_and_an_event_with_the_next_number(anna: Any) -> None:
+def test_a_report_updates_the_row_and_adds_an_event_with_the_next_number(anna: Any) -> None:
     deployment = claimed(anna)
     deployment.record(phase("creating_project", "Creating", progress=10))
     deployment.record(Progress("log", "deploying", "line", data={"source": "d", "first": 1, "lines": ["line"]}))
@@ -242,8 +242,8 @@ def test_a_heartbeat_renews_only_the_deployments_it_names(anna: Any) -> None:
     assert [due.pk for due in Deployment.objects.due()] == [deployment.pk]
 
 
-def test_a_stack_that_has_run_is_redeployed_whatever_its_state(anna: Any) -> None:
-    """A failed redeployment must never end with the removal of a stack that has run."""
+def test_a_stack_that_has_been_live_is_redeployed_whatever_its_state(anna: Any) -> None:
+    """A failed redeployment must never remove a stack that has been live."""
     end(claimed(anna), succeeded=True)
     Stack.objects.update(state="broken")
     assert request(anna).kind == "redeploy"
@@ -262,7 +262,9 @@ def test_a_crash_of_the_portal_does_not_count_as_an_undo(anna: Any) -> None:
     assert "could not be restored" in said["failure"]["impact"]
 
 
-def test_a_redeploy_that_had_progressed_before_an_older_version_resumed_it_is_not_called_harmless(anna: Any) -> None:
+def test_a_redeploy_that_changed_objects_before_an_older_version_resumed_it_is_not_shown_as_without_effect(
+    anna: Any,
+) -> None:
     end(claimed(anna), succeeded=True)
     again = claimed(anna)
     again.record(phase("a_phase_of_another_version", progress=85))
@@ -302,7 +304,7 @@ def test_deployments_of_a_stack_keep_their_order_after_the_clock_was_set_back(an
     assert list(third.stack.deployments.all()) == [third, second, first]
 
 
-def test_the_page_of_a_crash_says_what_is_left(anna: Any) -> None:
+def test_the_page_of_a_crashed_deployment_names_what_is_left(anna: Any) -> None:
     deployment = claimed(anna)
     deployment.record(phase("creating_project", progress=10))
     deployment.record(made("p"))
@@ -348,10 +350,10 @@ def test_a_stack_broken_by_a_removal_is_shown_neither_as_live_nor_as_untouched(a
     assert (said["headline"], said["url"], said["success"]) == ("No longer live", None, was)
     said = deployment_page.page_context(Deployment.objects.get(pk=removal.pk), list(removal.events.all()), "owner")
     assert "Some objects could not be removed" in said["failure"]["impact"]
-    assert said["phases"][0].state == "done", "it is the deployment that is undone, not its removal"
+    assert said["phases"][0].state == "done", "the removed domain is shown as a completed phase, not as undone"
 
 
-def test_the_list_shows_every_stack_however_often_another_was_deployed(anna: Any) -> None:
+def test_the_list_shows_a_stack_even_if_another_was_deployed_very_often(anna: Any) -> None:
     for name in ("seldom", *(["often"] * 5), *(f"gone-{number}" for number in range(5))):
         end(claimed(anna, name), succeeded=True)
     last = Deployment.objects.filter(stack__name="often").first()
@@ -377,7 +379,7 @@ def test_the_oldest_deployment_is_claimed_first(anna: Any) -> None:
     assert [deployment and deployment.pk for deployment in taken] == [first.pk, second.pk, None]
 
 
-def test_a_quota_refusal_says_when_to_try_again(anna: Any, settings: Any) -> None:
+def test_a_quota_refusal_has_the_seconds_until_the_next_try(anna: Any, settings: Any) -> None:
     settings.PORTAL_QUOTA = 1
     request(anna)
     with pytest.raises(Refusal) as refused:
@@ -385,7 +387,7 @@ def test_a_quota_refusal_says_when_to_try_again(anna: Any, settings: Any) -> Non
     assert (refused.value.code, refused.value.retry_after) == ("QUOTA", 3600)
 
 
-def test_the_database_refuses_impossible_rows(anna: Any) -> None:
+def test_the_database_refuses_invalid_rows(anna: Any) -> None:
     deployment = claimed(anna)
     wrong: list[Any] = [
         lambda: Stack.objects.create(
@@ -418,8 +420,8 @@ def test_a_deployment_keeps_the_spec_that_it_began_with(anna: Any, settings: Any
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.skipif(settings.ON_SQLITE, reason="there one waits for the other before it looks")
-def test_a_redeploy_and_a_removal_at_once_are_one_deployment_and_one_refusal(anna: Any) -> None:
+@pytest.mark.skipif(settings.ON_SQLITE, reason="on SQLite the transactions run one after the other")
+def test_of_simultaneous_redeploys_and_removals_only_one_kind_is_accepted(anna: Any) -> None:
     stack = request(anna).stack
     for _ in range(8):
         deployment = Deployment.claim("worker", excluding=[])

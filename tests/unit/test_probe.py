@@ -1,4 +1,4 @@
-"""The probe against servers of the tests: where it connects, what it reads, and which step it reports as failed."""
+"""The probe against local servers: where it connects, what it reads, and which step it reports as failed."""
 
 import asyncio
 import contextlib
@@ -303,7 +303,7 @@ async def test_an_endless_body_is_not_read(serve: Serve) -> None:
     started = time.monotonic()
     assert (await probe_stack(spec(server.port))).answered
     assert time.monotonic() - started < 20
-    assert sent < 16 * 1024 * 1024, "more was accepted than the kernel's buffers hold"
+    assert sent < 16 * 1024 * 1024, "the probe read more than the kernel's buffers hold"
 
 
 async def test_an_endless_stream_counts_as_an_answer(serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""The runner releases its deployments in order."""
+"""The runner during a drain and during heartbeats: which deployments it keeps and which it releases."""
 
 import asyncio
 import contextvars
@@ -54,7 +54,7 @@ async def test_a_deployment_that_begins_during_a_heartbeat_keeps_running(monkeyp
     loop, context, heartbeat = asyncio.get_running_loop(), contextvars.copy_context(), Deployment.heartbeat
     begun, renewed = asyncio.Queue[str](), asyncio.Event()
 
-    def begin_the_second_meanwhile(worker: str, ids: list[str]) -> set[str]:
+    def begin_the_second_during_the_heartbeat(worker: str, ids: list[str]) -> set[str]:
         if ids == [first.pk]:
             claimed = Deployment.claim(worker, excluding=ids)
             loop.call_soon_threadsafe(runner._begin, claimed, context=context)
@@ -67,7 +67,7 @@ async def test_a_deployment_that_begins_during_a_heartbeat_keeps_running(monkeyp
         await asyncio.Event().wait()
 
     monkeypatch.setattr("deployments.worker.runner.HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(Deployment, "heartbeat", begin_the_second_meanwhile)
+    monkeypatch.setattr(Deployment, "heartbeat", begin_the_second_during_the_heartbeat)
     monkeypatch.setattr(Runner, "_run", work)
     runner = Runner(sweep=0, limit=1)
     runner.start()
@@ -87,7 +87,7 @@ async def test_a_deployment_that_ends_during_a_heartbeat_is_released_undisturbed
     end, releasing, second_heartbeat, released = asyncio.Event(), threading.Event(), asyncio.Event(), asyncio.Event()
     loop, count = asyncio.get_running_loop(), itertools.count()
 
-    def end_one_meanwhile(worker: str, ids: list[str]) -> set[str]:
+    def end_one_during_the_heartbeat(worker: str, ids: list[str]) -> set[str]:
         loop.call_soon_threadsafe(second_heartbeat.set if next(count) else end.set)
         assert releasing.wait(5)
         return {deployments[1].pk}
@@ -97,11 +97,11 @@ async def test_a_deployment_that_ends_during_a_heartbeat_is_released_undisturbed
 
     async def release(self: Runner, claimed: ClaimedDeployment) -> None:
         releasing.set()
-        await second_heartbeat.wait()  # the first heartbeat is over, and has not cancelled this task
+        await second_heartbeat.wait()  # by then the first heartbeat has ended without cancelling this task
         released.set()
 
     monkeypatch.setattr("deployments.worker.runner.HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(Deployment, "heartbeat", end_one_meanwhile)
+    monkeypatch.setattr(Deployment, "heartbeat", end_one_during_the_heartbeat)
     monkeypatch.setattr(Runner, "_run", work)
     monkeypatch.setattr(Runner, "_release", release)
     runner = Runner(sweep=0, limit=2)

@@ -39,7 +39,7 @@ FAULT_TEST = {
 
 @pytest.fixture
 def run_portal_checks(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that runs the checks with some settings changed. It returns the messages by their id."""
+    """Return a function that runs the checks with these settings changed and returns the messages by their id."""
     monkeypatch.setenv("STACK_IMAGE", "set")
     monkeypatch.setenv("STACK_DOMAIN_SUFFIX", "set")
 

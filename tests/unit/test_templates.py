@@ -1,4 +1,4 @@
-"""The templates are well-formed, and keep to the rules of the security policy and of shared frames."""
+"""The templates are well-formed, obey the Content-Security-Policy, and show nothing personal in shared frames."""
 
 import re
 from html.parser import HTMLParser

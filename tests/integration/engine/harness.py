@@ -1,4 +1,4 @@
-"""The support of the engine's tests: the engine against the real simulator, without a database."""
+"""Support for the engine tests: the engine against a simulator process, without a database."""
 
 import asyncio
 import itertools
@@ -22,7 +22,7 @@ from ...processes import IMAGE, Simulator
 INSTALLATION = "inst"
 SECRET = "variable-canary-4711"
 PASSWORD = "password-canary-4712"
-HANG_SECONDS = 60.0  # after so long the engine hangs
+HANG_SECONDS = 60.0  # a deployment that takes longer counts as hanging
 NAMES = (f"shop{number}" for number in itertools.count())
 
 CREATE_CALLS = ("project.create", "application.create", "domain.create", "application.deploy")
@@ -32,7 +32,7 @@ CHANGE_CALLS = {*CREATE_CALLS, *SAVE_CALLS, *DELETE_CALLS, "domain.update"}
 
 
 class EngineHarness:
-    """One deployment of a stack: runs the engine, keeps its reports, and creates reporters for later workers from them.
+    """Runs the engine for one deployment, keeps its reports, and creates the reporters of later workers from them.
 
     Attributes:
         refused_report: the number of the report that raises Interrupted, as after the loss of the lease.
@@ -188,7 +188,7 @@ def count_calls(simulator: Simulator) -> Counter[str]:
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Return the condition's value as soon as it is true. Fail after so many seconds."""
+    """Return the condition's value as soon as it is true. Fail after this many seconds."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, "the condition did not become true in time"
@@ -197,7 +197,7 @@ async def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any
 
 
 async def cancel_until_done(task: "asyncio.Task[Any]") -> None:
-    """Cancel the task until it ends, so that it waits for nothing: as when its worker dies during a call."""
+    """Cancel the task repeatedly until it ends, so that no cleanup delays it: as if its worker died during a call."""
     while not task.done():
         task.cancel()
         await asyncio.sleep(0)

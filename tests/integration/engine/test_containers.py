@@ -1,4 +1,4 @@
-"""The containers of an application that is removed: none is left running unnoticed."""
+"""The containers of a removed application: none is left running without being reported."""
 
 import asyncio
 from dataclasses import replace
@@ -160,7 +160,7 @@ async def test_an_application_that_was_never_deployed_is_removed_without_the_con
 async def test_a_container_is_found_although_dokploy_fails_right_after_the_deletion(
     simulator: Simulator, dokploy: Dokploy
 ) -> None:
-    """Also in the removal of an orphan, whose objects no deployment has recorded."""
+    """The same holds for the removal of an orphan, whose objects no deployment has recorded."""
     harness = new_harness(simulator)
     resources = await harness.deploy(dokploy)
     orphan = EngineHarness(harness.spec)

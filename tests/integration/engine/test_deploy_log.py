@@ -1,4 +1,4 @@
-"""The log of a Dokploy deployment, as it is reported: from the WebSocket, and without it."""
+"""The reported log of a Dokploy deployment, read from the WebSocket or by polling."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ def dokploy(proxy: LogServer, pool: Dokploy) -> Dokploy:
 
 @pytest.fixture
 def single_poll(dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the second poll of the status so late that only the WebSocket can bring more lines."""
+    """Delay the second poll of the status so long that only the WebSocket can deliver more lines."""
     monkeypatch.setattr(deploy, "POLL_SECONDS", 60.0)
 
 
@@ -90,7 +90,7 @@ async def test_the_next_worker_continues_the_log_without_gaps(simulator: Simulat
 
 
 async def test_the_log_is_reported_while_it_is_written(simulator: Simulator, dokploy: Dokploy) -> None:
-    """Each gate opens after the lines before it were reported: late reports would be a deadlock."""
+    """Each gate opens after the lines before it were reported: late reports would cause a deadlock."""
     harness = new_harness(simulator)
     written = {"job": "Initializing deployment", "pull": f"Pulling {IMAGE}", "stall": "✅ Pulling image completed."}
     for gate in written:
@@ -108,7 +108,7 @@ async def test_the_log_is_reported_while_it_is_written(simulator: Simulator, dok
 async def test_lines_are_reported_while_the_pull_takes_long(
     simulator: Simulator, proxy: LogServer, dokploy: Dokploy
 ) -> None:
-    """The gate opens after the lines were reported: lines at the end only would be a deadlock."""
+    """The gate opens after the lines were reported: lines reported only at the end would cause a deadlock."""
     harness = new_harness(simulator)
     before = count_calls(simulator)
     simulator.close_gate("job")

@@ -1,4 +1,4 @@
-"""Interrupted workers: another one continues, and no object is created twice."""
+"""Interrupted workers: another worker continues, and no object is created twice."""
 
 import asyncio
 import itertools

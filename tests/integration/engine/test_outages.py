@@ -1,4 +1,4 @@
-"""Outages of Dokploy: they are waited for, reported, and limited in time."""
+"""Outages of Dokploy: the engine waits for their end, reports them, and gives up after a limit."""
 
 import asyncio
 import time

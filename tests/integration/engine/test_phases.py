@@ -1,4 +1,4 @@
-"""A deployment that meets no fault: its phases, its reports and the objects that it creates."""
+"""A deployment without faults: its phases, its reports and the objects that it creates."""
 
 import asyncio
 import itertools
@@ -111,7 +111,7 @@ async def test_the_intent_to_create_an_object_is_recorded_before_and_its_id_afte
 
 
 async def test_a_phase_is_reported_before_its_first_call(simulator: Simulator, dokploy: Dokploy) -> None:
-    """The first call of each phase is held until its beginning is reported: a late report would be a deadlock."""
+    """The first call of each phase is held until its beginning is reported: a late report would cause a deadlock."""
     gates = {
         "creating_project": "project.all",
         "getting_environment": "environment.byProjectId",

@@ -1,4 +1,4 @@
-"""The reporter: what it masks, cuts and holds back."""
+"""The reporter masks secrets, cuts long logs and holds back incomplete lines."""
 
 import pytest
 

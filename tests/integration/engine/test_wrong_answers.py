@@ -1,4 +1,4 @@
-"""Wrong answers of Dokploy, and keys that may not do everything: no object is created twice or lost."""
+"""Wrong answers of Dokploy, and keys with limited permissions: no object is created twice or lost."""
 
 import asyncio
 from dataclasses import replace
