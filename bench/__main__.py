@@ -19,7 +19,7 @@ from .portals import Servers
 
 PARTS = ("report", "growth", "start", "overhead", "hundred", "frames", "burst", "requests")
 LIMIT_SECONDS, SHORT_LIMIT_SECONDS = 900, 180
-WIDTH = 150  # without a terminal
+WIDTH = 150  # columns of the table if the output is no terminal
 
 
 def main() -> int:
@@ -58,13 +58,13 @@ def main() -> int:
 
 
 def measure(name: str, servers: Servers, *, short: bool) -> list[Figure]:
-    """Run one part."""
+    """Run the part with this name and return its figures."""
     figures: list[Figure] = importlib.import_module(f"bench.{name}").measure(servers, short=short)
     return figures
 
 
 def end(number: int, frame: FrameType | None) -> None:
-    """Handle a signal: raise SystemExit, so that every process that was started is ended too."""
+    """Handle SIGTERM and SIGALRM. Raises SystemExit, so that every started process ends too."""
     raise SystemExit("The bench was stopped." if number == signal.SIGTERM else "The bench took too long.")
 
 

@@ -1,4 +1,4 @@
-"""A Django project without any of the product's code, for Daphne to serve: the least that a start can take."""
+"""A Django project without the product's code, served by Daphne: the shortest possible start."""
 
 import os
 
@@ -35,7 +35,7 @@ from django.core.asgi import get_asgi_application  # noqa: E402
 
 
 async def answer(request: HttpRequest) -> HttpResponse:
-    """Answer without any work."""
+    """Answer without doing any work."""
     return HttpResponse("Nothing here.")
 
 

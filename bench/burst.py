@@ -10,11 +10,11 @@ from .watchers import Watchers
 
 WINDOW_SECONDS = 1.0
 BURST_SECONDS = 60.0
-ASK_SECONDS = 0.25  # between two questions whether all changes are made; each costs the server time
+ASK_SECONDS = 0.25  # between two requests for the progress of the changes; each costs the server time
 
 
 def measure(servers: Servers, *, short: bool) -> list[Figure]:
-    """Measure several bursts of the product beside one of stock Channels, which takes longer for each change."""
+    """Measure several bursts of the product and a shorter one of stock Channels, where each change takes longer."""
     count, changes, stock_changes, rounds = (10, 30, 10, 2) if short else (100, 500, 100, 3)
     watchers = Watchers()
     try:
@@ -44,10 +44,11 @@ def measure(servers: Servers, *, short: bool) -> list[Figure]:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """last: milliseconds from the last commit until the last watcher had the final state; None if one never had it.
+    """The result of one burst.
 
+    last: milliseconds from the last commit until the last watcher had the final state; None if one never had it.
     complete: how many had it within a second. rate: changes per second. frames: frames per change and watcher.
-    resident: kB of memory afterwards.
+    resident: kB of the server's memory afterwards.
     """
 
     last: float | None

@@ -28,7 +28,7 @@ RESOURCES = Resources(project_id="p-0123456789", environment_id="e-0123456789", 
 def held(name: str, *, anonymous: bool = False) -> Deployment:
     """Create a deployment whose lease the bench holds, so that no runner claims it.
 
-    It belongs to the demo's visitor, who may watch it. anonymous: it belongs to no user, and its id gives access.
+    Its owner is the demo user, who may watch it. anonymous: it has no owner, and anyone with its id may watch it.
     """
     user = identity.open_user() if anonymous else identity.demo_user()
     template = Template.objects.filter(active=True).first()
@@ -42,7 +42,7 @@ def held(name: str, *, anonymous: bool = False) -> Deployment:
 
 
 def half_done(name: str, *, anonymous: bool = False) -> Deployment:
-    """Create a deployment that has come as far as the pulling of its image."""
+    """Create a deployment that is in the phase in which Dokploy pulls its image."""
     created = held(name, anonymous=anonymous)
     deployment = Deployment.objects.select_related("stack__owner", "template").get(pk=created.pk)
     for progress in first_reports():
@@ -51,7 +51,7 @@ def half_done(name: str, *, anonymous: bool = False) -> Deployment:
 
 
 def first_reports() -> list[Progress]:
-    """Return the reports of a deployment from its beginning to the pulling of its image."""
+    """Return the reports of a deployment from its beginning until Dokploy pulls its image."""
     reports = []
     for phase in PHASES[:5]:
         reports.append(Progress("phase", phase.name, phase.title, progress=phase.progress, data={"step": "begins"}))
@@ -71,12 +71,12 @@ def first_reports() -> list[Progress]:
 
 
 def report(number: int) -> Progress:
-    """Return one report of the phase in which the image is pulled."""
+    """Return one report of the phase in which Dokploy pulls the image."""
     return Progress("phase", PHASES[5].name, f"Dokploy pulls the image, attempt {number}")
 
 
 class Changes:
-    """The product's own way: Deployment.record, which publishes the change after its commit."""
+    """Changes as the product makes them: with Deployment.record, which publishes each one after its commit."""
 
     def __init__(self) -> None:
         self.deployments: dict[str, Deployment] = {}
@@ -97,7 +97,7 @@ class Changes:
         return {"id": deployment.pk, "version": deployment.version}
 
     def publish(self, publish: Any) -> None:
-        """Publish a change."""
+        """Call the product's function that publishes a change."""
         publish()
 
     async def make(self, id: str, times: int) -> dict[str, int]:
@@ -112,21 +112,21 @@ class Changes:
         return {"version": deployment.version, "began": began, "at": self.committed}
 
     async def made(self, deployment: Deployment) -> None:
-        """Do what remains to be done after a change; the product does nothing more."""
+        """Finish a change. Nothing remains to be done for the product."""
 
     def renders(self, id: str) -> int:
-        """Return how often the page of a deployment was rendered since it is watched."""
+        """Return how often the page of a deployment was rendered since its first watcher joined."""
         hub = Hub._current
         assert hub is not None
         return hub._topics[f"run.{id}"].renders
 
     async def prepare(self, name: str, count: int) -> list[str]:
-        """Create deployments that wait for `begin`, and return their ids."""
+        """Create this many deployments that wait for `begin`, and return their ids."""
         self._prepared = [(await sync_to_async(held)(f"{name}-{number}", anonymous=True)).pk for number in range(count)]
         return self._prepared
 
     async def begin(self) -> int:
-        """Release the prepared deployments to the runner, all at once; return when (ns since 1970)."""
+        """Release all prepared deployments to the runner together; return when (ns since 1970)."""
         began = time.time_ns()
         await Deployment.objects.filter(pk__in=self._prepared).aupdate(lease_owner="", lease_until=None)
         pubsub.notify_worker()
@@ -137,20 +137,20 @@ class Changes:
         self._limit, Runner.current().limit = Runner.current().limit, 0
 
     async def resume(self) -> None:
-        """End all deployments that wait, as failures, and let the runner claim again."""
+        """End all waiting deployments as failures, and let the runner claim again."""
         waiting = Deployment.objects.due().order_by()
         await waiting.aupdate(status=Deployment.Status.FAILURE, completed_at=timezone.now())
         Runner.current().limit = self._limit
 
 
 class StockChanges(Changes):
-    """Stock Channels: the page is rendered, and sent with group_send to a group of which each socket is a member."""
+    """Changes with stock Channels: group_send sends the rendered page to a group that contains each socket."""
 
     def publish(self, publish: Any) -> None:
         """Publish nothing: the product's own watchers are not part of the baseline."""
 
     async def make(self, id: str, times: int) -> dict[str, int]:
-        """Make changes. In favour of the baseline, a series of them is rendered only once."""
+        """Make changes. Render a series of them only once, which favours the baseline."""
         self.html = ""
         return await super().make(id, times)
 

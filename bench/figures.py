@@ -27,7 +27,7 @@ class Figure:
 
     @property
     def ratio(self) -> str:
-        """Return the value divided by the baseline as text, or "" if there is nothing to divide."""
+        """Return the value divided by the baseline as text, or "" if either is missing."""
         if not self.value or not self.baseline:
             return ""
         ratio = self.value / self.baseline

@@ -28,7 +28,7 @@ class Audience:
 
 
 def measure(servers: Servers, *, short: bool) -> list[Figure]:
-    """Measure all crowds in turn, so that what else the machine does meets every server alike."""
+    """Measure the servers in turn in each round, so that other load on the machine affects all of them equally."""
     watchers = Watchers()
     try:
         return _measure(watchers, servers, SHORT_COUNTS if short else COUNTS, 1 if short else 5)
@@ -42,7 +42,7 @@ def _measure(watchers: Watchers, servers: Servers, counts: tuple[int, ...], roun
     ours, memory = _gather(watchers, product, counts)
     theirs, stock_memory = _gather(watchers, stock, counts)
     raw = {n: watchers.open(push.port, "/", n, first_frame=False) for n in (many,)} if push else {}
-    polled = 500 + _answer_milliseconds(product)  # a second's poll comes half a second late on average
+    polled = 500 + _answer_milliseconds(product)  # a poll every second is half a second late on average
     last: dict[tuple[str, int], list[float]] = {}
     rendered = {n: product.control("renders", id=ours[n].id) for n in counts}
     for number in range(rounds + 1):  # the first round warms up
@@ -85,7 +85,7 @@ def _measure(watchers: Watchers, servers: Servers, counts: tuple[int, ...], roun
 
 
 def _gather(watchers: Watchers, server: Server, counts: tuple[int, ...]) -> tuple[dict[int, Audience], float]:
-    """Open the watchers of one deployment for each count; return them, and the kB that each of the most takes."""
+    """Open one deployment's watchers for each count. Return them, and the kB per watcher at the highest count."""
     gathered = {}
     for n in counts:
         id = server.control("new", name=f"watched-{n}")["id"]
@@ -111,14 +111,14 @@ def _pushed(watchers: Watchers, servers: Servers, crowd: list[Watcher], size: in
 
 def _last(watchers: Watchers, crowd: list[Watcher], version: int, began: Callable[[], int]) -> float:
     arrived = watchers.arrivals(crowd, version, ARRIVAL_SECONDS)
-    at = began()  # an error of the change itself is raised here
+    at = began()  # raises the error if the change failed
     assert len(arrived) == len(crowd), f"{len(crowd) - len(arrived)} of {len(crowd)} watchers did not get the frame"
     watchers.pause(APART_SECONDS)
     return (max(arrived) - at) / 1e6
 
 
 def _answer_milliseconds(server: Server) -> float:
-    """Return how long the status takes that a polling client asks for."""
+    """Return how many milliseconds the server takes to answer the status request of a polling client."""
     id = server.control("new", name="polled", anonymous=1)["id"]
     with Load(server.port, 1) as load:
         asked = request(server.port, "GET", f"/api/status/{id}", Accept="application/json")

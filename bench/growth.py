@@ -1,4 +1,4 @@
-"""What the portal costs with 10, 1,000 and 10,000 stacks, each with one finished deployment of 60 events.
+"""The CPU cost of the portal with 10, 1,000 and 10,000 stacks, each with one finished deployment of 60 events.
 
 Each figure is the CPU of one call inside a process of its own, `python -m bench.growth SIZE …`, without Daphne. The
 baseline of each is the same call with the fewest stacks.
@@ -56,7 +56,7 @@ def main(sizes: list[int]) -> None:
 
 
 def cpu(call: Callable[[], Any]) -> float:
-    """Return the milliseconds of CPU of one call, all threads together, after one that warms up."""
+    """Return the median CPU milliseconds of a call, all threads together, after one warm-up call."""
     call()
     took = []
     for _ in range(CALLS):
@@ -67,7 +67,7 @@ def cpu(call: Callable[[], Any]) -> float:
 
 
 class Stacks:
-    """Many live stacks, copied with SQL from one that the product's own code has made."""
+    """Many live stacks: copies, made with SQL, of one stack that the product's code created."""
 
     def __init__(self) -> None:
         from django.contrib.auth import get_user_model
@@ -91,11 +91,11 @@ class Stacks:
         self.count = 0
 
     def grow(self, count: int) -> None:
-        """Add stacks until there are so many copies."""
+        """Add copies until there are this many."""
         from deployments.models import Deployment, Event, ExternalResource, Stack
 
         stack, deployment = "printf('stk_%020x', n)", "printf('dep_%032x', n)"
-        owner = f"{self.owners[0].pk} + n % {OWNERS}"  # the owners were created one after the other
+        owner = f"{self.owners[0].pk} + n % {OWNERS}"  # the owners have consecutive ids
         created = "strftime('%Y-%m-%d %H:%M:%f', created_at, '-' || n || ' seconds')"
         own = {"name": "'grown-' || n", "host": "'grown-' || n || '.localhost'", "owner_id": owner}
         made = {"requested_by_id": owner, "stack_id": stack, "created_at": created}
@@ -107,7 +107,7 @@ class Stacks:
         self.count = count
 
     def _copy(self, table: Any, key: str, value: str, count: int, **changed: str) -> None:
-        """Copy the rows whose key has this value, once for each new number. changed: SQL of what differs, by column."""
+        """Copy the rows whose key has this value, once per new copy. changed: the SQL of each column that differs."""
         from django.db import connection
 
         meta = table._meta
@@ -123,7 +123,7 @@ class Stacks:
 
     @staticmethod
     def bytes() -> int:
-        """Return the size of the database."""
+        """Return the size of the database in bytes."""
         from django.db import connection
 
         with connection.cursor() as cursor:
@@ -132,7 +132,7 @@ class Stacks:
 
 
 def calls(stacks: Stacks) -> dict[str, Callable[[], Any]]:
-    """Return what is measured, by name."""
+    """Return the calls to measure, by name."""
     from django.test import Client
     from django.utils import timezone
 

@@ -13,14 +13,14 @@ from .portals import Server, Servers, seconds_of
 from .yardstick import NEEDED_CALLS, httpx_cpu_milliseconds
 
 LIMIT_SECONDS = 120.0  # for one measurement
-BUDGET_SECONDS = 60.0  # no further round begins after so many
+BUDGET_SECONDS = 60.0  # no further round begins after this time
 POLL_SECONDS = 0.2
 ENDED = "SELECT status, completed_at, requests FROM deployments_deployment WHERE id IN (SELECT value FROM json_each(?))"
 
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Deployments that began together.
+    """The result of deployments that began together.
 
     asked: how many. succeeded: how many of them succeeded within the limit. seconds: from the beginning to the last
     end; None if not all succeeded. cpu: seconds of the server's CPU. calls: calls to Dokploy of those that succeeded.
@@ -34,7 +34,7 @@ class Together:
 
 
 def measure(servers: Servers, *, short: bool) -> list[Figure]:
-    """Measure one deployment alone and many at once, in turn."""
+    """Measure in turn one deployment alone and many at the same time."""
     server = servers.product
     count, latency, rounds = (5, 0.02, 1) if short else (100, 0.25, 3)
     baseline = httpx_cpu_milliseconds(server)
@@ -54,7 +54,7 @@ def measure(servers: Servers, *, short: bool) -> list[Figure]:
 
 
 def figures(alone: list[Together], many: list[Together], latency: float, httpx_cpu: float) -> list[Figure]:
-    """Return the figures.
+    """Return the figures of these results.
 
     latency: seconds that Dokploy takes for a call. httpx_cpu: milliseconds of CPU for the needed calls by httpx.
     """
@@ -69,7 +69,7 @@ def figures(alone: list[Together], many: list[Together], latency: float, httpx_c
     each = median(together.cpu / together.succeeded for together in succeeded)
     calls = median(together.calls / together.succeeded for together in succeeded)
     ideal = median(one) + asked * one_cpu
-    needed = f"the {NEEDED_CALLS} calls that it cannot do without"
+    needed = f"the {NEEDED_CALLS} required calls"
     if len(times) == len(many):
         wall = median(times)
         against = f"one alone + {asked} × its CPU"
@@ -88,7 +88,7 @@ def figures(alone: list[Together], many: list[Together], latency: float, httpx_c
 
 
 def _together(server: Server, name: str, count: int) -> Together:
-    """Let so many deployments begin together; return when all have ended or the limit is reached."""
+    """Let this many deployments begin together, and return their result after all have ended or at the limit."""
     ids = json.dumps(server.control("prepare", name=name, count=count))
     before = server.cpu()
     began = server.control("begin") / 1e9

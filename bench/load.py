@@ -1,4 +1,4 @@
-"""HTTP requests over keep-alive connections, by a client that costs little."""
+"""A client for HTTP requests over keep-alive connections that itself needs little CPU."""
 
 import re
 import select
@@ -13,7 +13,7 @@ ANSWER_SECONDS = 20
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """answers: how many answers came in so many seconds."""
+    """The number of answers that arrived in this number of seconds."""
 
     answers: int
     seconds: float
@@ -39,7 +39,7 @@ class Load:
             connection.close()
 
     def rate(self, request: bytes, status: int, seconds: float) -> Rate:
-        """Send the same request again and again on every connection. Raises Closed for any other status."""
+        """Send the same request repeatedly on every connection. Raises Closed for an answer with another status."""
         answers, began = 0, time.monotonic()
         with select.epoll() as epoll:
             by_number = {connection.fileno(): connection for connection in self._connections}
@@ -66,7 +66,7 @@ class Load:
         return Rate(answers, time.monotonic() - began)
 
     def times(self, requests: list[bytes], status: int) -> list[float]:
-        """Send requests one after the other on the first connection; return the milliseconds that each took."""
+        """Send the requests one after the other on the first connection; return the milliseconds of each."""
         connection, took = self._connections[0], []
         for request in requests:
             began = time.monotonic_ns()

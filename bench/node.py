@@ -20,7 +20,7 @@ def find_node() -> str | None:
 
 
 class Push:
-    """The process. It ends when its standard input is closed, so it never outlives the bench."""
+    """The Node process. It ends when its standard input is closed, so it never outlives the bench."""
 
     def __init__(self, node: str) -> None:
         self.process = subprocess.Popen([node, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -29,7 +29,7 @@ class Push:
         self._version = 0
 
     def change(self, size: int) -> int:
-        """Push a text of so many bytes to all sockets, a moment after the answer; return its version."""
+        """Let Node push a text of this many bytes to all sockets after it has answered; return the text's version."""
         self._version += 1
         url = f"http://127.0.0.1:{self.port}/{self._version}/{size}"
         httpx.post(url, trust_env=False).raise_for_status()

@@ -1,7 +1,7 @@
-"""One deployment while Dokploy answers at once: what the portal itself adds, and where.
+"""One deployment while Dokploy answers immediately: the time that the portal itself adds, by phase and pause.
 
-A deployment lasts from the POST until its end is committed. The way of the last event to a stream is a figure of its
-own, because the hub pauses between two frames and the deployment does not wait for that.
+A deployment lasts from the POST until its end is committed. The time until a stream has the last event is a
+separate figure, because the hub pauses between two frames and the deployment does not wait for that.
 """
 
 import json
@@ -15,7 +15,7 @@ from .figures import Figure
 from .portals import Server, Servers, seconds_of
 from .yardstick import NEEDED_CALLS, call_milliseconds
 
-FOLLOWING = deploy._follow.__qualname__  # its pauses are the follow poll
+FOLLOWING = deploy._follow.__qualname__  # its pauses are those of the follow poll, which asks Dokploy for the status
 FRAME_MILLISECONDS = 100.0  # the hub's pause between two frames
 
 
@@ -23,7 +23,7 @@ FRAME_MILLISECONDS = 100.0  # the hub's pause between two frames
 class Deployed:
     """One deployment, all times in milliseconds.
 
-    whole: from the POST to the commit of its end. call: one call to Dokploy by a client of next to no cost.
+    whole: from the POST to the commit of its end. call: one call to Dokploy by a client with negligible cost.
     calls: how many calls it made. pauses: by function. phases: by name. stream: from the end to the last event.
     """
 
@@ -36,16 +36,16 @@ class Deployed:
 
     @property
     def own(self) -> float:
-        """What neither Dokploy nor the pauses of the follow poll account for."""
+        """The time that neither the calls to Dokploy nor the pauses of the follow poll take."""
         return self.whole - self.calls * self.call - self.pauses.get(FOLLOWING, 0.0)
 
 
 def measure(servers: Servers, *, short: bool) -> list[Figure]:
-    """Measure deployments one after the other."""
+    """Measure several deployments, one after the other."""
     server, rounds = servers.product, 2 if short else 7
     found = [_deploy(server, f"one-{number}") for number in range(rounds + 1)][1:]  # the first warms up
     floor = NEEDED_CALLS * median(one.call for one in found)
-    needed = f"the {NEEDED_CALLS} calls that it cannot do without"
+    needed = f"the {NEEDED_CALLS} required calls"
     own = median(one.own for one in found)
     calls, stream = median(one.calls for one in found), median(one.stream for one in found)
     pauses = {name: median(one.pauses.get(name, 0.0) for one in found) for one in found for name in one.pauses}
@@ -85,7 +85,7 @@ def _deploy(server: Server, name: str) -> Deployed:
 
 
 def _phases(server: Server, id: str, created: float) -> dict[str, float]:
-    """Return the milliseconds of each phase, of the wait before the first, and of what comes after the last."""
+    """Return the milliseconds of each phase, of the wait before the first, and of the time after the last."""
     sql = "SELECT phase, at FROM deployments_event WHERE deployment_id = ? ORDER BY seq"
     events = [(phase, seconds_of(at)) for phase, at in server.rows(sql, id)]
     first: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The pauses of the engine: every `asyncio.sleep` that it makes, with the function that asks for it."""
+"""The pauses of the engine: every call of `asyncio.sleep` in it, by the calling function."""
 
 import asyncio
 import sys
@@ -12,11 +12,11 @@ _slept: defaultdict[str, float] = defaultdict(float)
 
 
 def record() -> None:
-    """Replace `asyncio.sleep` in this process by one that notes how long the engine sleeps."""
+    """Replace `asyncio.sleep` in this process with a function that records how long the engine sleeps."""
     sleep = asyncio.sleep
 
     def noted(delay: float, result: Any = None) -> Coroutine[Any, Any, Any]:
-        # The caller is found here, not in the coroutine: a task may run that one, and then the event loop calls it.
+        # Find the caller here, not in the coroutine: if a task runs the coroutine, the event loop is its caller.
         caller = sys._getframe(1)
         if not str(caller.f_globals.get("__name__", "")).startswith(ENGINE):
             return sleep(delay, result)
@@ -27,14 +27,15 @@ def record() -> None:
         began = loop.time()
         try:
             return await sleep(delay, result)
-        finally:  # a pause may be cancelled early, or end late because the loop was busy; a negative one takes no time
+        finally:
+            # A cancelled pause counts for its real time, one that ends late for its delay, a negative one for nothing.
             _slept[function] += min(loop.time() - began, max(delay, 0.0))
 
     asyncio.sleep = noted
 
 
 def take() -> dict[str, float]:
-    """Return the seconds slept since the last call, by function, and start again from nothing."""
+    """Return the seconds slept since the last call, by function, and reset them."""
     found = dict(_slept)
     _slept.clear()
     return found

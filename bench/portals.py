@@ -22,7 +22,7 @@ from tests.processes import Portal, until
 from .node import Push, find_node
 
 ROOT = Path(__file__).resolve().parent.parent
-# High limits: they are not what is measured.
+# The limits are high because they are not measured.
 LIMITS = {
     "PORTAL_OPEN": 1,
     "PORTAL_QUOTA": 10_000,
@@ -84,14 +84,16 @@ class Server(Portal):
         return answer.json()
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Read the server's database from this process, which costs the server nothing."""
+        """Return rows of the server's database. This process reads them, which costs the server no time."""
         with closing(sqlite3.connect(f"file:{self.data / 'portal.sqlite3'}?mode=ro", uri=True)) as database:
             return database.execute(sql, values).fetchall()
 
     def cpu(self) -> float:
         """Return the seconds of CPU that the process has used so far, all threads together."""
         assert self.process is not None
-        return time.clock_gettime(~self.process.pid << 3 | 2)  # the kernel's number for the CPU clock of a process
+        return time.clock_gettime(
+            ~self.process.pid << 3 | 2
+        )  # the clock id of a process's CPU clock (clock_getcpuclockid)
 
     def resident(self) -> int:
         """Return the resident memory of the process in kB."""
@@ -117,17 +119,17 @@ class Servers:
 
     @cached_property
     def product(self) -> Server:
-        """The product."""
+        """Return the product, started on first use."""
         return self._start("product")
 
     @cached_property
     def stock(self) -> Server:
-        """Stock Channels and stock Django views."""
+        """Return the server with stock Channels and stock Django views, started on first use."""
         return self._start("stock")
 
     @cached_property
     def push(self) -> Push | None:
-        """Node's raw push, or None if there is no Node."""
+        """Return Node's raw push, started on first use, or None without Node."""
         node = find_node()
         return self._ends.enter_context(closing(Push(node))) if node else None
 
@@ -142,7 +144,7 @@ class Servers:
 
 
 def run_module(name: str, *arguments: str, seconds: float, **env: str) -> Any:
-    """Run a module in a process and a data directory of its own; return the JSON on its last line of output."""
+    """Run a module in a new process with a new data directory; return the JSON on its last line of output."""
     inherited = {
         key: value for key, value in os.environ.items() if key not in ("DATABASE_URL", "REDIS_URL", "DOKPLOY_URL")
     }

@@ -1,10 +1,10 @@
-// The least that a push can cost in Node: one prepared frame, written to the raw socket of every WebSocket.
+// The cheapest possible push in Node: one prepared frame, written to the raw socket of every WebSocket.
 // POST /VERSION/SIZE pushes a text of SIZE bytes; GET / says when the last push began (milliseconds since 1970).
 "use strict";
 const http = require("node:http");
 const crypto = require("node:crypto");
 
-const DELAY_MILLISECONDS = 20; // so that the answer to the request is not in the way of the push
+const DELAY_MILLISECONDS = 20; // so that the answer to the request does not delay the push
 const sockets = new Set();
 let began = 0;
 
@@ -12,7 +12,7 @@ function frame(version, size) {
   const text = Buffer.from(`<article data-version="${version}">`.padEnd(size, "x"));
   const long = text.length > 65535;
   const head = Buffer.alloc(long ? 10 : text.length > 125 ? 4 : 2);
-  head[0] = 0x81; // the only fragment of a text
+  head[0] = 0x81; // an unfragmented text frame
   head[1] = long ? 127 : head.length === 4 ? 126 : text.length;
   if (long) head.writeBigUInt64BE(BigInt(text.length), 2);
   else if (head.length === 4) head.writeUInt16BE(text.length, 2);

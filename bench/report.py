@@ -1,6 +1,6 @@
-"""One progress report, commit included, as the runner makes it: row and event in one transaction, one thread hop.
+"""The time of one progress report by the runner, commit included: row and event in one transaction, one thread hop.
 
-The baseline is what tutorials do: an update and an insert by the async ORM, each a transaction, then a group_send.
+The baseline is the way of tutorials: an update and an insert by the async ORM, each a transaction, then group_send.
 Each database is measured in a process of its own, which is `python -m bench.report ROUNDS REPORTS`.
 """
 
@@ -66,7 +66,7 @@ def own_database(url: str) -> Iterator[str]:
 
 
 def main(rounds: int, reports: int) -> None:
-    """Print the milliseconds of every report, by who made it, as JSON."""
+    """Print the milliseconds of every report as JSON, by its kind: ours, stock or hop."""
     import django
 
     django.setup()
@@ -124,7 +124,7 @@ async def _reports(rounds: int, reports: int) -> dict[str, list[float]]:
         for name, act in (("ours", ours), ("stock", stock), ("hop", hop)):
             times = []
             for report in range(number * reports, (number + 1) * reports):
-                claimed.lease_renewed_at = time.monotonic()  # as the runner's heartbeat does; without it the lease ends
+                claimed.lease_renewed_at = time.monotonic()  # as the runner's heartbeat does, or the lease would expire
                 times.append(await _milliseconds(act, report))
             if number:
                 took[name] += times
@@ -135,7 +135,7 @@ async def _milliseconds(act: Callable[[int], Awaitable[Any]], number: int) -> fl
     began = time.perf_counter()
     await act(number)
     took = (time.perf_counter() - began) * 1000
-    await asyncio.sleep(0)  # what was published is sent between two reports, as in the portal
+    await asyncio.sleep(0)  # lets the published messages be sent between two reports, as in the portal
     return took
 
 

@@ -1,6 +1,6 @@
-"""Requests: `POST /api/deploy`, the status with If-None-Match, and the pages; what each takes and costs in CPU.
+"""The time and CPU of requests: `POST /api/deploy`, the status with If-None-Match, and the pages.
 
-Each stands beside a stock Django view on the same Daphne. The runner is paused: the deployments are not carried out.
+The baseline of each is a stock Django view that Daphne serves too. The runner is paused, so it claims nothing.
 """
 
 import json
@@ -16,7 +16,7 @@ CONNECTIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one request costs: answers per second, and milliseconds of the server's CPU for each answer."""
+    """The cost of a request: answers per second, and milliseconds of the server's CPU for each answer."""
 
     per_second: float
     cpu: float
@@ -24,7 +24,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Posts:
-    """milliseconds: what each request took. cpu: milliseconds of the server's CPU for each."""
+    """The cost of POST requests. milliseconds: of each request. cpu: milliseconds of the server's CPU per request."""
 
     milliseconds: list[float]
     cpu: float
@@ -43,7 +43,7 @@ def measure(servers: Servers, *, short: bool) -> list[Figure]:
 
 
 def _measure(product: Server, stock: Server, *, rounds: int, posts: int, seconds: float) -> list[Figure]:
-    watched = product.control("new", name="requested")["id"]  # the visitor's, for the pages
+    watched = product.control("new", name="requested")["id"]  # owned by the demo user, so that its pages can be read
     asked = product.control("new", name="asked-for", anonymous=1)["id"]
     other = stock.control("new", name="stock")["id"]
     as_json = {"Accept": "application/json"}

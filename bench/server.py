@@ -20,7 +20,7 @@ from . import pauses
 Scope = dict[str, Any]
 Application = Callable[[Scope, Any, Any], Awaitable[None]]
 
-CHANGE_DELAY_SECONDS = 0.02  # so that the answer to the request is not in the way of the change
+CHANGE_DELAY_SECONDS = 0.02  # so that the answer to the request does not delay the change
 STARTPROJECT = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -62,7 +62,7 @@ class Control:
                 id, times = query["id"], int(query.get("times", "1"))
                 self._change = asyncio.create_task(self._make(id, times))
                 return {"version": self.changes.deployments[id].version + times}
-            case "changed":  # {} while the change is not complete; an error of it is raised here
+            case "changed":  # returns {} until the changes are complete, and raises the error if they failed
                 assert self._change is not None
                 return await self._change if self._change.done() else {}
             case "renders":

@@ -1,4 +1,4 @@
-"""`serve` from the command to its first answer.
+"""The time from the command `serve` to its first answer.
 
 The baseline is stock Daphne with Django's and Channels' apps and one empty view (bench/bare.py).
 """

@@ -1,4 +1,4 @@
-"""The baseline: a live page as the Channels tutorial makes it, and stock Django views."""
+"""The baseline: a live page like that of the Channels tutorial, and stock Django views."""
 
 import secrets
 from datetime import timedelta
@@ -24,7 +24,7 @@ PAGE = (
 
 
 async def empty(request: HttpRequest) -> JsonResponse:
-    """Answer without any work."""
+    """Answer without doing any work."""
     return JsonResponse({"status": "in_progress"})
 
 
@@ -61,7 +61,7 @@ urlpatterns = [
 
 
 class StockConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
-    """One member of a group; the group receives rendered pages."""
+    """A socket that joins its deployment's group and sends each rendered page that the group receives."""
 
     async def connect(self) -> None:
         self.group = group(self.scope["url_route"]["kwargs"]["id"])

@@ -1,7 +1,7 @@
-"""Many WebSockets in one process, which cost the measured server next to nothing.
+"""Many WebSockets in one process, with negligible cost for the measured server.
 
-The kernel stamps each segment when it arrives, so this process need not run at that moment. It reads all sockets every
-few milliseconds and takes the time of arrival from the stamp (SO_TIMESTAMPNS, socket(7); TCP since Linux 4.14).
+The kernel stamps each segment with its time of arrival, so this process need not be running then. It reads all sockets
+every few milliseconds and takes the time from the stamp (SO_TIMESTAMPNS, socket(7); TCP since Linux 4.14).
 """
 
 import base64
@@ -83,7 +83,7 @@ class Watchers:
         self._view = memoryview(self._space)
 
     def open(self, port: int, path: str, count: int, *, first_frame: bool) -> list[Watcher]:
-        """Open so many WebSockets; return when each has the handshake's answer, or its first frame."""
+        """Open this many WebSockets, and return them when each has the handshake's answer or its first frame."""
         opened: list[Watcher] = []
         while len(opened) < count:
             batch = [self._begin(port, path) for _ in range(min(BATCH, count - len(opened)))]
@@ -125,7 +125,7 @@ class Watchers:
         self._epoll.close()
 
     def until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Read until the condition holds; return whether it did within so many seconds."""
+        """Read until the condition is true; return whether it became true within this many seconds."""
         deadline = time.monotonic() + seconds
         while not condition():
             left = deadline - time.monotonic()
@@ -136,11 +136,11 @@ class Watchers:
         return True
 
     def pause(self, seconds: float) -> None:
-        """Read for so many seconds."""
+        """Read for this many seconds."""
         self.until(lambda: False, seconds)
 
     def arrivals(self, watchers: list[Watcher], version: int, seconds: float) -> list[int]:
-        """Return when each watcher got this version or a newer one, of those that got it within so many seconds."""
+        """Wait up to this many seconds for this version or a newer one; return its times of arrival at the watchers."""
         waiting = list(watchers)
 
         def all_have_it() -> bool:
@@ -161,7 +161,7 @@ class Watchers:
 
 
 def _stamp(ancillary: list[tuple[int, int, bytes]]) -> int:
-    """Return the kernel's stamp in nanoseconds since 1970, or the time of now from a kernel that does not stamp."""
+    """Return the kernel's stamp in nanoseconds since 1970, or the current time if the kernel gave none."""
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
             seconds, nanoseconds = struct.unpack("qq", data)

@@ -1,4 +1,4 @@
-"""The fixed yardstick for deployments: the calls to Dokploy that none can do without, made by clients of known cost.
+"""The fixed baseline for deployments: the calls to Dokploy that each one requires, made by clients of known cost.
 
 It does not depend on how many calls the portal makes, so a ratio to it gets better when the portal saves calls.
 """
@@ -12,20 +12,20 @@ import httpx
 from .load import Load, request
 from .portals import Server
 
-NEEDED_CALLS = 8  # seven calls change something (project, application, three settings, domain, deploy); one reads
+NEEDED_CALLS = 8  # seven changes (project, application, three settings, domain, deploy) and one read
 QUERY = "/api/deployment.queueList"
 ROUNDS = 5
 
 
 def call_milliseconds(server: Server) -> float:
-    """Return how long one call to the simulator takes a client that costs next to nothing."""
+    """Return the milliseconds of one call to the simulator by a client with negligible cost."""
     asked = request(server.port + 1, "GET", QUERY, x_api_key=_key(server))
     with Load(server.port + 1, 1) as load:
         return median(load.times([asked] * 20, 200))
 
 
 def httpx_cpu_milliseconds(server: Server) -> float:
-    """Return the CPU of this process for the needed calls, one after the other, by a stock httpx client."""
+    """Return the CPU milliseconds that a stock httpx client needs for the required calls, one after the other."""
     took = []
     url = f"http://127.0.0.1:{server.port + 1}"
     with httpx.Client(base_url=url, headers={"x-api-key": _key(server)}, trust_env=False) as client:
