@@ -1,5 +1,5 @@
-"""A simulated Dokploy server, container engine and edge router, which run as one separate process.
+"""A simulated Dokploy server, container engine and edge router, together in one separate process.
 
-It answers as Dokploy v0.30.2 was recorded to answer, including its defects. Start it with
+Its responses are those recorded from Dokploy v0.30.2, defects included. Start it with
 `python -m deployments.simulator`. It imports nothing of the portal.
 """

@@ -37,10 +37,16 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m deployments.simulator", description=__doc__)
     parser.add_argument("--api", type=address, default=("127.0.0.1", 3001), metavar="HOST:PORT")
     parser.add_argument("--router", type=address, default=("127.0.0.1", 3002), metavar="HOST:PORT")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the directory of the database")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="the directory of the simulator's database"
+    )
     for name in ("pull", "start", "latency"):
         parser.add_argument(f"--{name}", type=float, default=getattr(DEFAULTS, name), metavar="SECONDS")
-    parser.add_argument("--until-stdin-closes", action="store_true", help="end when the parent process ends")
+    parser.add_argument(
+        "--until-stdin-closes",
+        action="store_true",
+        help="end when standard input closes, for example because the parent process ended",
+    )
     return parser
 
 
@@ -90,7 +96,7 @@ async def listen(server: Server, host: str, port: int) -> int:
 
 
 def end_event(until_stdin_closes: bool) -> asyncio.Event:
-    """Return an event that SIGTERM, SIGINT and, if asked for, the end of standard input set."""
+    """Return an event that is set by SIGTERM, by SIGINT and, if requested, by the end of standard input."""
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)

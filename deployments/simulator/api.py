@@ -64,7 +64,7 @@ class Api:
     # tRPC
 
     def _answer_trpc(self, request: Request, path: str) -> Response:
-        """Answer a call in the tRPC form. The simulator has only the health check in this form."""
+        """Answer a call in tRPC's own format, in which the simulator has only the health check."""
         if path == HEALTH:
             return self._health()
         if self._verified_key(request):
@@ -83,7 +83,7 @@ class Api:
     # The log of a deployment
 
     async def _send_log(self, request: Request, socket: WebSocket) -> None:
-        """Send a log from its start and what is written to it. Errors are reported after the upgrade, as in Dokploy."""
+        """Send a log from its start and follow it. Errors are reported after the upgrade, as in Dokploy."""
         path = request.query.get("logPath", "")
         if not self._verified_key(request):
             await socket.close()
@@ -142,7 +142,7 @@ class Api:
         return await self._call(key, procedure, body if isinstance(body, dict) else {})
 
     async def _call(self, key: ApiKey, procedure: Procedure, given: dict[str, Any]) -> Response:
-        """Execute a call between its two gates, with the next fault for it."""
+        """Execute a call between its two gates, and apply the oldest pending fault for it."""
         reach = key.reach
         gates = self._server.gates
         await gates.pass_through(procedure.name)

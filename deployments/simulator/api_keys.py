@@ -1,4 +1,4 @@
-"""API keys: the owner's key, and keys added by a test: a member's, or one with a rate limit of its own."""
+"""API keys: the owner's key, and keys that a test adds, for a member or with a rate limit of their own."""
 
 import hmac
 import time
@@ -10,16 +10,16 @@ FORMAT = "A key has key, rate_limit, rate_window, member (a list of permissions)
 
 
 class ApiKey:
-    """A key and its rate limit. A REST call verifies the key twice, so it uses two of the limit.
+    """A key and its rate limit. A REST call verifies the key twice, so it counts twice against the limit.
 
-    permissions is None for the owner's key and for any other that is not a member's.
+    permissions is None for every key that is not a member's.
     """
 
     def __init__(self, text: str, limits: Settings, permissions: frozenset[str] | None = None) -> None:
         self.text = text.encode()
         self.permissions = permissions
         # The ids that a member may access. Each create call stores the list as it was at the call's beginning plus
-        # the ids that it created. Of simultaneous calls only the last one's ids remain, as in Dokploy.
+        # the ids that it created. Of simultaneous calls only the ids of the last one remain, as in Dokploy.
         self.reach: frozenset[str] = frozenset()
         self._limits = limits
         self._used = 0
@@ -30,7 +30,7 @@ class ApiKey:
         return self.permissions is not None
 
     def verify(self) -> bool:
-        """Return False if the rate limit is reached, else count one use. Rejected calls do not extend the window."""
+        """Count one use and return True, or return False at the rate limit. Rejected uses do not extend the window."""
         limit = self._limits.rate_limit
         if limit is None:
             return True
@@ -53,7 +53,7 @@ class ApiKeys:
         self._others: list[ApiKey] = []
 
     def find(self, given: str) -> ApiKey | None:
-        """Return the key with this text, or None. While the database is down there is none."""
+        """Return the key with this text, or None if it is unknown or the database is down."""
         if self._settings.database == "down":
             return None
         text = given.encode("latin-1")

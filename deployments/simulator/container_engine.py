@@ -27,7 +27,7 @@ class Container:
 class ContainerEngine:
     """Services by name. An update starts the new task before it stops the old one (Dokploy's `start-first`).
 
-    A service's `task` is its newest, its `serving` the task that answers requests.
+    In a service's row, `task` is the newest task and `serving` the task that answers requests.
     """
 
     def __init__(self, store: Store, settings: Settings, gates: Gates) -> None:
@@ -37,7 +37,7 @@ class ContainerEngine:
         self._starting: set[asyncio.Task[None]] = set()
 
     def restore(self) -> None:
-        """Mark the newest task of every service as serving: containers run on while this process does not."""
+        """Mark the newest task of every service as serving, because containers outlive this process."""
         for name, service in self._store.services.items():
             if service["replicas"]:
                 self._store.services.change(name, serving=service["task"])
@@ -91,7 +91,7 @@ class ContainerEngine:
             raise EngineError(NO_SOCKET)
 
     def serving_task(self, name: str) -> Row | None:
-        """Return the task of a service that answers requests, if one does."""
+        """Return the task of a service that answers requests, or None."""
         if self._settings.container_status is not None:
             return None
         serving: Row | None = self._store.services.get(name, {}).get("serving")

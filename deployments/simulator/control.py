@@ -20,7 +20,7 @@ Action = Callable[[str, dict[str, Any], Request], Awaitable[Any]]
 
 
 class ControlApi:
-    """The control API. Without a key it does not exist."""
+    """The control API. Without a key its paths do not exist."""
 
     def __init__(self, key: str, server: DokployServer) -> None:
         self.key = key

@@ -16,7 +16,7 @@ from .store import Row, Store, new_id, now
 
 logger = logging.getLogger(__name__)
 
-# The older deployments of an application that a new one does not remove.
+# The number of older deployments of an application that are kept when a new one begins.
 RETAINED = 10
 PROVIDERS = {"github": "Github", "gitlab": "Gitlab", "gitea": "Gitea", "bitbucket": "Bitbucket"}
 DEPLOYMENT_COLUMNS = (
@@ -42,10 +42,10 @@ class Job:
 
 
 class DeployQueue:
-    """The queue, kept in memory only. The server's setting limits how many jobs run at a time, initially one."""
+    """The queue, in memory only. The server's `buildsConcurrency` limits the concurrent jobs, initially to one."""
 
     def __init__(self, store: Store, engine: ContainerEngine, settings: Settings, gates: Gates) -> None:
-        # Set, and replaced by a new event, whenever a log has grown.
+        # Whenever a log grows, this event is set and replaced by a new one.
         self.log_written = asyncio.Event()
         self._jobs: list[Job] = []
         self._last_number = 0
@@ -117,7 +117,7 @@ class DeployQueue:
                 await self._changed.wait()
 
     def _due_jobs(self) -> Iterator[Job]:
-        """Yield the jobs to start now, oldest first, and at most one of each application."""
+        """Yield the jobs to start now, oldest first, at most one per application and within the limit."""
         busy = {job.application_id for job in self._jobs if job.processed_on}
         for job in self._jobs:
             if len(busy) >= self._store.settings["server"]["buildsConcurrency"]:

@@ -1,4 +1,4 @@
-"""Faults: wrong or missing responses to API calls, as a test orders them."""
+"""Faults: wrong or missing responses to API calls, set by a test."""
 
 import json
 from collections.abc import Callable, Container
@@ -10,7 +10,7 @@ from .responses import JSON_HEADERS, error_response, json_response, text_respons
 from .settings import InvalidRequest
 
 HEALTH = "settings.health"
-# Faults that replace the response to a call that was executed. "_done" after another fault's name does the same.
+# Faults that replace the response after the call was executed. The suffix "_done" makes other faults do the same.
 AFTER_EXECUTION = ("wrong_types", "reset_after", "slow_bytes", "slow")
 BAD_GATEWAY = (
     "<html>\n<head><title>502 Bad Gateway</title></head>\n"
@@ -21,7 +21,7 @@ TOO_MANY_REQUESTS = '{"message":"Too many requests. Please try again later."}'
 
 @dataclass
 class Fault:
-    """One fault. times is None for every call; seconds is the delay before the response."""
+    """One fault. times: how many calls it affects, None for all. seconds: the delay before the response."""
 
     procedure: str
     what: str

@@ -22,7 +22,7 @@ class Gates:
         self._closed: dict[str, Gate] = {}
 
     async def pass_through(self, name: str) -> None:
-        """Return at once if the gate is open, else when it is opened."""
+        """Wait until the gate is open."""
         gate = self._closed.get(name)
         if gate is None:
             return
@@ -39,7 +39,7 @@ class Gates:
         self._closed.setdefault(name, Gate())
 
     def open(self, name: str) -> int:
-        """Open a gate and return how many waited at it."""
+        """Open a gate and return how many calls or jobs were held at it."""
         gate = self._closed.pop(name, None)
         if gate is None:
             return 0
@@ -47,7 +47,7 @@ class Gates:
         return gate.waiting
 
     async def wait(self, name: str, seconds: float) -> int:
-        """Wait until one call or job is held at a closed gate, at most this long. Return how many are held."""
+        """Wait at most this many seconds until a closed gate holds a call or a job. Return how many it holds."""
         gate = self._closed.get(name)
         if gate is None:
             return 0
@@ -56,5 +56,5 @@ class Gates:
         return gate.waiting
 
     def waiting(self) -> dict[str, int]:
-        """Return the closed gates with how many are held at each."""
+        """Return the number of held calls or jobs of each closed gate."""
         return {name: gate.waiting for name, gate in self._closed.items()}

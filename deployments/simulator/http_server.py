@@ -64,7 +64,7 @@ class Server:
         self._server: asyncio.Server | None = None
 
     async def listen(self, host: str, port: int) -> int:
-        """Start to listen and return the port, which the system chooses if it is 0. Raises OSError."""
+        """Start to listen and return the port. If the given port is 0, the system chooses one. Raises OSError."""
         self._server = await asyncio.start_server(self._connected, host, port, reuse_address=True)
         address: tuple[Any, ...] = self._server.sockets[0].getsockname()
         return int(address[1])
@@ -178,7 +178,7 @@ class Connection:
         await self._writer.drain()
 
     async def _hang(self, seconds: float | None) -> None:
-        """Send nothing until the client disconnects or the time is over."""
+        """Send nothing until the client disconnects. After this many seconds reset the connection; None is no limit."""
         try:
             async with asyncio.timeout(seconds):
                 while await self._reader.read(65536):

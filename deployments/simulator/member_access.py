@@ -7,7 +7,7 @@ from .api_keys import ApiKey
 from .procedures.registry import Refusal
 from .store import Row, Store
 
-# The permission that a procedure requires: the status of a refusal, the resource, and the beginning of the message.
+# By procedure, the permission that it requires: the status of a refusal, the resource, the start of the message.
 # project.create wraps the refusal in an error of its own.
 PERMISSIONS = {
     "project.create": (400, "project", "Error creating the project: "),
@@ -53,7 +53,7 @@ def find_target(store: Store, field: str, values: Row) -> str | None:
 
 
 def limit_to_visible(key: ApiKey, name: str, value: Any) -> Any:
-    """Return a result, or a part of it with this name, as the member may see it."""
+    """Return a procedure's result, or the part in its field `name`, without what the member may not see."""
     if name == "members":
         return [membership(key, row) for row in value]
     if isinstance(value, dict):
@@ -65,7 +65,7 @@ def limit_to_visible(key: ApiKey, name: str, value: Any) -> Any:
 
 
 def membership(key: ApiKey, owner: Row) -> Row:
-    """Return the member's membership, made from the owner's."""
+    """Return the member's membership, derived from the owner's row."""
     reach = {name: [id for id in ids if id in key.reach] for name, ids in owner.items() if name.startswith("accessed")}
     return {**owner, "userId": MEMBER_ID, "role": "member", **reach}
 

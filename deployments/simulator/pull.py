@@ -13,7 +13,7 @@ def registry_host(image: str) -> str:
 
 
 def has_no_host(image: str) -> bool:
-    """Return whether the name of the registry is reserved as invalid and cannot be resolved (RFC 2606)."""
+    """Return whether the registry is below `.invalid`, a domain that never resolves (RFC 2606)."""
     return registry_host(image).rsplit(":", 1)[0].endswith(".invalid")
 
 

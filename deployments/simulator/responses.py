@@ -1,4 +1,4 @@
-"""The responses of Dokploy: values, errors in the REST and in the tRPC form, plain texts."""
+"""Dokploy's responses: values, errors in REST or tRPC format, and plain text."""
 
 import json
 from typing import Any

@@ -31,7 +31,7 @@ class Router:
         return sized_response("text/html", html, headers=headers)
 
     def _find_route(self, host: str, path: str) -> Row | None:
-        """Return the route with the longest path, as Traefik does, and of equal ones the oldest."""
+        """Return the matching route with the longest path, as Traefik does; of equally long ones the oldest."""
         matching = [
             route
             for route in self._store.routes.values()

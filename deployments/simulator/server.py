@@ -42,7 +42,7 @@ class DokployServer:
         self.store.close()
 
     async def restart(self, seconds: float) -> None:
-        """Restart Dokploy and reject all connections for these seconds. Containers run on."""
+        """Restart Dokploy and reset all connections for this many seconds. Containers continue to run."""
         await self.queue.stop()
         self.queue.start()
         self._down_until = time.monotonic() + seconds
@@ -54,12 +54,12 @@ class DokployServer:
         return time.monotonic() < self._down_until
 
     def find_deployment_by_log(self, path: str) -> str | None:
-        """Return the id of the deployment that logs to this file, of two in the same second the later one's."""
+        """Return the id of the newest deployment that logs to this file, or None. Two in one second share a file."""
         ids = [row["deploymentId"] for row in self.store.deployments.where(logPath=path)]
         return ids[-1] if ids else None
 
     async def follow_log(self, deployment_id: str) -> AsyncIterator[str]:
-        """Yield a log from its start and then what is written to it. It does not end, like `tail -f`."""
+        """Yield a log from its start and then whatever is appended, without end, like `tail -f`."""
         sent = 0
         while True:
             written = self.queue.log_written

@@ -21,10 +21,10 @@ class Settings:
     """The behavior of the simulated server. Times are in seconds.
 
     pull, start and latency: how long an image pull, a container's start and an API call take.
-    pull_error, engine_error: the message with which pulls, or updates of services, fail.
+    pull_error: the message with which pulls fail. engine_error: the message with which updates of services fail.
     infrastructure: whether the engine has Dokploy's own services. login: the registry's answer to credentials.
-    rate_limit: verifications of an API key in rate_window. container_status: replaces every container's status.
-    halves: how many of the next project.create calls insert the project and fail at its environment.
+    rate_limit: allowed verifications of a key per rate_window. container_status: replaces every container's status.
+    halves: how many of the next project.create calls insert the project but not its environment, and then fail.
     """
 
     pull: float = 6.0

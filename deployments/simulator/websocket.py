@@ -60,7 +60,7 @@ class WebSocket:
         if size >= 126:
             size = int.from_bytes(await self._read(2 if size == 126 else 8))
         if not second & 0x80 or size > FRAME_LIMIT:
-            raise ConnectionError("not a valid frame of a client")
+            raise ConnectionError("the client sent an invalid frame")
         mask = await self._read(4)
         payload = await self._read(size)
         return first & 0x0F, bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))

@@ -1,7 +1,7 @@
-"""Dokploy's procedures by noun. The simulator has those that the portal's client calls, and four more.
+"""Dokploy's procedures by noun. The simulator has those that the portal's client calls, and four for tests.
 
-project.update, environment.update, application.redeploy and settings.updateBuildsConcurrency are for tests, which
-change the server's state with them as a user of Dokploy would.
+With project.update, environment.update, application.redeploy and settings.updateBuildsConcurrency, tests change the
+server's state as a user of Dokploy would.
 """
 
 from . import applications, containers, deployments, domains, organizations, projects, web_server

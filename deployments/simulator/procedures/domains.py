@@ -1,4 +1,4 @@
-"""Domains. A route is written when its domain changes, and not when other rows change later."""
+"""Domains. A route is written only when its domain changes, not when other rows change later."""
 
 import re
 

@@ -5,7 +5,7 @@ from ..server import DokployServer
 from ..store import Row
 from .registry import query
 
-# Permissions that an owner has although these columns are false.
+# These columns are false in the owner's row, although an owner has all permissions.
 PERMISSION_COLUMNS = (
     "canCreateProjects canAccessToSSHKeys canCreateServices canDeleteProjects canDeleteServices canAccessToDocker "
     "canAccessToAPI canAccessToGitProviders canAccessToTraefikFiles canDeleteEnvironments canCreateEnvironments"

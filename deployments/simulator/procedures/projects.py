@@ -76,7 +76,7 @@ def update_project(server: DokployServer, given: Row) -> object:
 
 @mutation("project.remove", projectId=TEXT)
 def remove_project(server: DokployServer, given: Row) -> object:
-    """Delete the rows only: services run on, and the router keeps its routes."""
+    """Delete the rows only: services continue to run, and the router keeps its routes."""
     project = require_project(server, given)
     for environment in environments_of(server, project):
         for application in applications_of(server, environment):

@@ -7,7 +7,7 @@ from ..server import DokployServer
 from ..store import Row
 from ..zod import Field
 
-# The result of a procedure that returns nothing.
+# The result of a procedure whose response has no body.
 NO_CONTENT = object()
 TEXT = Field()
 NAME = Field(minimum=1)
