@@ -46,34 +46,42 @@ class Simulator:
         self.router = client(f"http://127.0.0.1:{router}")
 
     def close(self) -> int:
+        """Close the clients, terminate the process and return its exit status."""
         for client in (self.api, self.bare, self.switches, self.router):
             client.close()
         self.process.terminate()
         return self.wait()
 
     def wait(self) -> int:
+        """Wait until the process ends and return its exit status."""
         status = self.process.wait(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return status
 
     def get(self, procedure: str, **query: Any) -> httpx.Response:
+        """Call a procedure that reads, and return the response whatever its status."""
         return self.api.get(procedure, params=query)
 
     def post(self, procedure: str, **given: Any) -> httpx.Response:
+        """Call a procedure that writes, and return the response whatever its status."""
         return self.api.post(procedure, json=given)
 
     def ask(self, procedure: str, **query: Any) -> Any:
+        """Call a procedure that reads, and return its result. Raises httpx.HTTPStatusError."""
         return self.get(procedure, **query).raise_for_status().json()
 
     def do(self, procedure: str, **given: Any) -> Any:
+        """Call a procedure that writes, and return its result or None. Raises httpx.HTTPStatusError."""
         answer = self.post(procedure, **given).raise_for_status()
         return answer.json() if answer.content else None
 
     def turn(self, **settings: Any) -> None:
+        """Change settings of the simulator."""
         self.switches.post("settings", json=settings).raise_for_status()
 
     def fault(self, procedure: str, what: str, **more: Any) -> None:
+        """Set a fault for the next call of a procedure, or for as many calls as `times` says (None: for all)."""
         given = {"procedure": procedure, "what": what, **more}
         self.switches.post("faults", json=given).raise_for_status()
 
@@ -84,11 +92,13 @@ class Simulator:
         self.switches.delete(f"gates/{name}").raise_for_status()
 
     def wait_at(self, name: str) -> int:
+        """Wait up to 20 s until the gate holds a call or a job, and return how many it holds."""
         answer = self.switches.get(f"gates/{name}", params={"wait": 20}, timeout=25)
         waiting: int = answer.json()["waiting"]
         return waiting
 
     def gather_at(self, name: str, count: int) -> None:
+        """Wait until the gate holds this many calls or jobs."""
         until(lambda: self.wait_at(name) == count)
 
     def state(self) -> Any:
@@ -113,10 +123,12 @@ class Simulator:
             self.do("project.remove", projectId=row["projectId"])
 
     def project(self, name: str = "shop") -> tuple[str, str]:
+        """Create a project; return its id and that of its environment."""
         made = self.do("project.create", name=name)
         return made["project"]["projectId"], made["environment"]["environmentId"]
 
     def application(self, environment: str = "", image: str | None = IMAGE, **more: Any) -> Any:
+        """Create an application, by default in a new project, and return its row."""
         environment = environment or self.project()[1]
         given = {"name": "web", "appName": "web", "sourceType": "docker", **more}
         application = self.do("application.create", environmentId=environment, **given)
@@ -125,7 +137,7 @@ class Simulator:
         return application
 
     def deploy(self, application: Any, procedure: str = "application.deploy", **more: Any) -> Any:
-        """Deploy and wait for the end; return the row."""
+        """Deploy an application, wait until the queue is empty, and return the row of the Dokploy deployment."""
         self.do(procedure, applicationId=application["applicationId"], **more)
         until(lambda: not self.ask("deployment.queueList"))
         return self.ask("deployment.all", applicationId=application["applicationId"])[0]
@@ -139,6 +151,7 @@ class Simulator:
         return str(row["applicationStatus"])
 
     def visit(self, host: str, path: str = "/") -> httpx.Response:
+        """Request a page of this host from the router."""
         return self.router.get(path, headers={"Host": host})
 
 
@@ -153,6 +166,7 @@ def command(data: Path) -> list[str]:
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0, pause: float = 0.005) -> Any:
+    """Return the condition's value as soon as it is true. Fail after this many seconds."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, "the condition did not become true in time"
@@ -191,6 +205,7 @@ class Portal:
         self.output = data / "output"
 
     def start(self) -> "Portal":
+        """Start the portal without the sample deployment, and wait until it answers."""
         self.process = self.manage("serve", "--no-sample")
         until(self.answers, 30, pause=0.05)
         return self
@@ -204,6 +219,7 @@ class Portal:
             return subprocess.Popen(command, cwd=self.root, env=self.env, stdout=output, stderr=output, text=True)
 
     def answers(self) -> bool:
+        """Return whether the portal answers. Fail with its output if its process has ended."""
         assert self.process is not None
         assert self.process.poll() is None, self.output.read_text()
         try:
@@ -222,6 +238,7 @@ class Portal:
         return all(_is_free(self.port + offset) for offset in range(3))
 
     def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send this signal, wait up to 30 s for the end, and return the exit status."""
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -247,14 +264,15 @@ class Portal:
         return answer.json()
 
     def events(self, id: str, after: int = 0, wait: float = 0) -> Any:
+        """Return the events after a number. If there are none, wait for one up to `wait` seconds."""
         return self.http.get(f"/api/deployments/{id}/events", params={"after": after, "wait": wait}).json()
 
     def finished(self, id: str, seconds: float = 30) -> Any:
-        """Return the deployment's state once it has ended."""
+        """Wait until the deployment has ended, and return its state."""
         return until(lambda: (state := self.status(id))["status"] != "in_progress" and state, seconds, pause=0.03)
 
     def has_free(self, name: str) -> bool:
-        """Return whether the name is available, once Dokploy has answered."""
+        """Wait until the name check has Dokploy's answer, and return whether the name is available."""
         ask = lambda: self.http.get(f"/api/check/{name}").json()  # noqa: E731
         return until(lambda: (said := ask())["available"] is not None and said)["available"] is True
 
@@ -275,9 +293,11 @@ class Portal:
     # -- the simulator's control API -----------------------------------------------------------------------------------
 
     def turn(self, **settings: Any) -> None:
+        """Change settings of the simulator."""
         self.switches.post("settings", json=settings).raise_for_status()
 
     def fault(self, procedure: str, what: str, **more: Any) -> None:
+        """Set a fault for the next call of a procedure, or for as many calls as `times` says (None: for all)."""
         self.switches.post("faults", json={"procedure": procedure, "what": what, **more}).raise_for_status()
 
     def close_gate(self, name: str) -> None:
@@ -365,10 +385,12 @@ class ScaledOut(Portal):
         subprocess.run([sys.executable, "manage.py", "setup"], cwd=self.root, env=self.env, check=True)
 
     def work(self, *command: str) -> "subprocess.Popen[str] | PooledProcess":
+        """Start a worker, by default `manage.py worker`, and return its process."""
         self.workers.append(self.manage(*(command or ("worker",))))
         return self.workers[-1]
 
     def spawn(self, module: str, *arguments: str) -> "subprocess.Popen[str]":
+        """Start a Python module with the portal's settings, and return its process."""
         env = {**self.env, "DJANGO_SETTINGS_MODULE": "deployportal.settings", "PYTHONPATH": str(self.root)}
         with self.output.open("a") as output:
             command = [sys.executable, "-m", module, *arguments]

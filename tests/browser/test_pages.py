@@ -1,4 +1,4 @@
-"""The pages in a real browser. Dokploy continues only after the page has shown the current step."""
+"""The pages in Chromium. Dokploy continues only after the page has shown the current step."""
 
 import re
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def fill_in(tab: Any, name: str, template: str = "stack") -> None:
 
 
 def type_name(tab: Any, name: str, template: str = "stack") -> None:
-    """Fill in the form, and wait for the name check: aborted by the next page, it would be an error in the console."""
+    """Fill in the form and wait for the name check. The next page would abort it, which is an error in the console."""
     fill_in(tab, name, template)
     expect(tab.locator("#check")).to_contain_text(f"http://{name}.localhost")
 
@@ -73,7 +73,7 @@ def test_every_phase_is_shown_until_the_stack_is_live(portal: Portal, tab: Any) 
             expect(tab).to_have_title(f"({number}/7) Deploying · watched-live")
             portal.open_gate(gate)
     expect(tab.get_by_role("heading", name="The stack is live")).to_be_visible()
-    assert tab.evaluate("window.sameDocument") is True, "the page was reloaded"
+    assert tab.evaluate("window.sameDocument") is True, "the page must not be reloaded"
     with tab.context.expect_page() as opened:
         tab.get_by_role("link", name=re.compile("Open watched-live")).click()
     expect(opened.value.locator("body")).to_contain_text("watched-live")
@@ -88,7 +88,7 @@ def test_a_failure_says_why_and_what_is_left(portal: Portal, tab: Any) -> None:
     expect(card).to_be_focused()
     expect(tab.locator("#deployment")).to_contain_text("Undone, nothing left behind")
     expect(tab.locator("#deployment")).to_contain_text("Failed while deploying")
-    assert tab.locator("progress").count() == 0, "an undo has no bar"
+    assert tab.locator("progress").count() == 0, "an undo shows no progress bar"
     card.get_by_role("link", name="REGISTRY_UNREACHABLE").click()
     expect(tab.get_by_role("heading", level=1)).to_contain_text("The registry cannot be reached")
 
@@ -137,7 +137,7 @@ def test_a_user_cancels_and_retries_on_the_page(portal: Portal, tab: Any) -> Non
 
 
 def test_a_link_that_replaces_another_one_does_not_inherit_its_action(portal: Portal, tab: Any) -> None:
-    """While the deployment was in progress, a link that htmx posts was in the same place."""
+    """The new link stands where a link that htmx posts stood while the deployment was in progress."""
     elsewhere = tab.context.new_page()
     elsewhere.goto("/")
     with held(portal, "job"):

@@ -179,12 +179,12 @@ def test_the_cancellation_is_tested_even_if_dokploy_runs_several_deployments_at_
 
 
 def test_the_command_continues_after_its_output_is_closed(simulator: Simulator, conform: Any, only: Any) -> None:
-    class Gone(io.StringIO):
+    class ClosedOutput(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
     only("deploy")
-    assert conform(stdout=Gone())[0] == 0
+    assert conform(stdout=ClosedOutput())[0] == 0
     assert simulator.state()["calls"]["project.create"] > 0
     assert object_counts(simulator) == NOTHING
 

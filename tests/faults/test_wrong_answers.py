@@ -15,7 +15,7 @@ from ..processes import until
 from .assertions import Figures, OneMachinePortal, assert_objects, assert_same_everywhere
 
 QUESTION, CHANGE = "environment.byProjectId", "application.create"
-# “_done”: Dokploy does the work and still answers this.
+# With “_done” Dokploy executes the call and then gives this answer.
 WRONG = (
     "error500 error500_done error400 error400_done unauthorized unauthorized_done too_many html502 html502_done "
     "empty200 empty200_done garbage200 garbage200_done wrong_types reset_before reset_after "
@@ -34,7 +34,7 @@ def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneMachinePorta
 
 @pytest.fixture
 def elsewhere() -> Iterator[socket.socket]:
-    """Listen where a redirect leads; the portal must not connect."""
+    """Listen at the target of the redirect, to which the portal must not connect."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server

@@ -17,14 +17,14 @@ from ..gates import GATES, held
 from ..processes import Portal, until
 from ..users import People, browser, end, new_token, submit
 from ..users import token as token_of
-from .test_removal import NONE, ONE, deployed, ended, there
-from .test_resume import no_event_is_missing
+from .test_removal import NO_OBJECTS, ONE_OF_EACH, count_objects, deploy_and_wait, final_state
+from .test_resume import assert_no_event_missing
 from .test_sweeper import left_behind
 
 
 @pytest.fixture
 def person(portal: Portal) -> Iterator[httpx.Client]:
-    """Return the demo user at a browser."""
+    """Yield a client of the demo user, as a browser would be."""
     with closing(browser(portal)) as http:
         http.base_url = httpx.URL(f"http://localhost:{portal.port}")
         yield http
@@ -65,11 +65,11 @@ def test_a_deployment_cancelled_in_any_phase_is_undone_and_leaves_nothing(
         assert ask(portal, id, "cancel").status_code == 202, "a repeated cancel is not recorded twice"
         state = portal.status(id)
         assert (state["status"], state["cancelRequested"]) == ("in_progress", True)
-    state = ended(portal, token, answer)
+    state = final_state(portal, token, answer)
     assert (state["status"], state["error"]["code"], state["error"]["phase"]) == ("failure", "CANCELLED", phase)
     assert state["progress"] <= 95
-    assert there(portal, name) == NONE
-    events = no_event_is_missing(portal, id)
+    assert count_objects(portal, name) == NO_OBJECTS
+    events = assert_no_event_missing(portal, id)
     notes = [(event["message"], event["data"]) for event in events if event["kind"] == "note"]
     assert notes == [("Cancel requested", {"by": "visitor"})]
     assert portal.has_free(name)
@@ -90,7 +90,7 @@ def test_the_page_shows_that_a_cancel_is_requested_and_then_completed(
         assert portal.status(answer.json()["deploymentId"])["cancelRequested"] is False, "GET changes nothing"
         assert submit(person, f"{page}/cancel", {}).headers["Location"] == page
         assert "Cancel requested" in person.get(page).text
-    ended(portal, token, answer)
+    final_state(portal, token, answer)
     html = person.get(page).text
     assert "Cancelled" in html
     assert "Undone, nothing left behind" in html
@@ -100,34 +100,34 @@ def test_the_page_shows_that_a_cancel_is_requested_and_then_completed(
 
 
 def test_a_cancelled_redeploy_restores_the_former_version(portal: Portal, token: dict[str, str]) -> None:
-    deployed(portal, token, "cancel-again", template="web-page", parameters={"GREETING": "one"})
+    deploy_and_wait(portal, token, "cancel-again", template="web-page", parameters={"GREETING": "one"})
     with held(portal, "pull"):
         answer = start(portal, "cancel-again", template="web-page", parameters={"GREETING": "two"})
         id = answer.json()["deploymentId"]
         until(lambda: portal.status(id)["message"] == "Pulling the image and starting the container")
         assert ask(portal, id, "cancel").status_code == 202
         until(lambda: portal.status(id)["phase"] == "rolling_back")
-    state = ended(portal, token, answer)
+    state = final_state(portal, token, answer)
     assert (state["error"]["code"], state["message"]) == ("CANCELLED", "Rollback completed")
-    assert there(portal, "cancel-again") == ONE
+    assert count_objects(portal, "cancel-again") == ONE_OF_EACH
     service = next(row for row in portal.dokploy()["services"] if row["name"].startswith("cancel-again-"))
     assert "GREETING=one" in service["env"]
 
 
 def test_a_cancel_without_effect_is_refused_with_a_sentence(portal: Portal, token: dict[str, str]) -> None:
-    deployed(portal, token, "not-cancelled")
+    deploy_and_wait(portal, token, "not-cancelled")
     with held(portal, "domain.delete"):
         removal = portal.http.delete("/api/stacks/not-cancelled")
         refused = ask(portal, removal.json()["deploymentId"], "cancel")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "CONFLICT")
         assert "A removal can't be cancelled" in refused.json()["error"]["message"]
-    assert ended(portal, token, removal)["status"] == "success"
+    assert final_state(portal, token, removal)["status"] == "success"
     with held(portal, "project.remove"):
         failing = start(portal, "not-cancelled", template="broken")
         portal.wait_at("project.remove")
         refused = ask(portal, failing.json()["deploymentId"], "cancel")
         assert "already being undone" in refused.json()["error"]["message"]
-    assert ended(portal, token, failing)["error"]["code"] == "REGISTRY_UNREACHABLE"
+    assert final_state(portal, token, failing)["error"]["code"] == "REGISTRY_UNREACHABLE"
 
 
 def test_a_caller_with_only_the_link_can_neither_cancel_nor_retry(portal: Portal) -> None:
@@ -143,7 +143,7 @@ def test_a_retry_has_the_same_parameters_and_creates_nothing_twice(portal: Porta
     portal.turn(pull_error="no space left on device")
     given = {"template": "web-page", "parameters": {"GREETING": "kept"}}
     answer = start(portal, "tried-again", **given)
-    failed = ended(portal, token, answer)
+    failed = final_state(portal, token, answer)
     assert failed["error"]["code"] == "SERVER_DISK_FULL"
     portal.turn(pull_error=None)
     id = failed["deploymentId"]
@@ -151,8 +151,8 @@ def test_a_retry_has_the_same_parameters_and_creates_nothing_twice(portal: Porta
         first, second = ask(portal, id, "retry"), ask(portal, id, "retry")
         assert first.status_code == 202, first.text
         assert first.json() == second.json(), "two identical requests cause one deployment"
-    assert ended(portal, token, first)["status"] == "success"
-    assert there(portal, "tried-again") == ONE
+    assert final_state(portal, token, first)["status"] == "success"
+    assert count_objects(portal, "tried-again") == ONE_OF_EACH
     application = next(row for row in portal.dokploy()["applications"] if row["name"] == "tried-again")
     assert "GREETING='kept'" in application["env"]
     for deployment, says in (
@@ -170,7 +170,7 @@ def test_a_retry_on_the_page_leads_to_the_new_deployment_and_reuses_leftovers(
     portal.turn(pull_error="no space left on device")
     portal.fault("application.delete", "error500", times=None)
     answer = start(portal, "left-and-retried")
-    state = ended(portal, token, answer)
+    state = final_state(portal, token, answer)
     assert "Left at Dokploy: the application" in state["message"]
     portal.turn(pull_error=None)
     portal.switches.delete("faults")
@@ -182,8 +182,8 @@ def test_a_retry_on_the_page_leads_to_the_new_deployment_and_reuses_leftovers(
     assert sent.headers["HX-Redirect"].startswith("/deployments/dep_")
     again = sent.headers["HX-Redirect"]
     until(lambda: "The stack is live" in person.get(again).text, 30)
-    assert there(portal, "left-and-retried") == ONE
-    events = no_event_is_missing(portal, again.rpartition("/")[2])
+    assert count_objects(portal, "left-and-retried") == ONE_OF_EACH
+    events = assert_no_event_missing(portal, again.rpartition("/")[2])
     begun = [event["phase"] for event in events if event["data"].get("step") == "begins"]
     assert begun == ["initializing", "configuring_application", "creating_domain", "deploying", "verifying_health"]
     assert person.get(again).text.count("already exists") == 3

@@ -48,7 +48,7 @@ def hold_one_deployment_at_each(portal: Portal, places: list[str], holding: Exit
     return ids
 
 
-def no_event_is_missing(portal: Portal, id: str) -> list[Any]:
+def assert_no_event_missing(portal: Portal, id: str) -> list[Any]:
     state, events = portal.status(id), portal.events(id)["events"]
     assert [event["seq"] for event in events] == list(range(1, state["version"] + 1))
     return list(events)
@@ -64,7 +64,7 @@ def test_every_deployment_resumes_after_kill_9_in_every_phase(own_portal: Any) -
     for name, id in ids.items():
         state = portal.finished(id)
         assert state["phase"] == "completed", (name, state)
-        no_event_is_missing(portal, id)
+        assert_no_event_missing(portal, id)
         assert portal.router.get("/", headers={"Host": f"{name}.localhost"}).status_code == 200
     there = portal.dokploy()
     assert {kind: len(there[kind]) for kind in KINDS} == dict.fromkeys(KINDS, len(PLACES))
@@ -85,7 +85,7 @@ def test_every_undo_resumes_after_kill_9_in_every_phase(own_portal: Any) -> None
         state = portal.finished(id)
         assert (state["phase"], state["message"]) == ("rolling_back", "Rollback completed"), name
         assert (state["error"]["phase"], state["error"]["code"]) == ("deploying", "SERVER_DISK_FULL")
-        no_event_is_missing(portal, id)
+        assert_no_event_missing(portal, id)
         assert portal.has_free(name)
     there = portal.dokploy()
     assert {kind: there[kind] for kind in KINDS} == {kind: [] for kind in KINDS}
@@ -103,7 +103,7 @@ def test_sigterm_during_a_deployment_releases_it_and_exits_with_0(own_portal: An
     assert portal.finished(id)["phase"] == "completed"
     there = portal.dokploy()
     assert {kind: len(there[kind]) for kind in KINDS} == dict.fromkeys(KINDS, 1)
-    notes = [event for event in no_event_is_missing(portal, id) if event["kind"] == "note"]
+    notes = [event for event in assert_no_event_missing(portal, id) if event["kind"] == "note"]
     assert [note["message"] for note in notes] == ["Resumed after an interruption"]
 
 
@@ -178,6 +178,6 @@ def test_sigterm_ends_in_time_while_another_process_locks_the_database(own_porta
     until(portal.ports_are_free)
     portal.start()
     assert portal.finished(id)["phase"] == "completed"
-    no_event_is_missing(portal, id)
+    assert_no_event_missing(portal, id)
     there = portal.dokploy()
     assert {kind: len(there[kind]) for kind in KINDS} == dict.fromkeys(KINDS, 1)

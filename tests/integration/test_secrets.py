@@ -55,7 +55,7 @@ def with_a_secret(people: People) -> People:
 
 
 @pytest.fixture(scope="module")
-def boss(shared_portal: Portal) -> Iterator[httpx.Client]:
+def operator_client(shared_portal: Portal) -> Iterator[httpx.Client]:
     """Return the operator, who has created a template with a secret parameter and a registry password."""
     http = operator(shared_portal)
     given = {
@@ -79,7 +79,7 @@ def boss(shared_portal: Portal) -> Iterator[httpx.Client]:
     http.close()
 
 
-def test_a_secret_is_shown_nowhere_but_at_dokploy(shared_portal: Portal, boss: httpx.Client) -> None:
+def test_a_secret_is_shown_nowhere_but_at_dokploy(shared_portal: Portal, operator_client: httpx.Client) -> None:
     """One deployment succeeds; Dokploy refuses one and the registry another, both with the secrets in their errors."""
     mine = browser(shared_portal)
     header = new_token(mine)
@@ -105,14 +105,14 @@ def test_a_secret_is_shown_nowhere_but_at_dokploy(shared_portal: Portal, boss: h
             seen[f"{name}: {path}"] = mine.get(path, headers=header).text
         for path in (started["pageUrl"], f"{started['pageUrl']}/live", "/", "/stacks"):
             seen[f"{name}: {path}"] = mine.get(path).text
-            seen[f"{name}: {path} for an operator"] = boss.get(path).text
+            seen[f"{name}: {path} for an operator"] = operator_client.get(path).text
         shared_portal.switches.delete("faults")
-        seen[f"{name}: admin"] = boss.get(f"/admin/deployments/deployment/{quote(id)}/change/").text
+        seen[f"{name}: admin"] = operator_client.get(f"/admin/deployments/deployment/{quote(id)}/change/").text
     shared_portal.turn(pull_error=None)
     for page in ("template", "stack", "deployment", "receipt", "apitoken"):
-        shown = boss.get(f"/admin/deployments/{page}/", params={"q": "secret-"}).text
+        shown = operator_client.get(f"/admin/deployments/{page}/", params={"q": "secret-"}).text
         for path in re.findall(rf"/admin/deployments/{page}/[\w]+/change/", shown):
-            seen[path] = boss.get(path).text
+            seen[path] = operator_client.get(path).text
     for file in shared_portal.data.glob("portal.sqlite3*"):
         seen[file.name] = file.read_bytes().decode("latin-1")
     seen["log"] = shared_portal.output.read_text()

@@ -38,7 +38,7 @@ from deployments.worker.sweeper import scan_for_orphans
 from ..gates import held
 from ..processes import KEY, Portal, Simulator, until
 from ..users import People, browser, end, new_token, operator, submit
-from .test_removal import NONE, ONE, change_by_hand, deployed, ended, there
+from .test_removal import NO_OBJECTS, ONE_OF_EACH, change_by_hand, count_objects, deploy_and_wait, final_state
 
 
 @pytest.fixture(name="people")
@@ -320,15 +320,15 @@ def test_the_sweeper_removes_leftovers_and_reports_unrecorded_objects(own_portal
     portal.fault("application.delete", "error500", times=None)
     id = portal.deploy("left-over")
     assert "Left at Dokploy" in portal.finished(id)["message"]
-    assert there(portal, "left-over") == {**ONE, "domains": 0, "services": 0}
+    assert count_objects(portal, "left-over") == {**ONE_OF_EACH, "domains": 0, "services": 0}
     portal.switches.delete("faults")
     portal.turn(pull_error=None)
     forget(portal, "UPDATE deployments_deployment SET completed_at = '2020-01-01'")
-    until(lambda: there(portal, "left-over") == NONE, 20)
+    until(lambda: count_objects(portal, "left-over") == NO_OBJECTS, 20)
     until(lambda: portal.http.get("/api/check/left-over").json()["available"] is True)
 
-    deployed(portal, token, "forgotten")
-    deployed(portal, token, "remembered")
+    deploy_and_wait(portal, token, "forgotten")
+    deploy_and_wait(portal, token, "remembered")
     of_it = "(SELECT id FROM deployments_stack WHERE name = 'forgotten')"
     forget(
         portal,
@@ -339,15 +339,15 @@ def test_the_sweeper_removes_leftovers_and_reports_unrecorded_objects(own_portal
         orphans = lambda: admin.get("/admin/deployments/orphan/").text  # noqa: E731
         listed = until(lambda: (html := orphans()).count('/remove"') == 2 and html, 20)
         assert "remembered" not in listed
-        assert there(portal, "forgotten") == ONE, "nothing is deleted on a guess"
+        assert count_objects(portal, "forgotten") == ONE_OF_EACH, "unrecorded objects are not deleted without a request"
         page = listed.split('href="/orphans/')[1].split('"')[0]
         with closing(browser(portal)) as visitor:
             assert visitor.get(f"http://localhost:{portal.port}/orphans/{page}").status_code == 404
         deployment = submit(admin, f"/orphans/{page}", {}).headers["Location"]
         until(lambda: "The stack was removed" in admin.get(deployment).text, 20)
         until(lambda: "0 orphans" in orphans(), 20)
-    assert there(portal, "forgotten") == NONE
-    assert there(portal, "remembered") == ONE
+    assert count_objects(portal, "forgotten") == NO_OBJECTS
+    assert count_objects(portal, "remembered") == ONE_OF_EACH
 
 
 def test_a_create_that_takes_effect_after_the_undo_is_named_until_an_operator_removes_it(
@@ -363,15 +363,15 @@ def test_a_create_that_takes_effect_after_the_undo_is_named_until_an_operator_re
         id = answer.json()["deploymentId"]
         portal.wait_at("project.create")
         assert portal.http.post(f"/api/deployments/{id}/cancel", headers=token).status_code == 202
-        undone = ended(portal, token, answer)
+        undone = final_state(portal, token, answer)
         assert (undone["phase"], undone["message"]) == ("rolling_back", "Rollback completed")
-        assert there(portal, "lands-late") == NONE
-    late = {**NONE, "projects": 1}
-    until(lambda: there(portal, "lands-late") == late)
+        assert count_objects(portal, "lands-late") == NO_OBJECTS
+    late = {**NO_OBJECTS, "projects": 1}
+    until(lambda: count_objects(portal, "lands-late") == late)
     retry = lambda deployment: portal.http.post(f"/api/deployments/{deployment['deploymentId']}/retry", headers=token)  # noqa: E731
-    refused = ended(portal, token, retry(undone))
+    refused = final_state(portal, token, retry(undone))
     assert (refused["error"]["code"], refused["error"]["retryable"]) == ("LEFTOVER_AT_DOKPLOY", True)
-    assert there(portal, "lands-late") == late
+    assert count_objects(portal, "lands-late") == late
     with closing(operator(portal)) as admin:
         orphans = lambda: admin.get("/admin/deployments/orphan/").text  # noqa: E731
         listed = until(lambda: (html := orphans()).count('/remove"') == 1 and html, 20)
@@ -379,9 +379,9 @@ def test_a_create_that_takes_effect_after_the_undo_is_named_until_an_operator_re
         page = listed.split('href="/orphans/')[1].split('"')[0]
         deployment = submit(admin, f"/orphans/{page}", {}).headers["Location"]
         until(lambda: "The stack was removed" in admin.get(deployment).text, 20)
-    assert there(portal, "lands-late") == NONE
-    assert ended(portal, token, retry(refused))["status"] == "success"
-    assert there(portal, "lands-late") == ONE
+    assert count_objects(portal, "lands-late") == NO_OBJECTS
+    assert final_state(portal, token, retry(refused))["status"] == "success"
+    assert count_objects(portal, "lands-late") == ONE_OF_EACH
 
 
 def test_a_late_create_beside_a_newer_stack_of_the_name_is_an_orphan_and_not_used(own_portal: Any) -> None:
@@ -389,16 +389,16 @@ def test_a_late_create_beside_a_newer_stack_of_the_name_is_an_orphan_and_not_use
     with closing(browser(portal)) as http:
         http.base_url = httpx.URL(f"http://localhost:{portal.port}")
         token = {**new_token(http), "Accept": "application/json"}
-    made = deployed(portal, token, "doubled")["resources"]["projectId"]
+    made = deploy_and_wait(portal, token, "doubled")["resources"]["projectId"]
     mark = next(row for row in portal.dokploy()["projects"] if row["projectId"] == made)["description"]
     former = f"{mark.rpartition('/')[0]}/stk_{'0' * 20}"
     change_by_hand(portal, "project.create", name="doubled", description=former)
-    again = deployed(portal, token, "doubled")
+    again = deploy_and_wait(portal, token, "doubled")
     assert (again["kind"], again["resources"]["projectId"]) == ("redeploy", made)
     with closing(operator(portal)) as admin:
         html = until(lambda: (html := admin.get("/admin/deployments/orphan/").text).count('/remove"') and html, 20)
         assert former in html
         assert mark not in html
     removal = portal.http.delete("/api/stacks/doubled", headers=token)
-    assert ended(portal, token, removal)["message"] == "doubled is gone, and its name is free again"
+    assert final_state(portal, token, removal)["message"] == "doubled is gone, and its name is free again"
     assert [row["description"] for row in portal.dokploy()["projects"]] == [former]

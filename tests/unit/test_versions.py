@@ -15,7 +15,7 @@ from deployments.engine import versions
         *((text, None) for text in ("", "canary", "v0.30", "0.30.2.1", "v0.30.2\n", "v٠.٣٠.٢", "0.30.2 <b>", "v0..2")),
     ],
 )
-def test_a_version_is_parsed_or_none(text: str, version: versions.Version | None) -> None:
+def test_a_version_is_parsed_and_an_invalid_one_gives_none(text: str, version: versions.Version | None) -> None:
     assert versions.parse(text) == version
 
 

@@ -38,10 +38,10 @@ def owner(shared_portal: Portal) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def other(shared_portal: Portal) -> Iterator[httpx.Client]:
     """Yield a client of a user whose account an operator created."""
-    boss = operator(shared_portal)
+    operator_client = operator(shared_portal)
     made = {"username": "other", "usable_password": "true", "password1": PASSWORD, "password2": PASSWORD}
-    assert submit(boss, "/admin/auth/user/add/", made).status_code == 302
-    boss.close()
+    assert submit(operator_client, "/admin/auth/user/add/", made).status_code == 302
+    operator_client.close()
     with browser(shared_portal) as http:
         yield sign_in(http, "other", PASSWORD)
 

@@ -39,7 +39,7 @@ def test_a_closed_portal_refuses_anonymous_users_everywhere(closed_portal: Porta
             assert closing_code(refused) == 4404
 
 
-def test_one_viewer_too_many_is_told_when_to_try_again(closed_portal: Portal) -> None:
+def test_a_viewer_beyond_the_limit_is_refused_with_retry_after(closed_portal: Portal) -> None:
     """The limit is one for each user and address; a viewer that leaves frees its place."""
     with browser(closed_portal) as http:
         http.headers.update(new_token(http))

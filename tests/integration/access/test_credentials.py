@@ -80,7 +80,7 @@ def test_a_form_without_csrf_token_is_refused(people: People) -> None:
         for headers in ({}, {"HX-Request": "true"}, {"X-CSRFToken": "x" * 32}):
             assert client.post(path, data, headers=headers).status_code == 403
     assert contents() == before
-    assert client.get("/tokens").status_code == 200, "still signed in"
+    assert client.get("/tokens").status_code == 200, "the user is still signed in"
 
 
 def test_a_form_with_the_csrf_token_in_htmxs_header_is_accepted(people: People) -> None:

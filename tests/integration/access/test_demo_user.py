@@ -49,7 +49,7 @@ def test_a_host_name_that_is_not_loopback_is_not_the_demo_users(db: None, settin
     assert visiting(host).status_code == 302
 
 
-def test_a_host_that_is_not_allowed_is_an_error_without_a_trace(db: None) -> None:
+def test_a_host_that_is_not_allowed_is_refused_without_a_traceback(db: None) -> None:
     answer = visiting("evil.example")
     assert answer.status_code == 400
     assert b"Traceback" not in answer.content

@@ -37,7 +37,7 @@ def test_every_response_has_the_security_headers(shared_portal: Portal, owner: h
     for answer in (owner.get("/static/portal.css"), owner.post("/api/deploy", content=b" " * 70_000)):
         assert answer.headers["x-content-type-options"] == "nosniff"
     server = owner.get("/").headers.get("server", "").lower()
-    assert not re.search(r"\d", server), "no version of the server's"
+    assert not re.search(r"\d", server), "the Server header must not contain a version"
 
 
 def test_cookies_are_limited_to_this_portal(client: Client, people: People) -> None:
@@ -46,7 +46,9 @@ def test_cookies_are_limited_to_this_portal(client: Client, people: People) -> N
     assert (cookie["httponly"], cookie["samesite"], cookie["domain"]) == (True, "Lax", "")
 
 
-def test_no_page_needs_what_the_content_security_policy_forbids(people: People, open_deployment: Deployment) -> None:
+def test_no_page_has_content_that_its_content_security_policy_forbids(
+    people: People, open_deployment: Deployment
+) -> None:
     live = end(people.deploy(people.owner, "shop"))
     waiting = people.deploy(people.owner, "shop2")
     client = signed_in(people.owner)

@@ -138,7 +138,7 @@ def test_hostile_text_is_shown_escaped(people: People, text: str) -> None:
     assert "<script>alert" not in client.get("/tokens").content.decode()
 
 
-def test_a_label_with_a_nul_is_cleaned(people: People) -> None:
+def test_a_nul_in_a_token_label_is_removed(people: People) -> None:
     client = signed_in(people.owner)
     assert client.post("/tokens", {"label": "a\0b\r\nc"}).status_code == 200
     assert ApiToken.objects.get().label == "abc"
