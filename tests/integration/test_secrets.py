@@ -30,7 +30,7 @@ from deployportal.log_redaction import RedactingFilter
 
 from ..processes import Portal, until
 from ..users import People, browser, end, new_token, operator, socket, submit, token
-from .test_removal import ONE, there
+from .test_removal import ONE_OF_EACH, count_objects
 from .test_serve import run
 
 CANARY = "canary-parameter-5c1e"
@@ -322,10 +322,10 @@ def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_neve
     assert (failed["error"]["code"], failed["phase"]) == ("SERVER_DISK_FULL", "rolling_back")
     left = "Left at Dokploy: the former version (one of its secrets can no longer be decrypted)"
     assert failed["message"] == left
-    assert there(portal, "key-lost") == ONE
+    assert count_objects(portal, "key-lost") == ONE_OF_EACH
     portal.turn(pull_error=None)
     assert deploy("three")["status"] == "success"
-    assert there(portal, "key-lost") == ONE
+    assert count_objects(portal, "key-lost") == ONE_OF_EACH
     assert "API_TOKEN=three" in container_environment()
 
 
