@@ -41,7 +41,7 @@ def portal(tmp_path: Path, own_postgres: PostgreSQL, own_redis: Redis) -> Iterat
     simulator.close()
 
 
-def test_two_hundred_deployments_at_once_all_end_whatever_is_killed(
+def test_two_hundred_simultaneous_deployments_all_end_whatever_is_killed(
     portal: Proxied, own_postgres: PostgreSQL, own_redis: Redis, figures: Figures
 ) -> None:
     seed = int(os.environ.get("SOAK_SEED") or random.randrange(10**6))

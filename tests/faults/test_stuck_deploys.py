@@ -89,7 +89,7 @@ def images(portal: OneMachinePortal) -> set[str]:
     return {image.partition("@")[0] for image in found}
 
 
-def test_a_deploy_that_stays_running_fails_in_time_and_its_leftovers_go_once_it_has_ended(
+def test_a_deploy_that_stays_running_fails_in_time_and_its_leftovers_are_removed_after_it_ends(
     portal: OneMachinePortal, figures: Figures
 ) -> None:
     portal.change_by_hand("settings.updateBuildsConcurrency", buildsConcurrency=2)
@@ -130,7 +130,7 @@ def restart_dokploy(portal: OneMachinePortal) -> None:
 
 
 @pytest.mark.parametrize("resolve", [end_deploys, restart_dokploy])
-def test_a_redeploy_that_stays_running_never_costs_the_former_application(
+def test_a_redeploy_that_stays_running_keeps_the_former_application(
     portal: OneMachinePortal, resolve: Callable[[OneMachinePortal], None], figures: Figures
 ) -> None:
     portal.request("former", template="web-page")

@@ -61,7 +61,7 @@ def test_a_deployment_waits_for_a_database_that_is_locked_for_ten_seconds(
 
 
 @pytest.mark.parametrize("seconds", [4, 25])  # 25: longer than the worker keeps its lease
-def test_a_full_disk_causes_no_false_success_and_the_deployment_resumes_when_there_is_room(
+def test_a_full_disk_causes_no_false_success_and_the_deployment_resumes_when_space_is_free(
     portal: OneMachinePortal, figures: Figures, seconds: int
 ) -> None:
     with held(portal, "application.create"):
@@ -85,7 +85,7 @@ def test_a_full_disk_causes_no_false_success_and_the_deployment_resumes_when_the
 
 
 @pytest.mark.parametrize("place", ["application.create", "application.delete"])
-def test_a_portal_without_memory_completes_its_deployment_when_there_is_some_or_after_a_restart(
+def test_a_portal_out_of_memory_completes_its_deployment_when_memory_is_free_or_after_a_restart(
     portal: OneMachinePortal, figures: Figures, place: str
 ) -> None:
     """The portal may die and may refuse requests, but its deployment ends with the right state."""
@@ -122,7 +122,7 @@ def test_a_portal_without_memory_completes_its_deployment_when_there_is_some_or_
         ("application.deploy", "application"),
     ],
 )
-def test_a_deletion_by_hand_during_a_deployment_ends_it_in_time_and_leaves_nothing(
+def test_a_deployment_whose_object_is_deleted_by_hand_ends_in_time_and_leaves_nothing(
     portal: OneMachinePortal, figures: Figures, place: str, kind: str
 ) -> None:
     with held(portal, place):
@@ -160,7 +160,7 @@ def test_a_stack_whose_application_was_deleted_can_be_retried_until_it_works(
     assert_over(portal, "again", 1, figures)
 
 
-def test_a_stack_without_its_domain_is_never_called_live(portal: OneMachinePortal, figures: Figures) -> None:
+def test_a_stack_without_its_domain_never_becomes_live(portal: OneMachinePortal, figures: Figures) -> None:
     with held(portal, "job"):
         portal.request("nowhere")
         portal.wait_at("job")

@@ -59,7 +59,7 @@ def test_a_cancel_that_races_the_end_takes_effect_or_is_refused(portal: OneMachi
         figures.ended += 1
 
 
-def test_one_name_requested_by_many_at_once_goes_to_one_user_and_creates_one_stack(
+def test_simultaneous_requests_for_one_name_create_one_stack_for_one_user(
     portal: OneMachinePortal, figures: Figures
 ) -> None:
     def ask(number: int) -> int:

@@ -20,7 +20,7 @@ from ..services import PlainProxy
 from .assertions import Figures, OneMachinePortal, assert_objects, assert_same_everywhere, wait_for_frame
 
 CROWD, CONNECTING, SECONDS, MEGABYTES = 1000, 50, 60, 300
-SILENT, FEW = 50, 5  # silent readers of each kind; sockets that the test itself may keep open
+SILENT, SPARE_SOCKETS = 50, 5  # clients of each kind that read nothing; sockets that the test itself may keep open
 STREAM = {"Accept": "text/event-stream"}
 
 
@@ -81,7 +81,7 @@ async def crowd(portal: OneMachinePortal, id: str) -> list[str]:
     return frames
 
 
-def test_a_client_that_was_away_gets_missed_events_once_and_in_order(
+def test_a_client_that_reconnects_gets_the_missed_events_once_and_in_order(
     portal: OneMachinePortal, figures: Figures
 ) -> None:
     with held(portal, "application.create"):
@@ -119,7 +119,7 @@ def test_a_client_that_does_not_read_delays_no_other_and_is_disconnected(
             assert_same_everywhere(portal, portal.wait_until_ended("unread"), figures)
             assert memory(portal) - before < MEGABYTES / 3
             until(
-                lambda: open_sockets(portal) <= open_before + FEW, 2 * SECONDS
+                lambda: open_sockets(portal) <= open_before + SPARE_SOCKETS, 2 * SECONDS
             )  # sockets that answer no ping are closed
             assert all(began.startswith((b"HTTP/1.1 101", b"HTTP/1.1 200")) for began in map(first_bytes, silent))
         finally:

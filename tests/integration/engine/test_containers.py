@@ -60,7 +60,7 @@ async def test_no_application_is_deleted_while_the_container_engine_does_not_ans
 
 
 @pytest.mark.parametrize("way", ["undo", "remove"])
-async def test_a_container_that_outlives_its_application_is_named_until_it_is_stopped(
+async def test_a_container_that_outlives_its_application_is_reported_until_it_is_stopped(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr(containers, "STOP_SECONDS", 0.2)
@@ -117,7 +117,7 @@ async def test_no_application_is_created_while_the_container_of_a_deleted_one_ru
     StackObjects(simulator, harness.spec).assert_one_of_each()
 
 
-async def test_an_exited_container_does_not_keep_its_application_from_being_gone(
+async def test_an_exited_container_does_not_count_as_left_behind(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(containers, "QUIET_SECONDS", 0.05)

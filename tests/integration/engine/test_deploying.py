@@ -18,7 +18,9 @@ from .harness import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_a_dokploy_deployment_of_another_user_is_told_apart(simulator: Simulator, dokploy: Dokploy) -> None:
+async def test_a_dokploy_deployment_of_another_user_is_not_taken_for_the_own_one(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
     harness = new_harness(simulator)
     simulator.close_gate("job")
 
@@ -136,7 +138,7 @@ async def test_an_error_of_the_container_engine_is_classified(
 # -- the time limit ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_deployment_that_exceeds_its_limit_fails_with_the_status_at_dokploy(
+async def test_a_deployment_that_exceeds_its_limit_fails_and_names_its_status_at_dokploy(
     simulator: Simulator, dokploy: Dokploy
 ) -> None:
     running, waiting = (new_harness(simulator, deploy_timeout=0.5) for _ in range(2))

@@ -19,7 +19,7 @@ def attempts(harness: EngineHarness) -> list[int]:
     return [report.data["attempt"] for report in harness.reports if report.kind == "rung"]
 
 
-async def test_a_stack_that_starts_late_is_waited_for(simulator: Simulator, dokploy: Dokploy) -> None:
+async def test_the_health_check_waits_for_a_stack_that_starts_late(simulator: Simulator, dokploy: Dokploy) -> None:
     harness = new_harness(simulator)
     simulator.close_gate("container")
 

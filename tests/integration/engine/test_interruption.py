@@ -103,7 +103,7 @@ async def test_another_worker_completes_a_deployment_whose_worker_died_during_a_
         ("application.deploy", "deployment.all", 2),
     ],
 )
-async def test_a_pending_request_of_a_dead_worker_is_waited_for_and_not_repeated(
+async def test_the_next_worker_waits_for_a_pending_request_of_a_dead_one_and_does_not_repeat_it(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, procedure: str, read: str, reads: int
 ) -> None:
     harness = new_harness(simulator)
@@ -199,7 +199,9 @@ async def test_an_interrupted_deployment_resumes_with_its_current_phase(simulato
     assert harness.reports[taken].phase == "creating_domain"
 
 
-async def test_an_unknown_first_phase_means_the_first_one(simulator: Simulator, dokploy: Dokploy) -> None:
+async def test_a_deployment_with_an_unknown_first_phase_starts_at_the_beginning(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
     harness = new_harness(simulator)
     await harness.deploy(dokploy)
     second = EngineHarness(harness.spec)

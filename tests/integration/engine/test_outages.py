@@ -22,7 +22,7 @@ from .harness import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_an_unreachable_dokploy_is_waited_for_until_the_patience_ends(
+async def test_a_deployment_waits_for_an_unreachable_dokploy_until_its_patience_ends(
     simulator: Simulator, unreachable: Dokploy
 ) -> None:
     harness = new_harness(simulator)
@@ -45,7 +45,7 @@ async def test_heartbeats_continue_during_an_outage(
 
 
 @pytest.mark.parametrize("flapping", [1000, 0])
-async def test_several_short_outages_count_as_one_only_if_they_go_on_for_too_long(
+async def test_repeated_short_outages_fail_a_deployment_only_beyond_the_flapping_limit(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, flapping: int
 ) -> None:
     monkeypatch.setattr(orchestrator, "CALL_SECONDS", 0.01)
@@ -95,7 +95,7 @@ async def test_a_stall_of_the_process_during_a_pause_does_not_fail_the_deploymen
 @pytest.mark.parametrize(
     "phase", ["creating_project", "configuring_application", "creating_domain", "deploying", "verifying_health"]
 )
-async def test_a_restart_of_dokploy_is_waited_for_in_every_phase(
+async def test_a_deployment_waits_in_every_phase_for_a_restart_of_dokploy(
     simulator: Simulator, dokploy: Dokploy, phase: str
 ) -> None:
     """The restart takes longer than all attempts of a phase together."""
@@ -114,7 +114,9 @@ async def test_a_restart_of_dokploy_is_waited_for_in_every_phase(
 
 
 @pytest.mark.parametrize("phase", ["creating_project", "configuring_application", "deploying"])
-async def test_a_database_outage_of_dokploy_is_waited_for(simulator: Simulator, dokploy: Dokploy, phase: str) -> None:
+async def test_a_deployment_waits_for_a_database_outage_of_dokploy(
+    simulator: Simulator, dokploy: Dokploy, phase: str
+) -> None:
     harness = new_harness(simulator)
 
     def turn(progress: Progress) -> None:
