@@ -55,8 +55,8 @@ def first_reports() -> list[Progress]:
     reports = []
     for phase in PHASES[:5]:
         reports.append(Progress("phase", phase.name, phase.title, progress=phase.progress, data={"step": "begins"}))
-        if phase.undo is not None:
-            kind = phase.name.removeprefix("creating_")
+        if phase.resource is not None:
+            kind = phase.resource.type
             data = {"kind": kind, "mark": f"deployportal/bench/{kind}"}
             for state, id in (("intended", ""), ("made", f"{kind}-0123456789abcdef")):
                 reports.append(Progress("receipt", phase.name, kind, data={"state": state, "id": id, **data}))

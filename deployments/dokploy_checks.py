@@ -17,12 +17,11 @@ from django.core.checks import CheckMessage, Error, Info, Warning
 
 from . import system_checks
 from .engine import versions
-from .engine.dokploy import Dokploy, is_engine_error
+from .engine.dokploy import ADMIN_ROLES, Dokploy, is_engine_error
 from .engine.errors import DokployError, KeyExhausted, KeyRefused, NotDokploy, Refused
 
 CONNECT_SECONDS = 5.0
 CALLS = 6  # calls with the key: one more than Dokploy's default rate limit for a key allows in 24 hours
-ADMIN_ROLES = {"owner", "admin"}
 UNLIMITED = "rateLimitEnabled:false"
 
 
@@ -159,8 +158,8 @@ def _version_message(text: str) -> CheckMessage:
             id="deployportal.W101",
         )
     if version_error:
-        impacts = "; ".join(advisory.impact for advisory in versions.advisories_for(text))
-        return Error(version_error, hint=f"In this version, {impacts}.", id="deployportal.E110")
+        hint = "The key in DOKPLOY_API_KEY gives root access to Dokploy's host, so the portal refuses such a version."
+        return Error(version_error, hint=hint, id="deployportal.E110")
     tested = versions.format_version(versions.TESTED)
     if version == versions.TESTED:
         text = f"Dokploy is {tested}, the version that the portal was made for."
@@ -177,7 +176,7 @@ def _role_message(roles: frozenset[str], *, acts_as_admin: bool) -> CheckMessage
         return Info(f"The key acts as an owner or admin (roles of its user: {names}).", id="deployportal.I102")
     return Error(
         f"The key does not act as an owner or admin (roles of its user: {names}). "
-        "A member's key loses access to the objects that it creates.",
+        "Dokploy hides objects from other keys, so the portal could neither find nor remove its own.",
         hint=f"Create a key as an owner or admin of the organization, with {UNLIMITED}.",
         id="deployportal.E109",
     )

@@ -7,6 +7,7 @@ from typing import TypeVar
 from .dokploy import Container, Dokploy
 from .errors import DokployError, Failure, Unavailable
 from .reporter import Reporter
+from .retry import read_patiently
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 30.0  # Docker gives a container ten seconds to stop by itself
@@ -74,17 +75,11 @@ async def _ask_optional(ask: Callable[[], Awaitable[T]], dokploy: Dokploy, repor
     Return None when Dokploy refuses the read, or when the read fails for PARTIAL_OUTAGE_SECONDS while Dokploy's health
     check succeeds. Raise Unavailable when the health check fails too.
     """
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    while True:
-        try:
-            return await ask()
-        except Unavailable as error:
-            if not await dokploy.healthy():
-                raise
-            if loop.time() - started > PARTIAL_OUTAGE_SECONDS:
-                return None
-            await reporter.status(f"Waiting for Dokploy: {error}")
-        except DokployError:
-            return None
-        await asyncio.sleep(POLL_SECONDS)
+    try:
+        return await read_patiently(ask, reporter, PARTIAL_OUTAGE_SECONDS)
+    except Unavailable:
+        if not await dokploy.healthy():
+            raise
+    except DokployError:
+        pass
+    return None

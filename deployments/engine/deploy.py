@@ -1,4 +1,4 @@
-"""Send a deployment to Dokploy, follow it to its end, and wait for running ones before a removal.
+"""Send a deployment to Dokploy and follow it to its end.
 
 The portal's deployments at Dokploy are known by their titles (`StackSpec.deploy_title`): Dokploy's call to deploy
 returns no id.
@@ -7,68 +7,126 @@ returns no id.
 import asyncio
 import contextlib
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from . import containers, failures
+from . import containers, failures, retry
 from .deploy_log import DeployLog
 from .dokploy import Dokploy, DokployDeployment, QueueEntry
 from .errors import DokployError, Failure, Unavailable
 from .reporter import Reporter
-from .resources import domain
-from .resources.application import is_deploying, still_deploying
-from .resources.base import find_applications, pause_before_recheck, require_id
+from .resources.base import require_id
 from .spec import Resources, StackSpec
 
 POLL_SECONDS = 1.0
-SETTLE_SECONDS = 120.0
 SENDS_PER_DEPLOYMENT = 3
 _PULLED_DIGEST = re.compile(r"^Digest: (sha256:[0-9a-f]{64})$", re.MULTILINE)  # a line of `docker pull`
+
+
+# -- where it is -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """It waits in Dokploy's queue, or is about to start. `ahead` is the number of deployments before it."""
+
+    is_waiting: bool
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Dokploy is working on it."""
+
+    row: DokployDeployment
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """It ended, done or with an error."""
+
+    row: DokployDeployment
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Dokploy does not have it: it was never sent, or Dokploy was restarted, which cancels and forgets deployments."""
+
+
+Location = Queued | Running | Ended | Lost
+
+
+async def locate(dokploy: Dokploy, application_id: str, prefix: str) -> Location:
+    """Return where the deployment with this prefix of the title is.
+
+    The queue is read first, in one call for all deployments of this process: an entry that has left it by then has a
+    row. The application's rows are read only when the deployment does not wait in the queue.
+    """
+    queue = await dokploy.queue()
+    entry = next((entry for entry in queue if entry.title.startswith(prefix)), None)
+    if entry is not None and entry.state == "waiting":
+        return Queued(True, _count_ahead(entry, queue))
+    rows = await dokploy.dokploy_deployments(application_id)
+    row = next((row for row in rows if row.title.startswith(prefix) and row.status != "cancelled"), None)
+    if row is not None:
+        return Ended(row) if row.status in ("done", "error") else Running(row)
+    return Lost() if entry is None else Queued(False, 0)
+
+
+async def _locate_surely(dokploy: Dokploy, application_id: str, prefix: str) -> Location:
+    """Return where the deployment is. It counts as lost only if it does not appear for some time."""
+    return await retry.look_until_found(
+        lambda: locate(dokploy, application_id, prefix),
+        lambda location: not isinstance(location, Lost),
+        retry.LANDING_SECONDS,
+    )
+
+
+def _count_ahead(own: QueueEntry, queue: list[QueueEntry]) -> int:
+    oldest_first = queue[::-1]  # Dokploy lists the newest first; within one millisecond this order decides
+    oldest_first.sort(key=lambda entry: entry.timestamp)
+    return oldest_first.index(own)
+
+
+# -- send and follow ---------------------------------------------------------------------------------------------------
 
 
 async def deploy(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
     """Send the deployment unless it was sent already, and follow it to its end.
 
-    `spec.deploy_timeout` (seconds) limits all attempts of this worker together.
+    `spec.deploy_timeout` (seconds) limits all attempts of this worker together. Raise Failure when it ends with an
+    error, exceeds the limit, or is lost SENDS_PER_DEPLOYMENT times.
     """
     started = reporter.started_at.setdefault(spec.deploy_title_prefix, asyncio.get_running_loop().time())
+    digest = None
     try:
         async with asyncio.timeout_at(started + spec.deploy_timeout):
-            return await _send_and_follow(dokploy, spec, resources, reporter)
+            row, digest = await _send_and_follow(dokploy, spec, require_id(resources.application_id), reporter)
     except TimeoutError:
-        dokploy_deployment = await _require_done(dokploy, spec, resources)
-        await reporter.created("deploy", dokploy_deployment.title, dokploy_deployment.id)
-        return replace(resources, replaces=reporter.resources.replaces, dokploy_deployment_id=dokploy_deployment.id)
+        row = await _require_done(dokploy, spec, require_id(resources.application_id))
+    await reporter.created("deploy", row.title, row.id)
+    return replace(reporter.resources, dokploy_deployment_id=row.id, image_digest=digest)
 
 
-async def _send_and_follow(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
-    application_id, prefix = require_id(resources.application_id), spec.deploy_title_prefix
-    resources = replace(resources, replaces=reporter.resources.replaces)  # recorded with an earlier attempt's intent
+async def _send_and_follow(
+    dokploy: Dokploy, spec: StackSpec, application_id: str, reporter: Reporter
+) -> tuple[DokployDeployment, str | None]:
+    """Return the Dokploy deployment that is done, and the digest of the pulled image if the log contains it."""
+    prefix = spec.deploy_title_prefix
     while True:
-        sent = sum(kind == "deploy" and title.startswith(prefix) for kind, title in reporter.pending)
-        existing = await _find(dokploy, application_id, prefix)
-        if existing is None and sent:
-            await pause_before_recheck()
-            existing = await _find(dokploy, application_id, prefix)
-        if existing is None:
+        sent = sum(title.startswith(prefix) for title in reporter.records.marks("deploy"))
+        look = _locate_surely if sent else locate
+        if isinstance(await look(dokploy, application_id, prefix), Lost):
             if sent >= SENDS_PER_DEPLOYMENT:
-                raise Failure("DEPLOY_LOST", failures.BY_CODE["DEPLOY_LOST"].text)
+                raise failures.failure("DEPLOY_LOST")
             if sent:
                 await reporter.note("Dokploy was restarted and lost the deployment. Sending it again")
-            replaces = await _running_before(dokploy, resources, prefix, reporter)
-            reporter.resources = resources = replace(resources, replaces=replaces)
+            reporter.update(replaces=await _running_before(dokploy, application_id, prefix, reporter))
             await _send(dokploy, application_id, spec.deploy_title(sent + 1), reporter)
         await reporter.status("Deployment triggered")
-        ended = await _follow(dokploy, resources, prefix, reporter)
-        resources = replace(resources, replaces=reporter.resources.replaces)
-        if ended is not None:
-            dokploy_deployment, log = ended
-            await reporter.created("deploy", dokploy_deployment.title, dokploy_deployment.id)
+        if done := await _follow(dokploy, application_id, prefix, reporter):
+            row, log = done
             digest = _PULLED_DIGEST.search(log)
-            return replace(
-                resources,
-                dokploy_deployment_id=dokploy_deployment.id,
-                image_digest=digest[1] if digest else None,
-            )
+            return row, digest[1] if digest else None
 
 
 async def _send(dokploy: Dokploy, application_id: str, title: str, reporter: Reporter) -> None:
@@ -76,104 +134,63 @@ async def _send(dokploy: Dokploy, application_id: str, title: str, reporter: Rep
     try:
         await dokploy.deploy(application_id, title)
     except Unavailable:  # it was not sent, so it does not count as lost: the next attempt uses the same title
-        reporter.pending.discard(("deploy", title))
+        reporter.records.forget("deploy", title)
         raise
 
 
-async def _require_done(dokploy: Dokploy, spec: StackSpec, resources: Resources) -> DokployDeployment:
+async def _follow(
+    dokploy: Dokploy, application_id: str, prefix: str, reporter: Reporter
+) -> tuple[DokployDeployment, str] | None:
+    """Follow the Dokploy deployment until it is done. Return it with its log, or None when Dokploy has lost it.
+
+    Raise Failure when it ends with an error.
+    """
+    location: Location = Lost()
+    async with DeployLog(dokploy, reporter) as log:
+        while True:
+            before, location = location, await log.while_following(_locate_surely(dokploy, application_id, prefix))
+            match location:
+                case Queued(is_waiting=True, ahead=ahead):  # the titles ahead belong to other users: show the number
+                    text = (
+                        f"Waiting in Dokploy's queue, {ahead} ahead" if ahead else "Dokploy is starting the deployment"
+                    )
+                    await reporter.status(text)
+                case Running(row):
+                    await reporter.status("Pulling the image and starting the container")
+                    await log.poll(row)
+                    if not isinstance(before, Running):
+                        await log.while_following(_update_replaced(dokploy, application_id, prefix, reporter))
+                case Ended(row):
+                    text = await log.read_complete(row)
+                    if row.status == "error":
+                        raise failures.from_log(text)
+                    return row, text
+                case Lost():
+                    return None
+            await log.while_following(asyncio.sleep(POLL_SECONDS))
+
+
+async def _require_done(dokploy: Dokploy, spec: StackSpec, application_id: str) -> DokployDeployment:
     """Return the Dokploy deployment if it is done, and only its log was not read in time.
 
     Otherwise raise Failure with the state that Dokploy reports.
     """
     state = "Dokploy does not report its state."
     with contextlib.suppress(DokployError):  # the time is over, whether Dokploy answers or not
-        existing = await _find(dokploy, require_id(resources.application_id), spec.deploy_title_prefix)
-        if isinstance(existing, QueueEntry):
-            state = "It is still waiting in Dokploy's queue."
-        elif existing is not None and existing.status == "done":
-            return existing
-        elif existing is not None:
-            state = f"Dokploy still reports it as “{existing.status}”."
+        match await locate(dokploy, application_id, spec.deploy_title_prefix):
+            case Queued():
+                state = "It is still waiting in Dokploy's queue."
+            case Ended(row) if row.status == "done":
+                return row
+            case Running(row) | Ended(row):
+                state = f"Dokploy still reports it as “{row.status}”."
     raise Failure("TIMEOUT", f"The deployment did not end within {spec.deploy_timeout:g} s. {state}") from None
 
 
-async def _find(dokploy: Dokploy, application_id: str, prefix: str) -> DokployDeployment | QueueEntry | None:
-    """Return the stack's own Dokploy deployment, or its entry in the queue. None when Dokploy has neither."""
-    if started := await _find_started(dokploy, application_id, prefix):
-        return started
-    if entry := _own_entry(await dokploy.queue(), prefix):
-        return entry
-    return await _find_started(dokploy, application_id, prefix)  # it may have started between the two reads
+# -- the containers that it replaces -----------------------------------------------------------------------------------
 
 
-async def _find_started(dokploy: Dokploy, application_id: str, prefix: str) -> DokployDeployment | None:
-    """Return the stack's own newest Dokploy deployment. None when it has not started.
-
-    A cancelled one does not count: Dokploy cancels its running deployments when it is restarted.
-    """
-    rows = await dokploy.dokploy_deployments(application_id)
-    return next((row for row in rows if row.title.startswith(prefix) and row.status != "cancelled"), None)
-
-
-def _own_entry(queue: list[QueueEntry], prefix: str) -> QueueEntry | None:
-    return next((entry for entry in queue if entry.title.startswith(prefix)), None)
-
-
-async def _follow(
-    dokploy: Dokploy, resources: Resources, prefix: str, reporter: Reporter
-) -> tuple[DokployDeployment, str] | None:
-    """Follow the Dokploy deployment until it is done. Return it with its log, or None when Dokploy has lost it.
-
-    While it waits, only the queue is read, which is one call for all deployments of this process; once it has started,
-    only the rows of its application are read. Raise Failure when it ends with an error.
-    """
-    application_id = require_id(resources.application_id)
-    replaced_is_known = False
-    async with DeployLog(dokploy, reporter) as log:
-        while True:
-            row = await log.while_following(_find_started(dokploy, application_id, prefix))
-            if row is None:
-                entry = await _wait_in_queue(dokploy, prefix, reporter)
-                row = await log.while_following(_find_started(dokploy, application_id, prefix))
-                if row is None and entry is None:
-                    await pause_before_recheck()
-                    if await _find(dokploy, application_id, prefix) is None:
-                        return None
-            if row is not None and row.status == "running":
-                await reporter.status("Pulling the image and starting the container")
-                await log.poll(row)
-                if not replaced_is_known:
-                    replaced_is_known = True
-                    await log.while_following(_update_replaced(dokploy, resources, prefix, reporter))
-            elif row is not None:
-                text = await log.read_complete(row)
-                if row.status == "done":
-                    return row, text
-                if row.status == "error":
-                    raise failures.from_log(text)
-            await log.while_following(asyncio.sleep(POLL_SECONDS))
-
-
-async def _wait_in_queue(dokploy: Dokploy, prefix: str, reporter: Reporter) -> QueueEntry | None:
-    """Wait while the deployment waits in Dokploy's queue. Return its entry once it is active, None when it has none."""
-    while True:
-        queue = await dokploy.queue()
-        entry = _own_entry(queue, prefix)
-        if entry is None or entry.state != "waiting":
-            return entry
-        await reporter.status(_queue_status(entry, queue))
-        await asyncio.sleep(POLL_SECONDS)
-
-
-def _queue_status(own: QueueEntry, queue: list[QueueEntry]) -> str:
-    """Return how many deployments are ahead. Only the number is shown: the titles belong to other users."""
-    oldest_first = queue[::-1]  # Dokploy lists the newest first; within one millisecond this order decides
-    oldest_first.sort(key=lambda entry: entry.timestamp)
-    ahead = oldest_first.index(own)
-    return f"Waiting in Dokploy's queue, {ahead} ahead" if ahead else "Dokploy is starting the deployment"
-
-
-async def _update_replaced(dokploy: Dokploy, resources: Resources, prefix: str, reporter: Reporter) -> None:
+async def _update_replaced(dokploy: Dokploy, application_id: str, prefix: str, reporter: Reporter) -> None:
     """Record again which containers the deployment replaces, now that it runs.
 
     Another deployment, ahead of it in the queue, may have started new ones since it was sent. The containers are those
@@ -181,42 +198,14 @@ async def _update_replaced(dokploy: Dokploy, resources: Resources, prefix: str, 
     at its end.
     """
     with contextlib.suppress(DokployError):  # the containers recorded when it was sent are kept
-        replaces = await _running_before(dokploy, resources, prefix, reporter)
-        row = await _find_started(dokploy, require_id(resources.application_id), prefix)
-        if row is not None and row.status == "running":
-            reporter.resources = replace(reporter.resources, replaces=replaces)
+        replaces = await _running_before(dokploy, application_id, prefix, reporter)
+        if isinstance(await locate(dokploy, application_id, prefix), Running):
+            reporter.update(replaces=replaces)
 
 
-async def _running_before(dokploy: Dokploy, resources: Resources, prefix: str, reporter: Reporter) -> tuple[str, ...]:
+async def _running_before(dokploy: Dokploy, application_id: str, prefix: str, reporter: Reporter) -> tuple[str, ...]:
     """Return the names of the application's running containers. Empty before its first Dokploy deployment."""
-    rows = await dokploy.dokploy_deployments(require_id(resources.application_id))
+    rows = await dokploy.dokploy_deployments(application_id)
     if all(row.title.startswith(prefix) for row in rows):
         return ()
-    return await containers.running_names(dokploy, require_id(resources.app_name), reporter)
-
-
-# -- before a removal --------------------------------------------------------------------------------------------------
-
-
-async def drain_deploys(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
-    """Drop the stack's waiting Dokploy deployments and wait for the running one.
-
-    Deleting an application during a deployment would leave its container. Raise Failure after SETTLE_SECONDS.
-    """
-    owned, _ = await find_applications(dokploy, spec, reporter)
-    for application in owned:
-        await dokploy.clean_queue(application.id)
-        try:
-            async with asyncio.timeout(SETTLE_SECONDS):
-                while await is_deploying(dokploy, application.id):
-                    await reporter.status("Waiting for Dokploy to finish the running deployment")
-                    await asyncio.sleep(POLL_SECONDS)
-        except TimeoutError:
-            raise still_deploying() from None
-    return resources
-
-
-async def begin_removal(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
-    """Begin a removal: end the stack's Dokploy deployments, then remove its domain, so that nothing routes to it."""
-    resources = await drain_deploys(dokploy, spec, resources, reporter)
-    return await domain.remove(dokploy, spec, resources, reporter)
+    return await containers.running_names(dokploy, require_id(reporter.resources.app_name), reporter)

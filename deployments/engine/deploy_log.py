@@ -8,8 +8,8 @@ from typing import TypeVar
 from .dokploy import Dokploy, DokployDeployment
 from .errors import NotFound, Refused, Unavailable
 from .reporter import Reporter
+from .retry import read_patiently
 
-RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0  # enough for a short outage; a lasting error must not hold up a finished deployment
 
 T = TypeVar("T")
@@ -81,19 +81,13 @@ class DeployLog:
         When Dokploy does not return the log, report a note and return the text that the WebSocket sent.
         """
         await self._stop()
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        while True:
-            try:
-                log = await self._dokploy.read_deploy_log(dokploy_deployment.id)
-                break
-            except (Refused, NotFound, Unavailable) as error:
-                if not isinstance(error, Unavailable) or loop.time() - started > PATIENCE_SECONDS:
-                    await self._reporter.note(f"The log cannot be read: {error}")
-                    log = self._text()
-                    break
-                await self._reporter.status(f"Waiting for Dokploy: {error}")
-            await asyncio.sleep(RETRY_SECONDS)
+        try:
+            log = await read_patiently(
+                lambda: self._dokploy.read_deploy_log(dokploy_deployment.id), self._reporter, PATIENCE_SECONDS
+            )
+        except (Refused, NotFound, Unavailable) as error:
+            await self._reporter.note(f"The log cannot be read: {error}")
+            log = self._text()
         await self._reporter.log(dokploy_deployment.id, log, complete=True)
         return log
 

@@ -367,6 +367,14 @@ def get(code: str) -> FailureKind:
     return BY_CODE.get(code, BY_CODE["DEPLOYMENT_FAILED"])
 
 
+def failure(code: str, *, phase: str = "", evidence: str = "") -> Failure:
+    """Return the failure of this kind, with the table's text."""
+    kind = BY_CODE[code]
+    result = Failure(code, kind.text, evidence=evidence, retryable=kind.retryable)
+    result.phase = phase
+    return result
+
+
 def from_log(log: str) -> Failure:
     """Return the failure that a deploy log describes, with the last line that matches its pattern as the evidence.
 
@@ -376,8 +384,5 @@ def from_log(log: str) -> Failure:
     for pattern, failure_kind in _LOG_PATTERNS:
         for line in reversed(lines):
             if pattern.search(line):
-                return Failure(
-                    failure_kind.code, failure_kind.text, evidence=line[:300], retryable=failure_kind.retryable
-                )
-    failure_kind = BY_CODE["DEPLOY_FAILED"]
-    return Failure(failure_kind.code, failure_kind.text, evidence=lines[-1][:300] if lines else "")
+                return failure(failure_kind.code, evidence=line[:300])
+    return failure("DEPLOY_FAILED", evidence=lines[-1][:300] if lines else "")

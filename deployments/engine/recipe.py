@@ -3,12 +3,14 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
-from .deploy import SETTLE_SECONDS, begin_removal, deploy, drain_deploys
+from .deploy import deploy
 from .dokploy import Dokploy
 from .health import verify_health
 from .reporter import Reporter
 from .resources import application, domain, project
+from .resources.base import Resource
 from .spec import Resources, StackSpec
 
 Step = Callable[[Dokploy, StackSpec, Resources, Reporter], Awaitable[Resources]]
@@ -19,34 +21,43 @@ Step = Callable[[Dokploy, StackSpec, Resources, Reporter], Awaitable[Resources]]
 class Phase:
     """One phase of a deployment or a removal.
 
-    `progress` is the percentage at the phase's start. `undo` removes what `step` creates. `timeout` limits one attempt,
-    in seconds; inf means that the step has a limit of its own. `attempts` is how often the step is tried in all when it
-    fails with a temporary error. Waiting for an outage of Dokploy to end does not count as an attempt.
+    `progress` is the percentage at the phase's start. `resource` is the type of object that the phase creates or
+    removes. `timeout` limits one attempt, in seconds; inf means that the step has a limit of its own. `attempts` is how
+    often the step is tried in all when it fails with a temporary error. Waiting for an outage of Dokploy to end does
+    not count as an attempt.
     """
 
     name: str
     title: str
     progress: int
     step: Step
-    undo: Step | None = None
+    resource: Resource[Any] | None = None
     timeout: float = 60.0
     attempts: int = 3
 
 
 PHASES = (
-    Phase("creating_project", "Creating the project", 10, project.create, project.remove),
+    Phase("creating_project", "Creating the project", 10, project.create, project.PROJECT),
     Phase("getting_environment", "Finding the environment", 20, project.get_environment),
-    Phase("creating_application", "Creating the application", 35, application.create, application.remove),
+    Phase("creating_application", "Creating the application", 35, application.create, application.APPLICATION),
     Phase("configuring_application", "Configuring the application", 50, application.configure),
-    Phase("creating_domain", "Creating the domain", 65, domain.create, domain.remove),
-    Phase("deploying", "Deploying", 85, deploy, drain_deploys, timeout=inf),
+    Phase("creating_domain", "Creating the domain", 65, domain.create, domain.DOMAIN),
+    Phase("deploying", "Deploying", 85, deploy, timeout=inf),
     Phase("verifying_health", "Checking health", 90, verify_health, timeout=900.0, attempts=1),
 )
 
+# Also the undo of a deployment.
 REMOVAL = (
-    Phase("removing_domain", "Removing the domain", 25, begin_removal, timeout=SETTLE_SECONDS + 60),
-    Phase("removing_application", "Removing the application", 50, application.remove),
-    Phase("removing_project", "Removing the project", 75, project.remove),
+    Phase("removing_domain", "Removing the domain", 25, domain.remove, domain.DOMAIN),
+    Phase(
+        "removing_application",
+        "Removing the application",
+        50,
+        application.remove,
+        application.APPLICATION,
+        timeout=application.SETTLE_SECONDS + 60,
+    ),
+    Phase("removing_project", "Removing the project", 75, project.remove, project.PROJECT),
 )
 RECIPES = {"deploy": PHASES, "redeploy": PHASES, "remove": REMOVAL}
 
@@ -63,3 +74,8 @@ TITLES = {
     "rolling_back": "Rolling back",
     "failed": "Failed",
 }
+
+
+def phase_of_resource(kind: str, resource_type: str) -> str | None:
+    """Return the name of the phase that creates or removes objects of a type, in the recipe of this kind."""
+    return next((p.name for p in RECIPES[kind] if p.resource and p.resource.type == resource_type), None)

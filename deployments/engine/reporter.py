@@ -3,10 +3,12 @@
 import asyncio
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from .errors import Failure, Interrupted
+from .errors import Failure
 from .probe import ProbeStep
+from .records import Records
 from .spec import Kind, Progress, Report, Resources, Status
 
 LINES_PER_DEPLOYMENT = 2_000
@@ -23,13 +25,11 @@ class Reporter:
     """Sends the reports of the steps, one after the other.
 
     Attributes:
-        resources: the ids that the next report carries.
-        pending: the kind and mark of each object whose creation was intended, and which is not known to be gone.
-        recorded_ids: the id of each object that was recorded and not removed, with its kind.
+        resources: the ids that the next report carries. Only the reporter holds the current ones; see `update`.
+        records: what is recorded about the stack's objects.
         started_at: when work with a time limit of its own was started, by the event loop's clock.
         phase, message, attempt: the current ones.
         last_report: when the last report was accepted, by the event loop's clock.
-        stopped: a report was refused; every further one raises Interrupted.
     """
 
     def __init__(
@@ -37,29 +37,26 @@ class Reporter:
         report: Report,
         *,
         resources: Resources | None = None,
-        pending: Iterable[tuple[str, str]] = (),
-        recorded_ids: Mapping[str, str] | None = None,
-        logged: dict[str, int] | None = None,
+        records: Records | None = None,
+        log_lines: Mapping[str, int] | None = None,
     ) -> None:
         """Create a reporter that continues from the records of earlier workers.
 
-        `report` is called with each Progress. `logged` is the number of log lines already reported for each Dokploy
+        `report` is called with each Progress. `log_lines` is the number of log lines already reported for each Dokploy
         deployment, by its id.
         """
         self._report = report
         self._lock = asyncio.Lock()
         self.resources = resources or Resources()
+        self.records = Records(records or ())
         self._secrets: list[str] = []
-        self.pending = set(pending)
-        self.recorded_ids = dict(recorded_ids or {})
         self.started_at: dict[str, float] = {}
-        self._logged = logged or {}
+        self._log_lines = dict(log_lines or {})
         self._next_log = 0.0
         self.phase = "initializing"
         self.message = ""
         self.attempt = 1
         self.last_report = 0.0
-        self.stopped = False
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -70,6 +67,11 @@ class Reporter:
     def secrets(self, values: Iterable[str]) -> None:
         parts = {part for value in values for part in (value, *value.splitlines()) if len(part) >= SHORTEST_SECRET}
         self._secrets = sorted(parts, key=len, reverse=True)  # one secret may be the beginning of another
+
+    def update(self, **ids: Any) -> Resources:
+        """Change ids while a step runs. The next report records them; a repeated step starts with them."""
+        self.resources = replace(self.resources, **ids)
+        return self.resources
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
@@ -133,12 +135,12 @@ class Reporter:
         lines = text.splitlines()
         if lines and not complete and not text.endswith("\n"):
             lines.pop()
-        reported = self._logged.get(source, 0)
+        reported = self._log_lines.get(source, 0)
         new = lines[reported:LINES_PER_DEPLOYMENT]
         if not new:
             return
         await asyncio.sleep(self._next_log - asyncio.get_running_loop().time())
-        self._logged[source] = reported + len(new)
+        self._log_lines[source] = reported + len(new)
         shown = [self._clean(line)[:LINE_CHARACTERS] for line in new]
         if reported + len(new) == LINES_PER_DEPLOYMENT:
             shown.append("… the rest of the log is at Dokploy")
@@ -147,40 +149,32 @@ class Reporter:
 
     def is_full(self, source: str) -> bool:
         """Return whether no more lines of this log are reported."""
-        return self._logged.get(source, 0) >= LINES_PER_DEPLOYMENT
+        return self._log_lines.get(source, 0) >= LINES_PER_DEPLOYMENT
 
     # -- the objects at Dokploy ----------------------------------------------------------------------------------------
 
-    async def intend(self, kind: str, mark: str) -> None:
+    async def intend(self, type: str, mark: str) -> None:
         """Record the intent to create an object. Called before the create call."""
-        self.pending.add((kind, mark))
-        await self._send_receipt("intended", kind, mark=mark)
+        await self._send_receipt("intended", type, mark=mark)
 
-    async def created(self, kind: str, mark: str, id: str) -> None:
+    async def created(self, type: str, mark: str, id: str) -> None:
         """Record the id of an object that was created or found. Recording it again changes nothing."""
-        self.recorded_ids[id] = kind
-        await self._send_receipt("made", kind, mark=mark, id=id)
+        await self._send_receipt("made", type, mark=mark, id=id)
 
-    async def removing(self, kind: str, id: str) -> None:
+    async def removing(self, type: str, id: str) -> None:
         """Record that an object is about to be deleted."""
-        self.recorded_ids[id] = kind
-        await self._send_receipt("removing", kind, id=id)
+        await self._send_receipt("removing", type, id=id)
 
-    async def removed(self, kind: str, id: str | None = None) -> None:
-        """Record that an object is confirmed to be gone; without an id, that all objects of this kind are."""
-        await self._send_receipt("gone", kind, id=id)
-        self.recorded_ids = {
-            recorded_id: recorded_kind
-            for recorded_id, recorded_kind in self.recorded_ids.items()
-            if recorded_id != id and (id or recorded_kind != kind)
-        }
+    async def removed(self, type: str, id: str | None = None) -> None:
+        """Record that an object is confirmed to be gone; without an id, that all objects of this type are."""
+        await self._send_receipt("gone", type, id=id)
 
-    async def left_behind(self, kind: str, id: str | None, why: str) -> None:
+    async def left_behind(self, type: str, id: str | None, why: str) -> None:
         """Record that an object could not be removed."""
-        await self._send_receipt("left", kind, id=id, why=self._clean(why))
+        await self._send_receipt("left", type, id=id, why=self._clean(why))
 
-    async def _send_receipt(self, state: str, kind: str, **data: Any) -> None:
-        noun = "Dokploy deployment" if kind == "deploy" else kind
+    async def _send_receipt(self, state: str, type: str, **data: Any) -> None:
+        noun = "Dokploy deployment" if type == "deploy" else type
         messages = {
             "intended": f"About to create the {noun}",
             "made": f"The {noun} exists",
@@ -188,7 +182,7 @@ class Reporter:
             "gone": f"The {noun} was removed" if data.get("id") else f"No {noun} is left",
             "left": f"The {noun} could not be removed: {data.get('why')}",
         }
-        await self._send("receipt", messages[state], data={"state": state, "kind": kind, **data})
+        await self._send("receipt", messages[state], data={"state": state, "kind": type, **data})
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -205,24 +199,19 @@ class Reporter:
     ) -> None:
         error_fields = None if error is None else self._error_fields(error, leftovers or [])
         async with self._lock:
-            if self.stopped:
-                raise Interrupted
-            try:
-                await self._report(
-                    Progress(
-                        kind,
-                        self.phase,
-                        self._clean(message),
-                        status,
-                        progress=progress,
-                        resources=self.resources,
-                        data=data or {},
-                        error=error_fields,
-                    )
-                )
-            except Interrupted:
-                self.stopped = True
-                raise
+            report = Progress(
+                kind,
+                self.phase,
+                self._clean(message),
+                status,
+                progress=progress,
+                resources=self.resources,
+                data=data or {},
+                error=error_fields,
+            )
+            if kind == "receipt":
+                self.records.apply(report)
+            await self._report(report)
             self.last_report = asyncio.get_running_loop().time()
 
     def _error_fields(self, error: Failure, leftovers: list[str]) -> dict[str, Any]:

@@ -9,17 +9,17 @@ from django.db.models import ExpressionWrapper, F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from .. import encryption
 from ..engine import failures
 from ..engine.errors import Cancelled, Interrupted
 from ..engine.recipe import PHASES, RESTORE, TITLES, UNCHANGED
+from ..engine.records import Records
 from ..engine.spec import Progress, Resources, StackSpec
 from ..realtime import pubsub
 from . import wire
 from .external_resource import ExternalResource
-from .installation import Installation
 from .refusal import Refusal
 from .stack import Stack
+from .stored_spec import StoredSpec
 from .template import Template
 
 # Raised by Django while the database is away, or after PostgreSQL ended a session that was idle in a transaction.
@@ -120,6 +120,15 @@ class Deployment(models.Model):
     updated_at = models.DateTimeField(default=timezone.now)
     completed_at = models.DateTimeField(null=True, blank=True)
 
+    CHANGING_COLUMNS = (
+        *("phase", "status", "progress", "message", "error", "resources", "version"),
+        *("lease_until", "started_at", "updated_at", "completed_at", "cancel_requested_at"),
+    )
+    """The columns that a page shows and that change while it is watched.
+
+    `requests` does not belong here: it is written at the end, and the whole row is then read again.
+    """
+
     objects = DeploymentQuerySet.as_manager()
 
     class Meta:
@@ -195,7 +204,7 @@ class Deployment(models.Model):
 
     def _end_if_unclaimed(self) -> None:
         """End a cancelled deployment that no worker has claimed, unless a stack's earlier objects are to be undone."""
-        if self.lease_token or (self.kind == self.Kind.DEPLOY and self.pending_resources()):
+        if self.lease_token or (self.kind == self.Kind.DEPLOY and self.records()):
             return
         kind = failures.BY_CODE["CANCELLED"]
         error = {"phase": self.phase, "code": kind.code, "message": kind.text, "retryable": kind.retryable}
@@ -205,64 +214,19 @@ class Deployment(models.Model):
 
     # -- the spec ------------------------------------------------------------------------------------------------------
 
+    @property
+    def stored_spec(self) -> StoredSpec:
+        """What this deployment is to bring about."""
+        return StoredSpec(self.spec, self.spec_encrypted)
+
     def write_spec(self, template: Template, parameters: dict[str, Any]) -> None:
-        """Freeze what this deployment is to bring about. Secret values are stored encrypted, apart from the others."""
-        secret = template.secret_keys()
-        self.spec = {
-            "image": template.image,
-            "port": template.port,
-            "certificate": settings.STACK_CERTIFICATE,
-            "registry": template.registry,
-            "registry_username": template.registry_username,
-            "memory_bytes": template.memory_bytes,
-            "cpus": template.cpus,
-            "health_path": template.health_path,
-            "health_interval": template.health_interval,
-            "health_timeout": template.health_timeout,
-            "env": {key: _env_value(value) for key, value in parameters.items() if key not in secret},
-        }
-        self.spec_encrypted = encryption.encrypt(
-            {
-                "registry_password": template.registry_password,
-                "env": {key: _env_value(value) for key, value in parameters.items() if key in secret},
-            }
-        )
+        """Freeze what this deployment is to bring about."""
+        stored = StoredSpec.freeze(template, parameters)
+        self.spec, self.spec_encrypted = stored.public, stored.encrypted
 
     def stack_spec(self) -> StackSpec:
         """Return the spec for the engine, with decrypted secrets. Raise encryption.DecryptionError."""
-        secret = encryption.decrypt(self.spec_encrypted) or {}
-        public = {key: value for key, value in self.spec.items() if key != "env"}
-        env = {**self.spec.get("env", {}), **secret.get("env", {})}
-        return StackSpec(
-            installation=Installation.current().id,
-            stack=self.stack_id,
-            deployment=self.pk,
-            name=self.stack.name,
-            host=self.stack.host,
-            url=self.stack.url,
-            env=tuple(env.items()),
-            registry_password=secret.get("registry_password", ""),
-            router_address=settings.STACK_ROUTER_ADDRESS,
-            deploy_timeout=settings.DOKPLOY_DEPLOY_SECONDS,
-            secrets=tuple(filter(None, [secret.get("registry_password"), *secret.get("env", {}).values()])),
-            **public,
-        )
-
-    def environment(self) -> dict[str, str]:
-        """Return the variables that this deployment sets, with those secrets that can be decrypted."""
-        try:
-            secret = encryption.decrypt(self.spec_encrypted) or {}
-        except encryption.DecryptionError:
-            secret = {}
-        return {**self.spec.get("env", {}), **secret.get("env", {})}
-
-    def has_readable_secrets(self) -> bool:
-        """Return whether the secrets can be decrypted."""
-        try:
-            encryption.decrypt(self.spec_encrypted)
-        except encryption.DecryptionError:
-            return False
-        return True
+        return self.stored_spec.stack_spec(self.stack, self.pk)
 
     def is_pinned(self) -> bool:
         """Return whether its image can be pulled again by digest, whatever its tag refers to now."""
@@ -404,8 +368,8 @@ class Deployment(models.Model):
         types = set(there.values_list("resource_type", flat=True)) if self.resources.keys() >= RESUMABLE else set()
         failed = (self.retry_of.error or {}).get("phase")
         for phase in PHASES:
-            created = phase.name.removeprefix("creating_")
-            if phase.name in (failed, RESTORE[0].name) or (created != phase.name and created not in types):
+            is_missing = phase.resource is not None and phase.resource.type not in types
+            if phase.name in (failed, RESTORE[0].name) or is_missing:
                 return phase.name
         return self.phase
 
@@ -413,14 +377,9 @@ class Deployment(models.Model):
         """Return the ids at Dokploy as far as this deployment has come."""
         return Resources(**{key: value for key, value in self.resources.items() if key in Resources.__slots__})
 
-    def pending_resources(self) -> set[tuple[str, str]]:
-        """Return type and mark of everything that exists or may come to exist: requested or created, and not gone."""
-        return set(self.stack.external_resources.existing().values_list("resource_type", "mark"))
-
-    def recorded_ids(self) -> dict[str, str]:
-        """Return the ids at Dokploy of everything that was created and is not gone, each with its type."""
-        there = self.stack.external_resources.existing().exclude(external_id="")
-        return dict(there.values_list("external_id", "resource_type"))
+    def records(self) -> Records:
+        """Return what is recorded about the stack's objects at Dokploy that exist or may come to exist."""
+        return Records(self.stack.external_resources.existing().values_list("resource_type", "mark", "external_id"))
 
     def reported_log_lines(self) -> dict[str, int]:
         """Return how many lines of each Dokploy deployment's log are among the events."""
@@ -476,12 +435,6 @@ class Deployment(models.Model):
 def _stored_resources(resources: Resources) -> dict[str, Any]:
     values = {name: getattr(resources, name) for name in Resources.__slots__}
     return {name: value for name, value in values.items() if value}
-
-
-def _env_value(value: Any) -> str:
-    if value is None:
-        return ""
-    return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
 def _lease_end() -> "ExpressionWrapper[Any]":

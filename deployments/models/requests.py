@@ -176,11 +176,11 @@ def _repeat(deployment: Deployment, user: Any, via: str) -> Deployment:
 def _same_answers(deployment: Deployment) -> dict[str, Any]:
     """Return the deployment's answers. Raise Refusal CONFLICT when they are not all known or no longer valid."""
     template = deployment.template
-    if not deployment.has_readable_secrets() and (keys := template.secret_keys()):
+    if not deployment.stored_spec.has_readable_secrets() and (keys := template.secret_keys()):
         text = f"Some stored values can't be decrypted ({', '.join(sorted(keys))}). Deploy again and enter them."
         raise Refusal("CONFLICT", text)
     try:
-        return template.clean_answers(deployment.environment())
+        return template.clean_answers(deployment.stored_spec.environment())
     except Refusal as refusal:  # the template has changed
         text = f"The stored values no longer fit the template. {refusal.message} Deploy again with the form."
         raise Refusal("CONFLICT", text, field=refusal.field) from None

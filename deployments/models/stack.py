@@ -121,13 +121,13 @@ class Stack(models.Model):
         keys = template.form_fields().keys()
         if last is None:
             return {}
-        values = last.environment() if secrets else last.spec.get("env", {})
+        values = last.stored_spec.environment() if secrets else last.spec.get("env", {})
         return {key: value for key, value in values.items() if key in keys}
 
     def unreadable_secrets(self, template: Template) -> set[str]:
         """Return the keys of stored secrets that can't be decrypted, and so can't be kept."""
         last = self._last_deployment(template)
-        return set() if last is None or last.has_readable_secrets() else template.secret_keys()
+        return set() if last is None or last.stored_spec.has_readable_secrets() else template.secret_keys()
 
     def _last_deployment(self, template: Template) -> Any:
         deployments = self.deployments.filter(template=template).exclude(kind="remove")

@@ -11,7 +11,7 @@ from typing import Any
 from django.urls import reverse
 from django.utils import timezone
 
-from ..engine.recipe import RECIPES
+from ..engine.recipe import RECIPES, phase_of_resource
 from ..models import Deployment, Event, Stack
 from . import deployment_texts
 from .durations import slow_after, usual_duration
@@ -179,7 +179,7 @@ def phase_rows(deployment: Deployment, events: list[Event], audience: str) -> li
     rows = {phase.name: PhaseRow(phase.name, phase.title) for phase in RECIPES[deployment.kind]}
     for event in events:
         handle = EVENT_HANDLERS.get(event.type)
-        row = rows.get(_phase_of(event, deployment))
+        row = rows.get(_phase_of(event, deployment) or "")
         if row and handle and not (audience == "link" and event.type in PRIVATE_EVENTS):
             handle(row, event)
     started = [name for name, row in rows.items() if row.started is not None]
@@ -206,15 +206,11 @@ def state_of(row: PhaseRow, deployment: Deployment) -> str:
     return "skipped" if error else "waiting"
 
 
-def _phase_of(event: Event, deployment: Deployment) -> str:
-    """Return the name of the phase that an event belongs to.
-
-    An event about a resource belongs to the phase that creates the resource; in a removal, to the one that removes it.
-    """
-    if event.type != "receipt":
+def _phase_of(event: Event, deployment: Deployment) -> str | None:
+    """Return the name of the phase that an event belongs to: a resource belongs to the phase that creates it."""
+    if event.type != Event.Type.RESOURCE:
         return event.phase
-    verb = "removing" if deployment.kind == Deployment.Kind.REMOVE else "creating"
-    return f"{verb}_{event.data['kind']}"
+    return phase_of_resource(deployment.kind, event.data["kind"])
 
 
 def _apply_phase(row: PhaseRow, event: Event) -> None:
@@ -235,8 +231,6 @@ def _apply_probe(row: PhaseRow, event: Event) -> None:
 
 def _apply_resource(row: PhaseRow, event: Event) -> None:
     data = event.data
-    if data["kind"] in HIDDEN_RESOURCES:
-        return
     if data["state"] == "gone":
         row.removed.add(data["kind"])
     resource = row.resources.setdefault(data["kind"], {"id": ""})
@@ -245,10 +239,10 @@ def _apply_resource(row: PhaseRow, event: Event) -> None:
 
 
 EVENT_HANDLERS: dict[str, Callable[[PhaseRow, Event], None]] = {
-    "phase": _apply_phase,
-    "log": _apply_log,
-    "rung": _apply_probe,
-    "receipt": _apply_resource,
+    Event.Type.PHASE: _apply_phase,
+    Event.Type.LOG: _apply_log,
+    Event.Type.PROBE: _apply_probe,
+    Event.Type.RESOURCE: _apply_resource,
 }
 """What each type of event changes in the row of its phase. A type that is not listed changes nothing."""
 
@@ -273,7 +267,7 @@ def _created_resources(events: list[Event]) -> dict[str, str]:
     """Return the last state of each resource that was created or about to be, by kind."""
     states: dict[str, str] = {}
     for event in events:
-        if event.type != "receipt" or event.data["kind"] in HIDDEN_RESOURCES:
+        if event.type != Event.Type.RESOURCE or phase_of_resource(Deployment.Kind.DEPLOY, event.data["kind"]) is None:
             continue
         kind, state = event.data["kind"], event.data["state"]
         if kind in states or state in ("intended", "made"):

@@ -21,16 +21,6 @@ from .watcher import Watcher
 FRAME_SECONDS = 0.1
 """The shortest pause between two frames of a topic."""
 
-RELOADED_COLUMNS = [
-    *("phase", "status", "progress", "message", "error", "resources", "version"),
-    *("lease_until", "started_at", "updated_at", "completed_at", "cancel_requested_at"),
-]
-"""The columns of a deployment that change while it is watched, and that a topic reads again at each change.
-
-A new column that the page shows and that changes during a deployment belongs here. `requests` does not: it is written
-at the end, and the topic then reads the whole row.
-"""
-
 log = logging.getLogger(__name__)
 
 
@@ -122,7 +112,7 @@ class DeploymentTopic(Topic):
             deployment = self._load()
         else:
             deployment = copy.copy(self.deployment)  # a viewer may still be reading the previous state
-            deployment.refresh_from_db(fields=RELOADED_COLUMNS)
+            deployment.refresh_from_db(fields=Deployment.CHANGING_COLUMNS)
             if deployment.done:  # the end of a deployment changes its stack too
                 deployment = self._load()
         last = self.events[-1].seq if self.events else 0

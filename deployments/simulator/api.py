@@ -10,7 +10,6 @@ from .api_keys import ApiKey
 from .control import ControlApi
 from .faults import HEALTH
 from .http_server import Request, Response
-from .member_access import CREATE_PROCEDURES, created_ids, limit_to_visible, require_access
 from .procedures import PROCEDURES
 from .procedures.registry import NO_CONTENT, Procedure, Refusal
 from .responses import (
@@ -143,13 +142,12 @@ class Api:
 
     async def _call(self, key: ApiKey, procedure: Procedure, given: dict[str, Any]) -> Response:
         """Execute a call between its two gates, and apply the oldest pending fault for it."""
-        reach = key.reach
         gates = self._server.gates
         await gates.pass_through(procedure.name)
         fault = self._server.faults.take(procedure.name)
         response = Response()
         if fault is None or fault.executes_call:
-            response = self._execute(key, procedure, given, reach)
+            response = self._execute(key, procedure, given)
         await gates.pass_through(f"{procedure.name}:answer")
         if fault is None:
             return response
@@ -157,8 +155,7 @@ class Api:
             await asyncio.sleep(fault.delay)
         return fault.respond(procedure.name, response)
 
-    def _execute(self, key: ApiKey, procedure: Procedure, given: dict[str, Any], reach: frozenset[str]) -> Response:
-        """Run a procedure. reach: the ids that the key could access when the call arrived."""
+    def _execute(self, key: ApiKey, procedure: Procedure, given: dict[str, Any]) -> Response:
         if not key.verify():
             return error_response(401, "UNAUTHORIZED", procedure.name)
         values, issues = zod.validate(procedure.fields, given)
@@ -166,15 +163,10 @@ class Api:
             error = error_body(400, "Input validation failed", procedure.name, zod.flatten_error(issues))
             return json_response({**error, "issues": issues}, 400)
         try:
-            if key.is_member:
-                require_access(self._server.store, key, procedure.name, values)
+            self._server.role = key.role
             result = procedure.run(self._server, values)
         except Refusal as refusal:
             return error_response(refusal.status, str(refusal), procedure.name)
-        if key.is_member:
-            if procedure.name in CREATE_PROCEDURES:
-                key.reach = reach.union(created_ids(result))
-            result = limit_to_visible(key, procedure.name, result)
         return empty_response() if result is NO_CONTENT else json_response(result)
 
 

@@ -1,4 +1,4 @@
-"""API keys: the owner's key, and keys that a test adds, for a member or with a rate limit of their own."""
+"""API keys: the owner's key, and keys that a test adds, with another role or a rate limit of their own."""
 
 import hmac
 import time
@@ -6,28 +6,18 @@ from typing import Any
 
 from .settings import InvalidRequest, Settings
 
-FORMAT = "A key has key, rate_limit, rate_window, member (a list of permissions) and reach (a list of ids)."
+FORMAT = "A key has key, rate_limit, rate_window and role."
 
 
 class ApiKey:
-    """A key and its rate limit. A REST call verifies the key twice, so it counts twice against the limit.
+    """A key, the role of its user, and its rate limit. A REST call verifies the key twice, so it counts twice."""
 
-    permissions is None for every key that is not a member's.
-    """
-
-    def __init__(self, text: str, limits: Settings, permissions: frozenset[str] | None = None) -> None:
+    def __init__(self, text: str, limits: Settings, role: str = "owner") -> None:
         self.text = text.encode()
-        self.permissions = permissions
-        # The ids that a member may access. Each create call stores the list as it was at the call's beginning plus
-        # the ids that it created. Of simultaneous calls only the ids of the last one remain, as in Dokploy.
-        self.reach: frozenset[str] = frozenset()
+        self.role = role
         self._limits = limits
         self._used = 0
         self._last = 0.0
-
-    @property
-    def is_member(self) -> bool:
-        return self.permissions is not None
 
     def verify(self) -> bool:
         """Count one use and return True, or return False at the rate limit. Rejected uses do not extend the window."""
@@ -62,22 +52,15 @@ class ApiKeys:
     def add(self, given: dict[str, Any]) -> None:
         """Add a key in this form, or replace the one with the same text. Raises InvalidRequest.
 
-        {"key": text, "rate_limit"?, "rate_window"?, "member"?: permissions, "reach"?: ids that it may access}
+        {"key": text, "rate_limit"?, "rate_window"?, "role"?}
         """
-        text, permissions, reach = given.get("key"), given.get("member"), given.get("reach", [])
-        if not isinstance(text, str) or not text or not is_text_list(reach):
-            raise InvalidRequest(FORMAT)
-        if permissions is not None and not is_text_list(permissions):
+        text, role = given.get("key"), given.get("role", "owner")
+        if not isinstance(text, str) or not text or not isinstance(role, str):
             raise InvalidRequest(FORMAT)
         limits = Settings()
-        limits.update({name: value for name, value in given.items() if name not in ("key", "member", "reach")})
+        limits.update({name: value for name, value in given.items() if name not in ("key", "role")})
         self._others = [key for key in self._others if key.text != text.encode()]
-        self._others.append(ApiKey(text, limits, None if permissions is None else frozenset(permissions)))
-        self._others[-1].reach = frozenset(reach)
+        self._others.append(ApiKey(text, limits, role))
 
     def clear(self) -> None:
         self._others.clear()
-
-
-def is_text_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(part, str) for part in value)

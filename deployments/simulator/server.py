@@ -24,6 +24,8 @@ class DokployServer:
         self.keys = ApiKeys(owner_key, settings)
         self.gates = Gates()
         self.faults = Faults()
+        # The role of the key whose call is executed.
+        self.role = "owner"
         # How often each procedure was called.
         self.calls: Counter[str] = Counter()
         self.engine = ContainerEngine(store, settings, self.gates)

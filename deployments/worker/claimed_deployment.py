@@ -1,46 +1,40 @@
 """One deployment while this worker holds its lease."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from asgiref.sync import sync_to_async
-from django.db import close_old_connections
-
 from ..engine.dokploy import Exchange
-from ..engine.errors import Cancelled, Interrupted
+from ..engine.errors import Cancelled
 from ..engine.spec import Progress
-from ..models import DATABASE_AWAY, Deployment, LeaseLost
+from ..models import Deployment, LeaseLost
 from . import failpoints
+from .database import in_database
 
 SELF_STOP_SECONDS = 20.0  # shorter than the lease: this worker stops before another may take over
-RECONNECT_SECONDS = 0.5
 READS_KEPT = 300
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
-
 
 class ClaimedDeployment:
-    """The engine's connection to one deployment: its reports, its lease, its request log, and the order to stop."""
+    """The engine's connection to one deployment: its reports, its lease and its request log.
+
+    Attributes:
+        deployment: the row.
+        work: the task that runs the engine. It can be cancelled at any time: a change of something that must not be
+            lost, and the record of its result, run to their end together.
+        lease_renewed_at: when the lease was last renewed, by the monotonic clock.
+        requests: the lines of the request log.
+    """
+
+    work: "asyncio.Task[None]"
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
         self.lease_renewed_at = time.monotonic()
         self.requests: list[str] = []
-        self.task: asyncio.Task[None]
-        self.interruptible = False  # False before the task starts, and between a change and the report of its result
-        self.draining = False
-        self.undoing = bool(deployment.error)
-
-    def stop(self) -> None:
-        """Stop working on it: at once, or as soon as the result of a change in progress is reported."""
-        self.draining = True
-        if self.interruptible:
-            self.task.cancel()
 
     def require_lease(self) -> None:
         """Raise LeaseLost if the lease was last renewed more than SELF_STOP_SECONDS ago."""
@@ -48,14 +42,8 @@ class ClaimedDeployment:
             raise LeaseLost
 
     def before_change(self, procedure: str) -> None:
-        """Allow one call that changes something at Dokploy.
-
-        Raise Interrupted while draining, LeaseLost when the lease may have lapsed.
-        """
-        if self.draining:
-            raise Interrupted
+        """Allow one call that changes something at Dokploy. Raise LeaseLost when the lease may have lapsed."""
         self.require_lease()
-        self.interruptible = False
         self.hit(procedure, failpoints.BEFORE_CALL)
 
     def record_exchange(self, exchange: Exchange) -> None:
@@ -70,25 +58,16 @@ class ClaimedDeployment:
 
         While the database is away, try again until the lease lapses; then raise LeaseLost.
         """
-        while True:
-            self.require_lease()
-            try:
-                return await sync_to_async(query)(*arguments)
-            except DATABASE_AWAY as error:
-                log.warning("%s waits for the database: %s", self.deployment.pk, str(error).strip())
-                await reconnect()
+        return await in_database(query, *arguments, before_try=self.require_lease, name=self.deployment.pk)
 
     async def report(self, progress: Progress) -> None:
         """Commit one report of the engine: this is the progress callback.
 
-        Raise LeaseLost with nothing written; Interrupted (while draining) or Cancelled after the commit.
+        Raise LeaseLost with nothing written, Cancelled after the commit when a user has cancelled the deployment.
         """
         await self.in_db(self._record, progress)
-        if "alive" not in progress.data:  # a heartbeat says nothing about a change in progress
-            self.interruptible = True
-            if self.draining:
-                raise Interrupted
-        if self.deployment.cancel_requested_at and not self.undoing:
+        deployment = self.deployment
+        if deployment.cancel_requested_at and not deployment.error and not deployment.done:
             raise Cancelled
 
     def _record(self, progress: Progress) -> None:
@@ -105,9 +84,3 @@ class ClaimedDeployment:
         """Pass a failpoint: in fault tests the process may be killed here."""
         deployment = self.deployment
         failpoints.hit(deployment.stack.name, deployment.pk, phase or deployment.phase, name, position)
-
-
-async def reconnect() -> None:
-    """Wait RECONNECT_SECONDS, then drop database connections that no longer work."""
-    await asyncio.sleep(RECONNECT_SECONDS)
-    await sync_to_async(close_old_connections)()

@@ -11,28 +11,25 @@ import secrets
 import socket
 import time
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
-from asgiref.sync import sync_to_async
 from django.conf import settings
 
-from .. import encryption
-from ..engine import orchestrator
 from ..engine.dokploy import Dokploy
-from ..engine.errors import Cancelled, Failure, Interrupted
-from ..engine.recipe import RECIPES
-from ..engine.reporter import Reporter
-from ..engine.spec import StackSpec
-from ..models import DATABASE_AWAY, Deployment
-from ..models.deployment import CRASHES
+from ..engine.errors import Interrupted
+from ..engine.tasks import uninterrupted
+from ..models import Deployment, LeaseLost
+from ..periodic import repeat
 from ..realtime import pubsub
-from . import failpoints, watchdog
-from .claimed_deployment import SELF_STOP_SECONDS, ClaimedDeployment, reconnect
-from .outcome import fail_removal, portal_failure, stored_failure, undo
+from . import watchdog
+from .claimed_deployment import ClaimedDeployment
+from .database import in_database
+from .execution import execute
 from .sweeper import sweep_periodically
 
 HEARTBEAT_SECONDS = 10.0
+CLAIM_SECONDS = 1.0
 DRAIN_SECONDS = 9.0  # a call to Dokploy takes at most 8
 RELEASE_SECONDS = 2.0
 CLOSE_SECONDS = 1.0
@@ -61,7 +58,6 @@ class Runner:
         self._wakeup = asyncio.Event()
         self._claimed: dict[str, ClaimedDeployment] = {}
         self._supervisors: set[asyncio.Task[None]] = set()  # running, or releasing
-        self._draining = False
 
     @classmethod
     def current(cls) -> "Runner":
@@ -75,7 +71,8 @@ class Runner:
         """Start the tasks that claim, renew leases and sweep."""
         pubsub.bind_loop()
         self._claiming = asyncio.create_task(self._claim_due())
-        self._periodic = [asyncio.create_task(task) for task in (self._heartbeat(), sweep_periodically(self._dokploy))]
+        heartbeat = repeat(self._renew_leases, HEARTBEAT_SECONDS, "The heartbeat")
+        self._periodic = [asyncio.create_task(task) for task in (heartbeat, sweep_periodically(self._dokploy))]
         for task in (self._claiming, *self._periodic):
             task.add_done_callback(_exit_on_failure)
 
@@ -84,201 +81,97 @@ class Runner:
         self._wakeup.set()
 
     async def drain(self) -> None:
-        """Claim no more, let calls in progress finish, release every deployment.
+        """Claim no more, let the change in progress of each deployment end, release every deployment.
 
         Takes at most 13 seconds, whatever is away: a lease that cannot be released in time lapses.
         """
-        self._draining = True
-        for task in self._periodic:
+        for task in (self._claiming, *self._periodic):
             task.cancel()
-        self.notify()  # cancelling the claiming task could lose a deployment that it is claiming
-        for claimed in self._claimed.values():
-            claimed.stop()
-        await self._wait_idle(DRAIN_SECONDS)
-        self._claiming.cancel()
-        for claimed in self._claimed.values():
-            claimed.task.cancel()
-        await self._wait_idle(RELEASE_SECONDS)
+        await asyncio.wait({self._claiming}, timeout=CLAIM_SECONDS)  # what it has just claimed is released too
+        for seconds in (DRAIN_SECONDS, RELEASE_SECONDS):  # the second time, a change in progress is abandoned
+            for claimed in self._claimed.values():
+                claimed.work.cancel()
+            await self._wait_idle(seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._dokploy.aclose()
         await pubsub.flush()
 
     async def _wait_idle(self, seconds: float) -> None:
-        """Wait until nothing is being claimed, run or released, at most `seconds`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while busy := [task for task in (self._claiming, *self._supervisors) if not task.done()]:
-                    await asyncio.wait(busy)
+        """Wait until nothing is run or released any more, at most `seconds`."""
+        if self._supervisors:
+            await asyncio.wait(self._supervisors, timeout=seconds)
 
     # -- claiming and running ------------------------------------------------------------------------------------------
 
     async def _claim_due(self) -> None:
-        while not self._draining:
+        while True:
             self._wakeup.clear()
             try:
-                while len(self._claimed) < self.limit and not self._draining and (deployment := await self._claim()):
-                    self._begin(deployment)
-            except DATABASE_AWAY as error:
-                log.warning("Claiming waits for the database: %s", str(error).strip())
-                await reconnect()
-                self.notify()
+                while len(self._claimed) < self.limit and await uninterrupted(self._claim_one()):
+                    pass
             except Exception:  # the runner must go on claiming, whatever failed
                 log.exception("Claiming failed; trying again")
                 await asyncio.sleep(1)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wakeup.wait(), self.sweep or None)
 
-    async def _claim(self) -> Deployment | None:
-        return await sync_to_async(Deployment.claim)(self.name, excluding=list(self._claimed))
+    async def _claim_one(self) -> bool:
+        """Claim the oldest due deployment and begin to run it. Return whether there was one."""
+        claim = partial(Deployment.claim, excluding=list(self._claimed))
+        deployment = await in_database(claim, self.name, name="Claiming")
+        if deployment is not None:
+            self._begin(deployment)
+        return deployment is not None
 
     def _begin(self, deployment: Deployment) -> None:
         claimed = ClaimedDeployment(deployment)
-        claimed.draining = self._draining
-        claimed.task = asyncio.create_task(self._supervise(claimed))
+        claimed.work = asyncio.create_task(execute(claimed, self._dokploy))
         self._claimed[deployment.pk] = claimed
-        self._supervisors.add(claimed.task)
-        claimed.task.add_done_callback(self._supervisors.discard)
+        supervisor = asyncio.create_task(self._supervise(claimed))
+        self._supervisors.add(supervisor)
+        supervisor.add_done_callback(self._supervisors.discard)
 
     async def _supervise(self, claimed: ClaimedDeployment) -> None:
-        """Run one deployment until it ends or must be released."""
-        release = claimed.interruptible = True
-        try:
-            if not claimed.draining:
-                await self._run(claimed)
-        except (Interrupted, asyncio.CancelledError):
-            pass
-        except Exception:
-            release = False  # the lease lapses, which counts as a crash: repeated crashes end the deployment
-            log.exception("%s stopped unexpectedly; it resumes when its lease lapses", claimed.deployment.pk)
-        finally:
-            del self._claimed[claimed.deployment.pk]
-            if release:
-                await self._release(claimed)
-            if not self._draining:
-                self.notify()
+        """Wait until the work on a deployment has ended or was cancelled, then release it."""
+        await asyncio.wait({claimed.work})
+        del self._claimed[claimed.deployment.pk]
+        error = None if claimed.work.cancelled() else claimed.work.exception()
+        if error is None or isinstance(error, Interrupted):
+            await self._release(claimed)
+        else:  # the lease lapses, which counts as a crash: repeated crashes end the deployment
+            text = "%s stopped unexpectedly; it resumes when its lease lapses"
+            log.error(text, claimed.deployment.pk, exc_info=error)
+        self.notify()
 
     async def _release(self, claimed: ClaimedDeployment) -> None:
         """Release the lease. While the database is away, try until the lease lapses."""
-        while True:
-            try:
-                await sync_to_async(claimed.deployment.release)()
-                return
-            except DATABASE_AWAY:
-                if time.monotonic() - claimed.lease_renewed_at > SELF_STOP_SECONDS:
-                    log.warning("%s could not be released; its lease will lapse", claimed.deployment.pk)
-                    return
-                await reconnect()
-
-    async def _run(self, claimed: ClaimedDeployment) -> None:
-        deployment = claimed.deployment
-        claimed.hit("claim", failpoints.AFTER_COMMIT)
-        reporter = await claimed.in_db(_reporter, claimed)
-        dokploy = self._dokploy.for_deployment(claimed.before_change, claimed.record_exchange)
         try:
-            spec, former = await claimed.in_db(_specs, deployment)
-            reporter.secrets = (settings.DOKPLOY_API_KEY, *spec.secrets, *(former.secrets if former else ()))
-            if deployment.error:  # resumed while undoing
-                failure = stored_failure(deployment.error)
-                if deployment.crashes >= 2 * CRASHES:
-                    left = ["what this deployment created (the portal was stopped repeatedly while removing it)"]
-                    await reporter.finish("failed", "failure", "The undo was given up", error=failure, leftovers=left)
-                    return
-            elif deployment.crashes >= CRASHES:
-                failure = portal_failure("TOO_MANY_CRASHES", deployment.phase)
-            elif deployment.cancel_requested_at:
-                failure = portal_failure("CANCELLED", deployment.phase)
-            else:
-                try:
-                    await self._deploy(claimed, dokploy, spec, reporter)
-                    return
-                except Failure as error:
-                    failure = error
-                except Cancelled:
-                    failure = portal_failure("CANCELLED", deployment.phase)
-                    secrets, reporter = reporter.secrets, await claimed.in_db(_reporter, claimed)
-                    reporter.secrets = secrets
-            claimed.undoing = True
-            if deployment.kind == Deployment.Kind.REMOVE:
-                await fail_removal(claimed, reporter, failure)
-            else:
-                await undo(deployment, dokploy, spec, former, reporter, failure)
-        except (Interrupted, *DATABASE_AWAY, MemoryError):
-            raise
-        except encryption.DecryptionError as error:
-            log.error("%s cannot begin: %s", deployment.pk, error)
-            failure = portal_failure("SECRET_UNREADABLE", reporter.phase)
-            await reporter.finish("failed", "failure", failure.message, error=failure)
-        except Exception:
-            log.exception("%s failed because of an error in the portal", deployment.pk)
-            failure = portal_failure("DEPLOYMENT_FAILED", reporter.phase)
-            await reporter.finish("failed", "failure", failure.message, error=failure)
-
-    async def _deploy(self, claimed: ClaimedDeployment, dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> None:
-        """Run the recipe from its first or interrupted phase to its end."""
-        deployment = claimed.deployment
-        if deployment.phase != "initializing":
-            await reporter.note("Resumed after an interruption")
-        await orchestrator.run(
-            dokploy,
-            spec,
-            reporter,
-            phases=RECIPES[deployment.kind],
-            first_phase=await claimed.in_db(deployment.first_phase),
-            patience=settings.DOKPLOY_PATIENCE_SECONDS,
-        )
-        await reporter.finish("completed", "success", deployment.success_message(), progress=100)
+            await claimed.in_db(claimed.deployment.release)
+        except LeaseLost:
+            log.warning("%s could not be released; its lease will lapse", claimed.deployment.pk)
 
     # -- leases --------------------------------------------------------------------------------------------------------
 
-    async def _heartbeat(self) -> None:
-        """Renew the leases of all claimed deployments every HEARTBEAT_SECONDS; stop work on those that are lost."""
-        pause = HEARTBEAT_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            pause = HEARTBEAT_SECONDS
-            claimed, asked_at = dict(self._claimed), time.monotonic()  # a copy: more may begin during the query
-            if not claimed:
-                continue
-            try:
-                held = await sync_to_async(Deployment.heartbeat)(self.name, list(claimed))
-            except DATABASE_AWAY as error:
-                log.warning("The heartbeat waits for the database: %s", str(error).strip())
-                await reconnect()
-                pause = 0  # after another HEARTBEAT_SECONDS every deployment would have stopped itself
-                continue
-            except Exception:
-                log.exception("The heartbeat failed")
-                continue
-            for id, one in claimed.items():
-                if id in held:
-                    one.lease_renewed_at = asked_at
-                elif self._claimed.get(id) is one:  # otherwise it has ended and is being released
-                    one.task.cancel()
+    async def _renew_leases(self) -> None:
+        """Renew the leases of all claimed deployments, and stop work on those that are lost."""
+        claimed = dict(self._claimed)  # a copy: more may begin during the query
+        if not claimed:
+            return
+        asked_at = 0.0
 
+        def note_time() -> None:
+            nonlocal asked_at
+            asked_at = time.monotonic()
 
-def _reporter(claimed: ClaimedDeployment) -> Reporter:
-    deployment = claimed.deployment
-    reporter = Reporter(
-        claimed.report,
-        resources=deployment.recorded_resources(),
-        pending=deployment.pending_resources(),
-        recorded_ids=deployment.recorded_ids(),
-        logged=deployment.reported_log_lines(),
-    )
-    reporter.phase = deployment.phase
-    return reporter
-
-
-def _specs(deployment: Deployment) -> tuple[StackSpec, StackSpec | None]:
-    """Return the spec to deploy and, for a redeployment, the spec to restore if its secrets can be decrypted."""
-    spec = deployment.stack_spec()
-    former = deployment.last_successful() if deployment.kind == Deployment.Kind.REDEPLOY else None
-    if former is None or not former.has_readable_secrets():
-        return spec, None
-    # A name of its own: under the former one its finished Dokploy deployment would be found and nothing sent.
-    restored = replace(former.stack_spec(), deployment=f"{spec.deployment}.restore")
-    return spec, restored.pinned(former.recorded_resources().image_digest)
+        held = await in_database(
+            Deployment.heartbeat, self.name, list(claimed), before_try=note_time, name="The heartbeat"
+        )
+        for id, one in claimed.items():
+            if id in held:
+                one.lease_renewed_at = asked_at
+            elif self._claimed.get(id) is one:  # otherwise it has ended and is being released
+                one.work.cancel()
 
 
 def _exit_on_failure(task: asyncio.Task[None]) -> None:

@@ -1,31 +1,27 @@
 """Periodic cleanup: removes expired stacks and leftovers, reports unknown objects. Idempotent."""
 
 import asyncio
-import logging
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 
 from ..engine.dokploy import Dokploy
 from ..engine.errors import DokployError
-from ..engine.resources.base import list_marked_objects
+from ..engine.resources.ownership import list_marked_objects
 from ..models import ExternalResource, Installation, Orphan, request_due_removals
 from ..models.orphan import SCAN_SECONDS
-
-log = logging.getLogger(__name__)
+from ..periodic import repeat
 
 
 async def sweep_periodically(dokploy: Dokploy) -> None:
-    """Sweep every SWEEPER_SECONDS. A sweep that fails is repeated at the next turn."""
-    while settings.SWEEPER_SECONDS:
-        await asyncio.sleep(settings.SWEEPER_SECONDS)
-        try:
-            await sync_to_async(request_due_removals)()
-            await scan_for_orphans(dokploy)
-        except DokployError as error:
-            log.info("The scan for orphans waits for Dokploy: %s", error)
-        except Exception:
-            log.exception("A sweep failed")
+    """Sweep every SWEEPER_SECONDS; 0 means never."""
+
+    async def sweep() -> None:
+        await sync_to_async(request_due_removals)()
+        await scan_for_orphans(dokploy)
+
+    if settings.SWEEPER_SECONDS:
+        await repeat(sweep, settings.SWEEPER_SECONDS, "A sweep", expected=(DokployError,))
 
 
 async def scan_for_orphans(dokploy: Dokploy) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from deployments.engine import conformance, containers, deploy, orchestrator
+from deployments.engine import conformance, containers, deploy, retry
 from deployments.engine import reporter as reporter_module
-from deployments.engine.conformance import expectations, scenarios
+from deployments.engine.conformance import cleanup, expectations, scenarios
 from deployments.engine.dokploy import Dokploy, transport
 from deployments.engine.dokploy import client as client_module
-from deployments.engine.resources import base
+from deployments.engine.resources import application
 
 from ..processes import IMAGE, KEY, ROOT, Simulator, until
 
@@ -69,15 +69,18 @@ def conform(simulator: Simulator, settings: Any, short_pauses: None) -> Callable
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "RECHECK_SECONDS", 0.05)
+    monkeypatch.setattr(cleanup, "SEARCH_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(retry, "LANDING_SECONDS", 0.05)
+    monkeypatch.setattr(retry, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(application, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(containers, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(deploy, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(deploy, "SETTLE_SECONDS", 3.0)
+    monkeypatch.setattr(application, "SETTLE_SECONDS", 3.0)
     monkeypatch.setattr(reporter_module, "LOG_SECONDS", 0.01)
     monkeypatch.setattr(transport, "SECOND_TRY_SECONDS", 0.01)
     monkeypatch.setattr(client_module, "QUEUE_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(orchestrator, "FIRST_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(orchestrator, "MAX_BACKOFF_SECONDS", 0.02)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "MAX_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(expectations, "EVENTUALLY_SECONDS", 0.3)
 
 
@@ -294,7 +297,7 @@ def test_the_time_limit_ends_the_command_and_a_deployment_that_hangs_is_listed(
     simulator: Simulator, conform: Any, only: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only("deploy", "redeploy")
-    monkeypatch.setattr(deploy, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(application, "SETTLE_SECONDS", 0.2)
     simulator.close_gate("stall")
     code, output = conform("--minutes", "0.05")
     assert code == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deployments.engine import failures
-from deployments.engine.deploy import SETTLE_SECONDS
+from deployments.engine.resources.application import SETTLE_SECONDS
 
 from ..gates import held
 from ..processes import until

@@ -345,7 +345,7 @@ def test_a_retry_uses_the_defaults_of_parameters_added_meanwhile(people: People)
     people.template.save()
     failed = Deployment.objects.select_related("template").get(pk=failed.pk)
     again = retry_deployment(failed, people.owner, via="form")
-    assert again.environment() == {"COLOR": "red", "TOKEN": ""}
+    assert again.stored_spec.environment() == {"COLOR": "red", "TOKEN": ""}
 
 
 def test_an_operator_cancels_and_retries_any_users_deployment_from_the_admin(people: People) -> None:

@@ -136,8 +136,8 @@ def test_a_thread_that_publishes_after_the_loop_has_stopped_does_not_block_the_e
 QUICK_SIGNS_OF_LIFE = """
 import sys
 from django.core.management import execute_from_command_line
-from deployments.engine import orchestrator
-orchestrator.HEARTBEAT_SECONDS = 0.2
+from deployments.engine import retry
+retry.HEARTBEAT_SECONDS = 0.2
 execute_from_command_line(["manage.py", "serve", "--no-sample"])
 """
 

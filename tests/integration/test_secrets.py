@@ -183,9 +183,9 @@ def test_a_redeploy_with_an_empty_secret_keeps_the_stored_one_and_does_not_show_
     slug = people.template.slug
     http.post(page, {"template": slug, f"{slug}-API_TOKEN": "", f"{slug}-GREETING": "ho"})
     second = end(Deployment.objects.get(kind="redeploy"))
-    assert second.environment() == {"API_TOKEN": CANARY, "GREETING": "ho"}
+    assert second.stored_spec.environment() == {"API_TOKEN": CANARY, "GREETING": "ho"}
     http.post(page, {"template": slug, f"{slug}-API_TOKEN": "another", f"{slug}-GREETING": ""})
-    assert Deployment.objects.first().environment() == {"API_TOKEN": "another", "GREETING": ""}
+    assert Deployment.objects.first().stored_spec.environment() == {"API_TOKEN": "another", "GREETING": ""}
 
 
 def test_deploying_an_own_stack_by_name_keeps_its_secret(people: People, client: Client) -> None:
@@ -193,7 +193,7 @@ def test_deploying_an_own_stack_by_name_keeps_its_secret(people: People, client:
     client.force_login(people.owner)
     client.post("/", {"name": "shop", "template": "stack", "stack-API_TOKEN": "", "stack-GREETING": "ho"})
     again = end(Deployment.objects.first())
-    assert (again.kind, again.environment()) == ("redeploy", {"API_TOKEN": CANARY, "GREETING": "ho"})
+    assert (again.kind, again.stored_spec.environment()) == ("redeploy", {"API_TOKEN": CANARY, "GREETING": "ho"})
 
 
 def test_keys_can_be_rotated(settings: Any) -> None:
@@ -290,7 +290,7 @@ def test_a_secret_that_can_no_longer_be_decrypted_must_be_entered_again(people: 
     assert Deployment.objects.get() == first, "no deployment was created"
     again = {"name": "shop", "parameters": {"API_TOKEN": "another"}}
     assert client.post("/api/deploy", again, headers=header, **ASK).status_code == 202
-    assert Deployment.objects.first().environment() == {"API_TOKEN": "another", "GREETING": "hi"}
+    assert Deployment.objects.first().stored_spec.environment() == {"API_TOKEN": "another", "GREETING": "hi"}
 
 
 def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_never_removed(own_portal: Any) -> None:

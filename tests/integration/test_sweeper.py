@@ -17,6 +17,7 @@ from django.db.models import F
 from django.test import Client
 from django.utils import timezone
 
+from deployments.engine import failures
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import DokployError
 from deployments.engine.spec import MarkedObject, Progress, mark_of
@@ -375,7 +376,7 @@ def test_a_create_that_takes_effect_after_the_undo_is_named_until_an_operator_re
     with closing(operator(portal)) as admin:
         orphans = lambda: admin.get("/admin/deployments/orphan/").text  # noqa: E731
         listed = until(lambda: (html := orphans()).count('/remove"') == 1 and html, 20)
-        assert "the project is listed as an orphan" in admin.get(f"/deployments/{refused['deploymentId']}").text
+        assert failures.get("LEFTOVER_AT_DOKPLOY").operator in admin.get(f"/deployments/{refused['deploymentId']}").text
         page = listed.split('href="/orphans/')[1].split('"')[0]
         deployment = submit(admin, f"/orphans/{page}", {}).headers["Location"]
         until(lambda: "The stack was removed" in admin.get(deployment).text, 20)

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from deployments.engine import deploy
+from deployments.engine import deploy, retry
 from deployments.engine.dokploy import Dokploy, Exchange
 from deployments.engine.dokploy.throttle import RateLimiter, SingleFlight
 from deployments.engine.errors import Unavailable
-from deployments.engine.resources import base
 
 from ..processes import KEY, ROOT, Simulator
 from .engine.harness import count_calls, eventually, new_harness
@@ -132,7 +131,7 @@ async def test_deployments_that_wait_in_the_queue_share_its_reads_and_report_how
     simulator: Simulator, new_client: Callable[..., Dokploy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deploy, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(base, "RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "LANDING_SECONDS", 0.02)
     dokploy = new_client()
     simulator.close_gate("pull")
     harnesses = [new_harness(simulator) for _ in range(8)]

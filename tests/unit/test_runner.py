@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 
+from deployments.engine.dokploy import Dokploy
 from deployments.models import Deployment
 from deployments.worker.claimed_deployment import ClaimedDeployment
 from deployments.worker.runner import Runner
@@ -62,18 +63,18 @@ async def test_a_deployment_that_begins_during_a_heartbeat_keeps_running(monkeyp
             loop.call_soon_threadsafe(renewed.set)
         return heartbeat(worker, ids)
 
-    async def work(self: Runner, claimed: ClaimedDeployment) -> None:
+    async def work(claimed: ClaimedDeployment, dokploy: Dokploy) -> None:
         begun.put_nowait(claimed.deployment.pk)
         await asyncio.Event().wait()
 
     monkeypatch.setattr("deployments.worker.runner.HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(Deployment, "heartbeat", begin_the_second_during_the_heartbeat)
-    monkeypatch.setattr(Runner, "_run", work)
+    monkeypatch.setattr("deployments.worker.runner.execute", work)
     runner = Runner(sweep=0, limit=1)
     runner.start()
     assert [await asyncio.wait_for(begun.get(), 5) for _ in range(2)] == [first.pk, second.pk]
     await asyncio.wait_for(renewed.wait(), 5)
-    assert not any(claimed.task.cancelling() for claimed in runner._claimed.values())
+    assert not any(claimed.work.cancelling() for claimed in runner._claimed.values())
     assert begun.empty()
     await runner.drain()
 
@@ -92,7 +93,7 @@ async def test_a_deployment_that_ends_during_a_heartbeat_is_released_undisturbed
         assert releasing.wait(5)
         return {deployments[1].pk}
 
-    async def work(self: Runner, claimed: ClaimedDeployment) -> None:
+    async def work(claimed: ClaimedDeployment, dokploy: Dokploy) -> None:
         await (end if claimed.deployment.pk == deployments[0].pk else asyncio.Event()).wait()
 
     async def release(self: Runner, claimed: ClaimedDeployment) -> None:
@@ -102,7 +103,7 @@ async def test_a_deployment_that_ends_during_a_heartbeat_is_released_undisturbed
 
     monkeypatch.setattr("deployments.worker.runner.HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(Deployment, "heartbeat", end_one_during_the_heartbeat)
-    monkeypatch.setattr(Runner, "_run", work)
+    monkeypatch.setattr("deployments.worker.runner.execute", work)
     monkeypatch.setattr(Runner, "_release", release)
     runner = Runner(sweep=0, limit=2)
     runner.start()

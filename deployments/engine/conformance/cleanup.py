@@ -3,11 +3,11 @@
 import asyncio
 
 from ..errors import DokployError, Failure
-from ..resources import base
 from .session import Session, ThrowawayStack
 
 CLEANUP_SECONDS = 300.0
 MAX_REMOVALS = 3
+SEARCH_PAUSE_SECONDS = 1.5
 
 MarkedItem = tuple[str, str]
 """The description of an object with the session's mark, and the mark of its stack."""
@@ -37,7 +37,7 @@ async def remove_everything(session: Session) -> None:
                     if items:
                         removals += 1
                         await _remove_stacks(session, {mark for _, mark in items})
-                await asyncio.sleep(base.RECHECK_SECONDS)
+                await asyncio.sleep(SEARCH_PAUSE_SECONDS)
     except TimeoutError:
         session.write(f"           the cleanup did not end within {CLEANUP_SECONDS:.0f} s")
 

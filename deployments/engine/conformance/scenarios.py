@@ -5,18 +5,30 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..deploy import drain_deploys
+from ..dokploy import Dokploy
 from ..errors import Failure, Interrupted
 from ..probe import probe_stack
-from ..recipe import PHASES, REMOVAL, Phase
-from ..spec import Progress
+from ..recipe import PHASES, Phase
+from ..reporter import Reporter
+from ..resources import application
+from ..resources.base import require_id
+from ..spec import Progress, Resources, StackSpec
 from .expectations import dokploy_deployments, expect_deployed, expect_removed, lasting_ids
 from .session import Session
 
 FILLERS = 4  # deployments that occupy the queue, so that another one waits
 
 DEPLOYING = next(phase for phase in PHASES if phase.name == "deploying")
-SETTLING = (Phase("settling", "Waiting for its deployments to end", 0, drain_deploys, timeout=REMOVAL[0].timeout),)
+
+
+async def _settle(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
+    await application.end_dokploy_deployments(dokploy, require_id(resources.application_id), reporter)
+    return resources
+
+
+SETTLING = (
+    Phase("settling", "Waiting for its deployments to end", 0, _settle, timeout=application.SETTLE_SECONDS + 60),
+)
 
 
 async def deploy(session: Session) -> None:

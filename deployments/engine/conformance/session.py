@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from .. import orchestrator
 from ..dokploy import Dokploy
 from ..errors import Interrupted
+from ..memory_store import MemoryStore
 from ..recipe import PHASES, REMOVAL, Phase
 from ..reporter import Reporter
 from ..spec import Certificate, Progress, Resources, StackSpec, mark_of
@@ -125,7 +126,7 @@ class ThrowawayStack:
         self.irregularities: list[str] = []
         self._session, self._dokploy = session, session.dokploy
         self._letter = letter
-        self._pending: set[tuple[str, str]] = set()
+        self._store = MemoryStore()
         self._deployment_count = 0
         self._interrupt_if: Callable[[Progress], bool] = never
 
@@ -143,6 +144,7 @@ class ThrowawayStack:
         """
         self.log_line_count, self._interrupt_if = 0, interrupt_if
         if first_phase is None:
+            self._store = self._store.next_deployment()
             self._deployment_count += 1
             value = f"it's throwaway # {secrets.token_hex(8)}"
             self.spec = replace(
@@ -152,7 +154,7 @@ class ThrowawayStack:
                 env=(("CONFORMANCE", value),),
                 secrets=(value,),
             )
-        reporter = self._new_reporter(Resources() if first_phase is None else self.resources)
+        reporter = self._new_reporter()
         try:
             await orchestrator.run(
                 self._dokploy, self.spec, reporter, phases=phases, first_phase=first_phase, patience=PATIENCE_SECONDS
@@ -163,34 +165,32 @@ class ThrowawayStack:
 
     async def undo(self) -> list[str]:
         """Undo the last deployment. Return descriptions of the objects that could not be removed."""
-        reporter = self._new_reporter(self.resources)
+        reporter = self._new_reporter()
         return await orchestrator.undo(self._dokploy, self.spec, reporter, patience=PATIENCE_SECONDS)
 
     async def remove(self, phases: Sequence[Phase] = REMOVAL) -> None:
         """Remove the stack, or run other phases of a removal. Raise Failure when that fails."""
-        reporter = self._new_reporter(self.resources)
+        reporter = self._new_reporter()
         await orchestrator.run(self._dokploy, self.spec, reporter, phases=phases, patience=PATIENCE_SECONDS)
 
     def expect(self, subject: str, expected: object, actual: object) -> None:
         """Record whether the actual value is the expected one, for this stack."""
         self._session.expect(f"{self._letter}  {subject}", expected, actual)
 
-    def _new_reporter(self, resources: Resources) -> Reporter:
+    def _new_reporter(self) -> Reporter:
         self.is_complete, self.irregularities = False, []
-        reporter = Reporter(self._report, resources=resources, pending=self._pending)
+        reporter = self._store.reporter(self._report)
         reporter.secrets = (self._session.key, *self.spec.secrets)
         return reporter
 
     async def _report(self, progress: Progress) -> None:
         """Keep what later expectations need, and write the report for the operator."""
-        data = progress.data
+        self._store.apply(progress)
         if progress.resources is not None:
             ids = {name: value for name, value in asdict(progress.resources).items() if value}
             self.resources = replace(self.resources, **ids)
-        if progress.kind == "receipt" and data["state"] == "intended":
-            self._pending.add((data["kind"], data["mark"]))
         if progress.kind == "log":
-            self.log_line_count += len(data["lines"])
+            self.log_line_count += len(progress.data["lines"])
         if _is_repeated_attempt(progress) or progress.kind == "note":
             self.irregularities.append(progress.message)
         if _is_shown(progress):

@@ -1,6 +1,6 @@
 """A client for Dokploy's HTTP API, made for Dokploy v0.30.2."""
 
-from .client import Dokploy
+from .client import ADMIN_ROLES, Dokploy
 from .responses import is_engine_error
 from .transport import CALL_SECONDS, Exchange
 from .types import (
@@ -15,6 +15,7 @@ from .types import (
 )
 
 __all__ = [
+    "ADMIN_ROLES",
     "CALL_SECONDS",
     "Application",
     "Container",

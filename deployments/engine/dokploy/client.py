@@ -5,7 +5,7 @@ import copy
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
-from ..errors import DokployError, KeyExhausted, NotDokploy, NotFound, OutcomeUnknown, Refused, Unavailable
+from ..errors import DokployError, KeyExhausted, NotAllowed, NotDokploy, NotFound, OutcomeUnknown, Refused, Unavailable
 from .responses import (
     decode_error,
     decode_response,
@@ -39,6 +39,7 @@ from .types import (
 )
 
 QUEUE_PAUSE_SECONDS = 0.25  # between two reads of the queue, however many deployments wait in it
+ADMIN_ROLES = frozenset({"owner", "admin"})
 MAX_FOREIGN_APPLICATIONS = 100  # reading the domains of each takes one call
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class Dokploy:
         self._transport = Transport(url, key, connections=connections, calls_per_second=calls_per_second)
         self._single_flights: dict[str, SingleFlight[SharedResult]] = {}
         self._queue_pause = QUEUE_PAUSE_SECONDS
+        self._is_admin = asyncio.Event()
 
     async def aclose(self) -> None:
         """Cancel the shared calls and close all connections."""
@@ -322,6 +324,28 @@ class Dokploy:
             for organization in organizations
             for member in require_rows(organization.get("members"))
         )
+
+    async def require_admin(self) -> None:
+        """Raise NotAllowed unless the key acts as an owner or an admin.
+
+        Dokploy's lists leave out what another user may not see, so the portal could neither find nor remove its own
+        objects. Once Dokploy has confirmed the role, this makes no call.
+        """
+        if self._is_admin.is_set():
+            return
+        roles = await self._share("roles", Dokploy.roles)
+        if not (roles <= ADMIN_ROLES or (roles & ADMIN_ROLES and await self._has_admin_procedures())):
+            names = ", ".join(sorted(roles)) or "none"
+            raise NotAllowed(f"The API key must be an owner's or an admin's. The roles of its user: {names}.")
+        self._is_admin.set()
+
+    async def _has_admin_procedures(self) -> bool:
+        """Return whether Dokploy lets the key call a procedure that is for owners and admins only."""
+        try:
+            await self.infrastructure_errors()
+        except (KeyExhausted, Refused):
+            return False
+        return True
 
     async def builds_concurrency(self) -> int | None:
         """Return how many deployments Dokploy runs at the same time (settings.getWebServerSettings).

@@ -227,6 +227,8 @@ def parse_domain(row: dict[str, Any]) -> Domain:
         port=port if isinstance(port, int) else None,
         https=row.get("https") is True,
         certificate_type=optional_str(row, "certificateType") or "none",
+        application_id=optional_str(row, "applicationId") or "",
+        created_at=optional_str(row, "createdAt") or "",
     )
 
 

@@ -7,13 +7,14 @@ import asyncio
 import copy
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import httpx
 
 from ..errors import DokployError, NotDokploy, OutcomeUnknown, TooLarge, Unavailable
+from ..tasks import uninterrupted
 from . import log_stream
 from .responses import decode_response, is_ambiguous_401, one_line
 from .throttle import RateLimiter
@@ -26,7 +27,6 @@ SECOND_TRY_SECONDS = 2.0
 _SECRET_FIELDS = frozenset({"env", "password", "username", "buildArgs", "buildSecrets"})
 
 Method = Literal["GET", "POST"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Transport:
         async with self._slots:
             await self._rate_limiter.acquire()
             sending = self._send(method, procedure, fields)
-            return await (_uninterrupted(sending) if method == "POST" else sending)
+            return await (uninterrupted(sending) if method == "POST" else sending)
 
     async def _send(self, method: Method, procedure: str, fields: dict[str, Any]) -> tuple[int, bytes]:
         change = method == "POST"
@@ -205,15 +205,3 @@ def _connection_error(error: httpx.HTTPError | TimeoutError) -> DokployError:
     if isinstance(error, (TimeoutError, httpx.TimeoutException)):
         return OutcomeUnknown(f"Dokploy did not answer within {CALL_SECONDS:.0f} s.", evidence=one_line(error))
     return OutcomeUnknown("The connection to Dokploy was lost.", evidence=one_line(error))
-
-
-async def _uninterrupted(call: Coroutine[Any, Any, T]) -> T:
-    """Run the call to its end even if the caller is cancelled, and return its result.
-
-    A read after the cancellation then sees the effect of the call.
-    """
-    task = asyncio.ensure_future(call)
-    try:
-        return await asyncio.shield(task)
-    finally:
-        await asyncio.gather(task, return_exceptions=True)

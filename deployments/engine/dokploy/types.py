@@ -70,6 +70,8 @@ class Domain:
     https: bool
     certificate_type: str
     """Dokploy's value, such as “letsencrypt” or “none”."""
+    application_id: str = ""
+    created_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)

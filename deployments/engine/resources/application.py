@@ -1,64 +1,93 @@
 """The stack's application at Dokploy: create it, configure it, remove it with its container."""
 
+import asyncio
 from dataclasses import replace
 
 from .. import containers
 from ..dokploy import Application, Dokploy
-from ..errors import Failure, NotFound, OutcomeUnknown
+from ..errors import Failure, NotFound
 from ..reporter import Reporter
 from ..spec import Resources, StackSpec
 from ..validation import dotenv
-from .base import (
-    by_ownership,
-    delete,
-    find_applications,
-    find_or_create,
-    mark_changed,
-    preferred,
-    require_id,
-    wait_for_pending,
-)
+from .base import Resource, delete_and_confirm, ensure, ensure_absent, require_id
+from .ownership import Found, by_ownership, mark_changed
+
+POLL_SECONDS = 1.0
+SETTLE_SECONDS = 120.0
+
+
+class ApplicationResource(Resource[Application]):
+    """An application with the stack's mark, in whichever project it is."""
+
+    type = "application"
+
+    async def find(
+        self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter
+    ) -> Found[Application]:
+        """Return the stack's applications.
+
+        Search the projects with the stack's mark, and every project that is recorded or holds a recorded application: a
+        user may have moved the application to another project.
+        """
+        applications = [
+            application
+            for project in await dokploy.projects()
+            if project.description == spec.mark or reporter.records.has_any((project.id, *project.application_ids))
+            for environment in await dokploy.environments(project.id)
+            for application in environment.applications
+        ]
+        return by_ownership(applications, spec, reporter.records)
+
+    async def is_empty(self, item: Application, dokploy: Dokploy) -> bool:
+        """Return whether it was never deployed."""
+        return not await dokploy.dokploy_deployments(item.id)
+
+    async def before_create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> None:
+        """Wait for the container of a deleted application: it must not run beside the new one."""
+        await containers.wait_until_ended(dokploy, resources.app_name, reporter)
+
+    async def create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources) -> Application:
+        """Create the application in the project's environment."""
+        return await dokploy.create_application(require_id(resources.environment_id), spec.name, spec.mark)
+
+    async def delete(self, item: Application, dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> None:
+        """Delete the application, and wait until its container has ended."""
+        await end_dokploy_deployments(dokploy, item.id, reporter)
+        was_deployed = not await self.is_empty(item, dokploy)
+        if was_deployed:  # without the container engine, Dokploy would delete the row and leave the container
+            await containers.require_engine(dokploy, reporter)
+        resources = reporter.update(app_name=item.app_name if was_deployed else None)
+        await delete_and_confirm(
+            self.type, item.id, dokploy.delete_application, lambda id: dokploy.exists(self.type, id), reporter
+        )
+        await containers.wait_until_ended(dokploy, resources.app_name, reporter)
+        await reporter.removed(self.type, item.id)
+
+    async def confirm_gone(
+        self, deleted: list[Application], dokploy: Dokploy, resources: Resources, reporter: Reporter
+    ) -> None:
+        """Wait for the container of an application that was deleted earlier, perhaps by an earlier attempt."""
+        if resources.app_name not in [application.app_name for application in deleted]:
+            await containers.wait_until_ended(dokploy, resources.app_name, reporter)
+
+
+APPLICATION = ApplicationResource()
 
 
 async def create(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
     """Create the application in the project's environment, or find it."""
-    environment_id = require_id(resources.environment_id)
-
-    async def find() -> Application | None:
-        existing = await _find(dokploy, spec, resources, reporter)
-        if existing is None:  # the container of a deleted application must not run beside the new one
-            await containers.wait_until_ended(dokploy, resources.app_name, reporter)
-        return existing
-
-    application = await find_or_create(
-        "application",
-        spec.mark,
-        find,
-        lambda: dokploy.create_application(environment_id, spec.name, spec.mark),
-        reporter,
-    )
+    application = await ensure(APPLICATION, dokploy, spec, resources, reporter)
     return replace(resources, application_id=application.id, app_name=application.app_name)
-
-
-async def _find(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Application | None:
-    """Return the owned application of the project, or a recorded one that a user moved to another project.
-
-    Raise Failure when the recorded application lost the mark.
-    """
-    environments = await dokploy.environments(require_id(resources.project_id))
-    owned, changed = by_ownership([a for e in environments for a in e.applications], spec, reporter)
-    if not (owned or changed) and "application" in reporter.recorded_ids.values():
-        owned, changed = await find_applications(dokploy, spec, reporter)
-    if changed:
-        raise mark_changed("application", changed[0], spec)
-    return preferred(owned, reporter)
 
 
 async def configure(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
     """Save the image, the registry login, the environment variables and the limits. Each save is idempotent."""
     application_id = require_id(resources.application_id)
     # Read first: a retry may begin here, and an outage during a read is waited for without using up an attempt.
-    if await _find(dokploy, spec, resources, reporter) is None:
+    found = await APPLICATION.find(dokploy, spec, resources, reporter)
+    if found.changed:
+        raise mark_changed(found.changed[0], spec)
+    if not found.owned:
         raise NotFound("The application does not exist any more.")
     await reporter.status(f"Setting the image {spec.image}")
     await dokploy.save_image(application_id, spec.image, spec.registry, spec.registry_username, spec.registry_password)
@@ -68,46 +97,34 @@ async def configure(dokploy: Dokploy, spec: StackSpec, resources: Resources, rep
 
 
 async def remove(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
-    """Remove the stack's applications, and confirm that they and their containers are gone.
+    """Remove the stack's application with its container and its Dokploy deployments.
 
-    Raise Failure while an application is being deployed, for one that lost the mark, and for a container that remains.
+    Raise Failure while a Dokploy deployment does not end, for an application that lost the mark, and for a container
+    that remains.
     """
-    await wait_for_pending("application", lambda: find_applications(dokploy, spec, reporter), reporter)
-    owned, changed = await find_applications(dokploy, spec, reporter)
-    former_app_name = reporter.resources.app_name  # its row may be gone already, perhaps by an earlier attempt
-    if former_app_name not in [application.app_name for application in (*owned, *changed)]:
-        await containers.wait_until_ended(dokploy, former_app_name, reporter)
-    for application in owned:
-        await _delete(dokploy, application, reporter)
-    if changed:
-        raise mark_changed("application", changed[0], spec)
-    await reporter.removed("application")
+    await ensure_absent(APPLICATION, dokploy, spec, resources, reporter)
     await reporter.removed("deploy")
     return replace(resources, application_id=None, app_name=None, dokploy_deployment_id=None)
 
 
-async def _delete(dokploy: Dokploy, application: Application, reporter: Reporter) -> None:
-    if await is_deploying(dokploy, application.id):
-        raise still_deploying()
-    was_deployed = bool(await dokploy.dokploy_deployments(application.id))
-    if was_deployed:  # without the container engine, Dokploy would delete the row and leave the container
-        await containers.require_engine(dokploy, reporter)
-    reporter.resources = replace(reporter.resources, app_name=application.app_name if was_deployed else None)
-    await reporter.removing("application", application.id)
-    await delete(dokploy.delete_application, application.id)
-    if await dokploy.exists("application", application.id):
-        raise OutcomeUnknown("Dokploy still has the application.")
-    await containers.wait_until_ended(dokploy, reporter.resources.app_name, reporter)
-    await reporter.removed("application", application.id)
+async def end_dokploy_deployments(dokploy: Dokploy, application_id: str, reporter: Reporter) -> None:
+    """Drop the application's waiting Dokploy deployments and wait for the running one.
+
+    Deleting an application during a deployment would leave its container. Raise Failure after SETTLE_SECONDS.
+    """
+    await dokploy.clean_queue(application_id)
+    try:
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while await _is_deploying(dokploy, application_id):
+                await reporter.status("Waiting for Dokploy to finish the running deployment")
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        text = "Dokploy still reports a running deployment; deleting it now would leave its container."
+        raise Failure("TIMEOUT", text) from None
 
 
-async def is_deploying(dokploy: Dokploy, application_id: str) -> bool:
+async def _is_deploying(dokploy: Dokploy, application_id: str) -> bool:
     """Return whether a Dokploy deployment of the application waits or runs, including those of other users."""
     if any(entry.application_id == application_id for entry in await dokploy.queue()):
         return True  # its row appears a moment after its start, so the rows alone are not enough
     return any(row.status == "running" for row in await dokploy.dokploy_deployments(application_id))
-
-
-def still_deploying() -> Failure:
-    """Return the failure for an application that cannot be deleted because it is being deployed."""
-    return Failure("TIMEOUT", "Dokploy still reports a running deployment; deleting it now would leave its container.")

@@ -1,207 +1,154 @@
-"""Ownership of Dokploy's objects, and how they are found, created and deleted without duplicates.
-
-An object is owned when it carries the stack's mark (`StackSpec.mark`, kept in its description) and either its id is
-recorded or it has the stack's name. The mark alone is not enough: a copy that a user makes in Dokploy carries it too.
-An object whose id is recorded but whose mark was removed is left alone, and is not treated as deleted.
+"""Bring one type of object at Dokploy into being, or remove it, without duplicates and without leftovers.
 
 Dokploy's create calls are not idempotent, its names are not unique, and an error response does not mean that nothing
-was created. An unknown outcome is therefore resolved by reading, never by creating again.
+was created. An unknown outcome is therefore resolved by looking, never by creating again.
 """
 
-import asyncio
-import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import ClassVar, Generic, TypeVar
 
-from .. import failures
+from .. import retry
 from ..dokploy import Application, Dokploy, Domain, Project
 from ..errors import Failure, NotFound, OutcomeUnknown
 from ..reporter import Reporter
-from ..spec import MarkedObject, Resources, StackSpec, mark_of
+from ..spec import Resources, StackSpec
+from ..tasks import uninterrupted
+from .ownership import Found, mark_changed, preferred
 
-RECHECK_SECONDS = 1.5  # a request whose connection or worker is gone may still take effect: read twice before creating
-
-CreatedT = TypeVar("CreatedT", Project, Application, Domain)
-MarkedT = TypeVar("MarkedT", Project, Application)
-Ownership = tuple[list[MarkedT], list[MarkedT]]
-"""The owned objects, and those whose id is recorded but which are not owned any more."""
+ItemT = TypeVar("ItemT", Project, Application, Domain)
 
 
-# -- ownership ---------------------------------------------------------------------------------------------------------
+class Resource(ABC, Generic[ItemT]):
+    """A type of object at Dokploy: how to find, create and delete the stack's own one.
 
-
-async def find_projects(dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> Ownership[Project]:
-    """Return the stack's owned projects, and its recorded projects that lost the mark.
-
-    Raise NotAllowed or OutcomeUnknown when a recorded project exists but is missing from Dokploy's list.
+    Every method gets what a step gets. `type` is the type in records and reports.
     """
-    projects = await dokploy.projects()
-    await confirm_unlisted_gone("project", projects, dokploy, reporter)
-    return by_ownership(projects, spec, reporter)
+
+    type: ClassVar[str]
+
+    def mark(self, spec: StackSpec) -> str:
+        """Return the mark under which the object is recorded."""
+        return spec.mark
+
+    @abstractmethod
+    async def find(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Found[ItemT]:
+        """Return the stack's own objects of this type, and the recorded ones that lost the mark."""
+
+    async def is_usable(self, item: ItemT, dokploy: Dokploy) -> bool:
+        """Return whether an object that was found can be used. One that cannot is replaced."""
+        return True
+
+    async def is_empty(self, item: ItemT, dokploy: Dokploy) -> bool:
+        """Return whether a surplus object can be deleted without a loss."""
+        return True
+
+    async def before_create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> None:
+        """Raise Failure when the object must not be created."""
+
+    @abstractmethod
+    async def create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources) -> ItemT:
+        """Create the object and return it."""
+
+    @abstractmethod
+    async def delete(self, item: ItemT, dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> None:
+        """Delete the object, and return once it is confirmed to be gone. Raise Failure when it must not be deleted."""
+
+    async def confirm_gone(
+        self, deleted: list[ItemT], dokploy: Dokploy, resources: Resources, reporter: Reporter
+    ) -> None:
+        """Raise Failure when something remains of objects that are not listed any more."""
 
 
-async def find_applications(dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> Ownership[Application]:
-    """Return the stack's owned applications, and its recorded applications that lost the mark.
+async def ensure(
+    resource: Resource[ItemT], dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter
+) -> ItemT:
+    """Return the stack's object of this type, created unless it exists. Surplus objects that are empty are deleted.
 
-    Search the projects with the stack's mark, and every project that is recorded or holds a recorded application: a
-    user may have moved the application to another project.
-    Raise NotAllowed or OutcomeUnknown when a recorded application exists but is missing from Dokploy's lists.
+    The intent is recorded before the create call. The call and the record of its result run to their end together, so
+    that this can be cancelled at any time. Raise OutcomeUnknown when the object is not found after a call whose outcome
+    is unknown; the phase's next attempt looks again.
     """
-    applications = [
-        application
-        for project in await dokploy.projects()
-        if project.description == spec.mark or reporter.recorded_ids.keys() & {project.id, *project.application_ids}
-        for environment in await dokploy.environments(project.id)
-        for application in environment.applications
-    ]
-    await confirm_unlisted_gone("application", applications, dokploy, reporter)
-    return by_ownership(applications, spec, reporter)
+    item = await _find_one(resource, dokploy, spec, resources, reporter)
+    if item is not None:
+        await reporter.status(f"The {resource.type} already exists")
+        await reporter.created(resource.type, resource.mark(spec), item.id)
+        return item
+    await resource.before_create(dokploy, spec, resources, reporter)
+
+    async def create() -> ItemT:
+        item = await resource.create(dokploy, spec, resources)
+        await reporter.created(resource.type, resource.mark(spec), item.id)
+        return item
+
+    await reporter.intend(resource.type, resource.mark(spec))
+    try:
+        return await uninterrupted(create())
+    except OutcomeUnknown:
+        item = await _find_one(resource, dokploy, spec, resources, reporter)
+        if item is None:
+            raise
+        await reporter.created(resource.type, resource.mark(spec), item.id)
+        return item
 
 
-async def confirm_unlisted_gone(kind: str, listed: list[MarkedT], dokploy: Dokploy, reporter: Reporter) -> None:
-    """Confirm that every recorded object of this kind that is not listed does not exist.
-
-    Dokploy's lists silently leave out what the API key may not see. Raise NotAllowed when the key may not see such an
-    object, and OutcomeUnknown when it exists and is not listed.
-    """
-    recorded = {id for id, recorded_kind in reporter.recorded_ids.items() if recorded_kind == kind}
-    for id in sorted(recorded.difference(item.id for item in listed)):
-        if await dokploy.exists(kind, id):
-            raise OutcomeUnknown(f"Dokploy has the {kind} but does not list it.")
-
-
-def by_ownership(listed: list[MarkedT], spec: StackSpec, reporter: Reporter) -> Ownership[MarkedT]:
-    """Return the owned objects of the list, and those that are recorded but not owned any more."""
-    marked = [item for item in listed if item.description == spec.mark]
-    owned = [item for item in marked if item.id in reporter.recorded_ids or item.name == spec.name]
-    return owned, [item for item in listed if item.id in reporter.recorded_ids and item not in owned]
-
-
-def preferred(owned: list[MarkedT], reporter: Reporter) -> MarkedT | None:
-    """Return the object to use when several are owned: the recorded one, else the oldest. None for an empty list."""
-    return min(owned, key=lambda item: (item.id not in reporter.recorded_ids, item.created_at), default=None)
-
-
-def mark_changed(kind: str, item: Project | Application, spec: StackSpec) -> Failure:
-    """Return the failure for a recorded object that lost the mark."""
-    text = (
-        f"The description of the {kind} “{item.name[:60]}” was changed in Dokploy and lacks this portal's mark, so the "
-        f"{kind} was not touched. Put “{spec.mark}” into the description again, or remove the {kind} in Dokploy. Then "
-        f"try again."
-    )
-    return Failure("MARK_CHANGED_AT_DOKPLOY", text)
-
-
-async def list_marked_objects(dokploy: Dokploy, installation: str, recorded_ids: set[str]) -> list[MarkedObject]:
-    """Return every project and application that carries this installation's mark.
-
-    The applications of a project are not listed when all their ids are in `recorded_ids`: this saves a call for each
-    such project.
-    """
-    mark = mark_of(installation)
-    marked = []
-    for project in await dokploy.projects():
-        if not project.description.startswith(mark):
-            continue
-        marked.append(MarkedObject("project", project.id, project.name, project.description))
-        if recorded_ids.issuperset(project.application_ids):
-            continue
-        for environment in await dokploy.environments(project.id):
-            marked += [
-                MarkedObject("application", application.id, application.name, application.description)
-                for application in environment.applications
-                if application.description.startswith(mark)
-            ]
-    return marked
-
-
-# -- creating ----------------------------------------------------------------------------------------------------------
-
-
-async def find_or_create(
-    kind: str,
-    mark: str,
-    find: Callable[[], Awaitable[CreatedT | None]],
-    create: Callable[[], Awaitable[CreatedT]],
-    reporter: Reporter,
-) -> CreatedT:
-    """Return the stack's object of this kind, created if it does not exist.
-
-    The intent is recorded before the create call and the id right after it. After a call with an unknown outcome the
-    object is searched for twice; when it is not found, the error is raised and the phase's next attempt searches again.
-    """
-    existing = await find()
-    if existing is None and (kind, mark) in reporter.pending:  # an earlier request may still take effect
-        await pause_before_recheck()
-        existing = await find()
-    if existing is not None:
-        await reporter.status(f"The {kind} already exists")
-    else:
-        await reporter.intend(kind, mark)
-        try:
-            existing = await create()
-        except OutcomeUnknown:
-            existing = await find()
-            if existing is None:
-                await pause_before_recheck()
-                existing = await find()
-            if existing is None:
-                raise
-    await reporter.created(kind, mark, existing.id)
-    return existing
-
-
-async def wait_for_pending(kind: str, find: Callable[[], Awaitable[Ownership[Any]]], reporter: Reporter) -> None:
-    """Pause when a create of this kind is pending and its object is not found: the request may still take effect."""
-    if any(pending_kind == kind for pending_kind, _ in reporter.pending) and not any(await find()):
-        await pause_before_recheck()
-
-
-async def pause_before_recheck() -> None:
-    """Wait RECHECK_SECONDS, so that a request that is still on its way to Dokploy can take effect."""
-    await asyncio.sleep(RECHECK_SECONDS)
-
-
-# -- deleting ----------------------------------------------------------------------------------------------------------
-
-
-async def delete(call: Callable[[str], Awaitable[None]], id: str) -> None:
-    """Send a delete call. Ignore that the object is gone already or that the outcome is unknown: the caller reads."""
-    with contextlib.suppress(NotFound, OutcomeUnknown):
-        await call(id)
-
-
-async def remove_duplicates(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
-    """Delete surplus owned objects: those of a create call that took effect after the object was created again.
-
-    Applications that were deployed and projects that hold a service are kept.
-    """
-    applications, _ = await find_applications(dokploy, spec, reporter)
-    for application in applications:
-        if application.id == resources.application_id:
-            await _remove_duplicate_domains(dokploy, spec, resources, application)
-        elif not await dokploy.dokploy_deployments(application.id):
-            await delete(dokploy.delete_application, application.id)
-    projects, _ = await find_projects(dokploy, spec, reporter)
-    for project in projects:
-        surplus = project.id != resources.project_id
-        if surplus and not any(environment.services for environment in await dokploy.environments(project.id)):
-            await delete(dokploy.remove_project, project.id)
-    return resources
-
-
-async def _remove_duplicate_domains(
-    dokploy: Dokploy, spec: StackSpec, resources: Resources, application: Application
+async def ensure_absent(
+    resource: Resource[ItemT], dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter
 ) -> None:
-    domains = await dokploy.domains(application.id)
-    if resources.domain_id not in [domain.id for domain in domains]:  # a user has put another one in its place
-        return
-    for domain in domains:
-        if (domain.host, domain.path) == (spec.host, "/") and domain.id != resources.domain_id:
-            await delete(dokploy.delete_domain, domain.id)
+    """Delete the stack's objects of this type, and return once all of them are confirmed to be gone.
+
+    Raise Failure for one that lost the mark, and for one that must not be deleted.
+    """
+    found = await _find(resource, dokploy, spec, resources, reporter)
+    for item in found.owned:
+        await resource.delete(item, dokploy, spec, reporter)
+    if found.changed:
+        raise mark_changed(found.changed[0], spec)
+    await resource.confirm_gone(found.owned, dokploy, resources, reporter)
+    await reporter.removed(resource.type)
 
 
-# -- shared by all steps -----------------------------------------------------------------------------------------------
+async def _find(
+    resource: Resource[ItemT], dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter
+) -> Found[ItemT]:
+    """Return the stack's objects of this type. One that was requested and is not there yet is waited for."""
+    seconds = retry.LANDING_SECONDS if reporter.records.awaits(resource.type) else 0.0
+    return await retry.look_until_found(
+        lambda: resource.find(dokploy, spec, resources, reporter),
+        lambda found: bool(found.owned or found.changed),
+        seconds,
+    )
+
+
+async def _find_one(
+    resource: Resource[ItemT], dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter
+) -> ItemT | None:
+    """Return the stack's object of this type, and delete surplus ones. Raise Failure for one that lost the mark."""
+    found = await _find(resource, dokploy, spec, resources, reporter)
+    if found.changed:
+        raise mark_changed(found.changed[0], spec)
+    usable = [item for item in found.owned if await resource.is_usable(item, dokploy)]
+    chosen = preferred(usable, reporter.records)
+    for item in found.owned:
+        if item is not chosen and await resource.is_empty(item, dokploy):
+            await resource.delete(item, dokploy, spec, reporter)
+    return chosen
+
+
+async def delete_and_confirm(
+    type: str,
+    id: str,
+    delete: Callable[[str], Awaitable[None]],
+    exists: Callable[[str], Awaitable[bool]],
+    reporter: Reporter,
+) -> None:
+    """Send a delete call and read back that the object is gone. Raise OutcomeUnknown when Dokploy still has it."""
+    await reporter.removing(type, id)
+    with suppress(NotFound, OutcomeUnknown):  # it may be gone already: the read decides
+        await delete(id)
+    if await exists(id):
+        raise OutcomeUnknown(f"Dokploy still has the {type}.")
 
 
 def require_id(id: str | None) -> str:
@@ -209,9 +156,3 @@ def require_id(id: str | None) -> str:
     if id is None:
         raise Failure("DEPLOYMENT_FAILED", "An earlier phase did not record what this phase needs.")
     return id
-
-
-def failure_of_kind(code: str) -> Failure:
-    """Return a failure with the text of its kind in the table of failures."""
-    failure_kind = failures.BY_CODE[code]
-    return Failure(code, failure_kind.text, retryable=failure_kind.retryable)

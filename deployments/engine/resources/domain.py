@@ -2,11 +2,67 @@
 
 from dataclasses import replace
 
+from .. import failures
 from ..dokploy import Dokploy, Domain
-from ..errors import OutcomeUnknown
 from ..reporter import Reporter
 from ..spec import Resources, StackSpec, mark_of
-from .base import delete, failure_of_kind, find_applications, find_or_create, mark_changed, require_id
+from .application import APPLICATION
+from .base import Resource, delete_and_confirm, ensure, ensure_absent, require_id
+from .ownership import Found
+
+
+class DomainResource(Resource[Domain]):
+    """A domain with the stack's host, at the stack's application."""
+
+    type = "domain"
+
+    def mark(self, spec: StackSpec) -> str:
+        """Return the stack's mark with the host: Dokploy keeps no description of a domain."""
+        return f"{spec.mark}/{spec.host}"
+
+    async def find(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Found[Domain]:
+        """Return the domains with the stack's host, and the applications that lost the mark and hold a recorded one."""
+        applications = await APPLICATION.find(dokploy, spec, resources, reporter)
+        owned = [
+            domain
+            for application in applications.owned
+            for domain in await dokploy.domains(application.id)
+            if (domain.host, domain.path) == (spec.host, "/")
+        ]
+        changed = [
+            application
+            for application in applications.changed
+            if reporter.records.has_any([domain.id for domain in await dokploy.domains(application.id)])
+        ]
+        return Found(owned, changed)
+
+    async def before_create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> None:
+        """Raise Failure when an application outside the portal has the host.
+
+        Dokploy accepts the same host for two applications without an error. The portal's database keeps the hosts of
+        its own stacks apart.
+        """
+        if spec.host in await dokploy.foreign_hosts(mark_of(spec.installation)):
+            raise failures.failure("HOST_IN_USE_AT_DOKPLOY")
+
+    async def create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources) -> Domain:
+        """Create the domain at the stack's application."""
+        https, certificate_type = _encryption(spec)
+        return await dokploy.create_domain(
+            require_id(resources.application_id), spec.host, spec.port, https=https, certificate_type=certificate_type
+        )
+
+    async def delete(self, item: Domain, dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> None:
+        """Delete the domain, so that nothing routes to the application."""
+
+        async def is_listed(id: str) -> bool:
+            return any(domain.id == id for domain in await dokploy.domains(item.application_id))
+
+        await delete_and_confirm(self.type, item.id, dokploy.delete_domain, is_listed, reporter)
+        await reporter.removed(self.type, item.id)
+
+
+DOMAIN = DomainResource()
 
 
 async def create(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
@@ -14,57 +70,20 @@ async def create(dokploy: Dokploy, spec: StackSpec, resources: Resources, report
 
     Raise Failure when another application at Dokploy has the host.
     """
-    application_id = require_id(resources.application_id)
-    https = spec.certificate != "none"
-    # The router has a wildcard certificate already, so that no certificate resolver is named for it.
-    certificate_type = "letsencrypt" if spec.certificate == "letsencrypt" else "none"
-
-    async def find() -> Domain | None:
-        domains = await dokploy.domains(application_id)
-        existing = next((domain for domain in domains if domain.host == spec.host and domain.path == "/"), None)
-        if existing is None:
-            await _refuse_taken_host(dokploy, spec)
-        return existing
-
-    domain = await find_or_create(
-        "domain",
-        f"{spec.mark}/{spec.host}",
-        find,
-        lambda: dokploy.create_domain(
-            application_id, spec.host, spec.port, https=https, certificate_type=certificate_type
-        ),
-        reporter,
-    )
+    domain = await ensure(DOMAIN, dokploy, spec, resources, reporter)
+    https, certificate_type = _encryption(spec)
     if (domain.port, domain.https, domain.certificate_type) != (spec.port, https, certificate_type):
         await dokploy.update_domain(domain.id, spec.host, spec.port, https=https, certificate_type=certificate_type)
     return replace(resources, domain_id=domain.id)
 
 
-async def _refuse_taken_host(dokploy: Dokploy, spec: StackSpec) -> None:
-    """Raise Failure when an application outside the portal has the host.
-
-    Dokploy accepts the same host for two applications without an error. The portal's database keeps the hosts of its
-    own stacks apart.
-    """
-    if spec.host in await dokploy.foreign_hosts(mark_of(spec.installation)):
-        raise failure_of_kind("HOST_IN_USE_AT_DOKPLOY")
-
-
 async def remove(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
-    """Remove every domain of the stack's applications, and confirm it.
-
-    Raise Failure when a recorded domain belongs to an application that lost the mark.
-    """
-    owned, changed = await find_applications(dokploy, spec, reporter)
-    for application in owned:
-        for domain in await dokploy.domains(application.id):
-            await reporter.removing("domain", domain.id)
-            await delete(dokploy.delete_domain, domain.id)
-            if any(other.id == domain.id for other in await dokploy.domains(application.id)):
-                raise OutcomeUnknown("Dokploy still lists the domain.")
-            await reporter.removed("domain", domain.id)
-    for application in changed:
-        if any(domain.id in reporter.recorded_ids for domain in await dokploy.domains(application.id)):
-            raise mark_changed("application", application, spec)
-    await reporter.removed("domain")
+    """Remove the stack's domain. Raise Failure when its application lost the mark."""
+    await ensure_absent(DOMAIN, dokploy, spec, resources, reporter)
     return replace(resources, domain_id=None)
+
+
+def _encryption(spec: StackSpec) -> tuple[bool, str]:
+    """Return whether the domain has HTTPS, and the certificate resolver that Dokploy's router uses for it."""
+    # With a wildcard certificate, the router has one already.
+    return spec.certificate != "none", "letsencrypt" if spec.certificate == "letsencrypt" else "none"

@@ -14,13 +14,13 @@ PERMISSION_COLUMNS = (
 
 @query("organization.all")
 def list_organizations(server: DokployServer, given: Row) -> object:
-    """Return the one organization, with the owner's membership. member_access replaces it for a member's key."""
+    """Return the one organization, with the membership of the key's user."""
     created = server.store.settings["server"]["createdAt"]
     membership = {
         "id": "membership-in-simulat",
         "organizationId": ORGANIZATION_ID,
         "userId": OWNER_ID,
-        "role": "owner",
+        "role": server.role,
         "createdAt": created,
         "teamId": None,
         "isDefault": True,

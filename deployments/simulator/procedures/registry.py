@@ -57,6 +57,12 @@ def register(name: str, method: str, fields: Mapping[str, Field]) -> Callable[[R
     return decorate
 
 
+def require_admin(server: DokployServer) -> None:
+    """Raise Refusal unless the key's user is an owner or an admin. tRPC's refusal has no message of its own."""
+    if server.role not in ("owner", "admin"):
+        raise Refusal(401, "UNAUTHORIZED")
+
+
 def require(row: Row | None, noun: str) -> Row:
     """Return the row. Raises Refusal if there is none."""
     if row is None:

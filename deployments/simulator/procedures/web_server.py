@@ -3,7 +3,7 @@
 from ..server import DokployServer
 from ..store import Row, now
 from ..zod import Field
-from .registry import mutation, query
+from .registry import mutation, query, require_admin
 
 
 @query("settings.getDokployVersion")
@@ -19,10 +19,12 @@ def get_settings(server: DokployServer, given: Row) -> object:
 @mutation("settings.updateBuildsConcurrency", buildsConcurrency=Field("number", minimum=1, maximum=100))
 def update_concurrency(server: DokployServer, given: Row) -> object:
     """Set how many deploy jobs run at a time. The result is from Dokploy's source, not recorded."""
+    require_admin(server)
     server.store.settings.change("server", **given, updatedAt=now())
     return True
 
 
 @query("settings.checkInfrastructureHealth")
 def infrastructure_health(server: DokployServer, given: Row) -> object:
+    require_admin(server)
     return {name: server.engine.infrastructure_health(f"dokploy-{name}") for name in ("postgres", "traefik")}

@@ -3,11 +3,11 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from deployments.engine import containers, deploy, orchestrator
+from deployments.engine import containers, deploy, retry
 from deployments.engine import reporter as reporter_module
 from deployments.engine.dokploy import Dokploy, transport
 from deployments.engine.dokploy import client as client_module
-from deployments.engine.resources import base
+from deployments.engine.resources import application, project
 
 from ...processes import KEY, Simulator
 
@@ -39,11 +39,14 @@ async def unreachable() -> AsyncIterator[Dokploy]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "LANDING_SECONDS", 0.02)
+    monkeypatch.setattr(retry, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(project, "HALF_CREATED_SECONDS", 0.02)
+    monkeypatch.setattr(application, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(containers, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(deploy, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(deploy, "SETTLE_SECONDS", 5.0)
+    monkeypatch.setattr(application, "SETTLE_SECONDS", 5.0)
     monkeypatch.setattr(reporter_module, "LOG_SECONDS", 0.01)
     monkeypatch.setattr(transport, "SECOND_TRY_SECONDS", 0.01)
-    monkeypatch.setattr(orchestrator, "FIRST_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(orchestrator, "MAX_BACKOFF_SECONDS", 0.02)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "MAX_PAUSE_SECONDS", 0.02)

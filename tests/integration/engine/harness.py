@@ -13,6 +13,7 @@ import pytest
 from deployments.engine import orchestrator
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Failure, Interrupted
+from deployments.engine.memory_store import MemoryStore
 from deployments.engine.recipe import REMOVAL
 from deployments.engine.reporter import Reporter
 from deployments.engine.spec import Progress, Resources, StackSpec
@@ -60,19 +61,14 @@ class EngineHarness:
         """Return the reporter of the next worker, with what the reports so far recorded."""
         self.report_count = 0
         self.refused_report = None
-        recorded = [report.resources for report in self.reports if report.resources]
-        pending: set[tuple[str, str]] = set()
-        ids: dict[str, str] = {}
-        logged: dict[str, int] = {}
+        return self.store().reporter(self.report)
+
+    def store(self) -> MemoryStore:
+        """Return what the reports so far recorded."""
+        store = MemoryStore()
         for report in self.reports:
-            data = report.data
-            if report.kind == "receipt" and data["state"] in ("intended", "made"):
-                pending.add((data["kind"], data["mark"]))
-                ids |= {data["id"]: data["kind"]} if "id" in data else {}
-            if report.kind == "log":
-                logged[data["source"]] = data["first"] - 1 + len(data["lines"])
-        resources = recorded[-1] if recorded else Resources()
-        return Reporter(self.report, resources=resources, pending=pending, recorded_ids=ids, logged=logged)
+            store.apply(report)
+        return store
 
     @property
     def phase(self) -> str | None:

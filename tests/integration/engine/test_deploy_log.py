@@ -10,7 +10,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from deployments.engine import deploy, deploy_log
+from deployments.engine import deploy, deploy_log, retry
 from deployments.engine import reporter as reporter_module
 from deployments.engine.dokploy import Dokploy, log_stream
 from deployments.engine.errors import Interrupted
@@ -338,7 +338,7 @@ async def test_a_permanent_error_of_the_log_does_not_fail_the_deployment(
     simulator: Simulator, proxy: LogServer, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, by_socket: bool
 ) -> None:
     monkeypatch.setattr(deploy_log, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(deploy_log, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "POLL_SECONDS", 0.01)
     if not by_socket:
         proxy.on_listen = closes()
     harness = new_harness(simulator)

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from deployments.engine import orchestrator
+from deployments.engine import orchestrator, retry
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Interrupted
-from deployments.engine.resources import base
 from deployments.engine.spec import Progress
 
 from ...processes import Simulator
@@ -112,7 +111,7 @@ async def test_the_next_worker_waits_for_a_pending_request_of_a_dead_one_and_doe
     assert await asyncio.to_thread(simulator.wait_at, procedure) == 1
     await cancel_until_done(task)
     before = count_calls(simulator)
-    monkeypatch.setattr(base, "RECHECK_SECONDS", 0.3)
+    monkeypatch.setattr(retry, "LANDING_SECONDS", 30.0)
     task = asyncio.ensure_future(harness.deploy(dokploy))
     await eventually(lambda: (count_calls(simulator) - before)[read] >= reads)  # nothing was found
     simulator.open_gate(procedure)
@@ -213,7 +212,7 @@ async def test_a_deployment_with_an_unknown_first_phase_starts_at_the_beginning(
 async def test_a_refused_heartbeat_stops_the_deployment_after_the_current_call(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrator, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(retry, "HEARTBEAT_SECONDS", 0.05)
     harness = new_harness(simulator)
     simulator.close_gate("application.create")
 

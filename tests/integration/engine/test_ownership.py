@@ -6,6 +6,7 @@ import pytest
 
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Failure
+from deployments.engine.records import Records
 from deployments.engine.reporter import Reporter
 
 from ...processes import Simulator
@@ -70,9 +71,7 @@ async def test_a_renamed_project_is_recognized_by_its_id(simulator: Simulator, d
     resources = await harness.deploy(dokploy)
     simulator.do("project.update", projectId=resources.project_id, name="renamed")
     before, second = count_calls(simulator), EngineHarness(replace(harness.spec, deployment="dep_again"))
-    reused = await second.deploy(
-        dokploy, reporter=Reporter(second.report, recorded_ids=harness.reporter().recorded_ids)
-    )
+    reused = await second.deploy(dokploy, reporter=Reporter(second.report, records=harness.store().records))
     assert (reused.project_id, reused.application_id) == (resources.project_id, resources.application_id)
     assert not {"project.create", "application.create"} & set(count_calls(simulator) - before)
 
@@ -84,12 +83,14 @@ async def test_a_recorded_application_in_another_project_is_reused(simulator: Si
         "projectId"
     ]
     before, second = count_calls(simulator), EngineHarness(replace(harness.spec, deployment="dep_again"))
-    recorded_ids = {
-        other_project: "project",
-        str(resources.application_id): "application",
-        str(resources.domain_id): "domain",
-    }
-    reused = await second.deploy(dokploy, reporter=Reporter(second.report, recorded_ids=recorded_ids))
+    records = Records(
+        [
+            ("project", harness.spec.mark, other_project),
+            ("application", harness.spec.mark, str(resources.application_id)),
+            ("domain", f"{harness.spec.mark}/{harness.spec.host}", str(resources.domain_id)),
+        ]
+    )
+    reused = await second.deploy(dokploy, reporter=Reporter(second.report, records=records))
     assert (reused.project_id, reused.application_id) == (other_project, resources.application_id), (
         "recorded objects are preferred"
     )
@@ -108,16 +109,14 @@ async def test_copies_and_additional_domains_of_a_user_are_neither_used_nor_remo
     domain = {"host": harness.spec.host, "path": "/api", "port": 3001, "domainType": "application"}
     simulator.do("domain.create", applicationId=resources.application_id, **domain)
     second = EngineHarness(replace(harness.spec, deployment="dep_again"))
-    reused = await second.deploy(
-        dokploy, reporter=Reporter(second.report, recorded_ids=harness.reporter().recorded_ids)
-    )
+    reused = await second.deploy(dokploy, reporter=Reporter(second.report, records=harness.store().records))
     assert (reused.project_id, reused.application_id) == (resources.project_id, resources.application_id)
     state = simulator.state()
     assert copied in {row["applicationId"] for row in state["applications"]}
     assert [row["path"] for row in state["domains"] if row["host"] == harness.spec.host] == ["/", "/api"]
     removal = EngineHarness(harness.spec)
     with pytest.raises(Failure) as caught:
-        await removal.remove(dokploy, Reporter(removal.report, recorded_ids=harness.reporter().recorded_ids))
+        await removal.remove(dokploy, Reporter(removal.report, records=harness.store().records))
     failure = caught.value
     assert (failure.code, failure.phase) == ("DOKPLOY_REFUSED", "removing_project")
     state = simulator.state()
@@ -176,9 +175,7 @@ async def test_a_redeployment_does_not_replace_or_change_an_object_that_lost_its
     simulator.do(f"{kind}.update", **{f"{kind}Id": getattr(resources, f"{kind}_id")}, **description)
     second = EngineHarness(replace(harness.spec, deployment="dep_again"))
     before = count_calls(simulator)
-    failure = await second.deploy_and_fail(
-        dokploy, reporter=Reporter(second.report, recorded_ids=harness.reporter().recorded_ids)
-    )
+    failure = await second.deploy_and_fail(dokploy, reporter=Reporter(second.report, records=harness.store().records))
     assert (failure.code, failure.phase) == ("MARK_CHANGED_AT_DOKPLOY", f"creating_{kind}")
     assert not CHANGE_CALLS & set(count_calls(simulator) - before)
 
@@ -190,7 +187,7 @@ async def test_a_resumed_retry_does_not_touch_an_application_that_lost_its_mark(
     resources = await harness.deploy(dokploy)
     simulator.do("application.update", applicationId=resources.application_id, description="changed")
     before, retry = count_calls(simulator), EngineHarness(replace(harness.spec, deployment="dep_retry"))
-    reporter = Reporter(retry.report, resources=resources, recorded_ids=harness.reporter().recorded_ids)
+    reporter = Reporter(retry.report, resources=resources, records=harness.store().records)
     await reporter.begin("configuring_application", 50, "Configuring the application")
     assert (await retry.deploy_and_fail(dokploy, reporter=reporter)).code == "MARK_CHANGED_AT_DOKPLOY"
     assert not CHANGE_CALLS & set(count_calls(simulator) - before)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from deployments.engine import orchestrator
+from deployments.engine import retry
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Failure
 from deployments.engine.recipe import PHASES
@@ -220,7 +220,7 @@ async def test_a_phase_that_exceeds_its_timeout_fails(
 async def test_heartbeats_are_reported_while_a_call_or_a_pull_takes_long(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, gate: str
 ) -> None:
-    monkeypatch.setattr(orchestrator, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(retry, "HEARTBEAT_SECONDS", 0.05)
     harness = new_harness(simulator)
     simulator.close_gate(gate)
     task = asyncio.ensure_future(harness.deploy(dokploy))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.engine.errors import Failure, Interrupted
+from deployments.engine.errors import Failure
 from deployments.engine.reporter import Reporter
 from deployments.engine.spec import Progress, StackSpec
 
@@ -72,14 +72,3 @@ async def test_long_logs_and_long_lines_are_cut() -> None:
     await reporter.log("build", "\n".join(lines), complete=True)
     reported = [line for report in harness.reports if report.kind == "log" for line in report.data["lines"]]
     assert reported == [line[:500] for line in lines[:2000]] + ["… the rest of the log is at Dokploy"]
-
-
-async def test_nothing_is_reported_after_a_refused_report() -> None:
-    harness, reporter = await harness_and_reporter()
-    harness.refused_report = 2
-    with pytest.raises(Interrupted):
-        await reporter.status("refused")
-    for report in (reporter.status("later"), reporter.heartbeat(), reporter.note("later"), reporter.removed("project")):
-        with pytest.raises(Interrupted):
-            await report
-    assert harness.messages() == ["Deploying"]

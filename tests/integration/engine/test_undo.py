@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from deployments.engine import deploy
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Failure, Interrupted
+from deployments.engine.resources import application
 from deployments.engine.spec import Progress
 
 from ...processes import Simulator
@@ -169,7 +169,7 @@ async def test_undo_does_not_delete_the_application_while_a_dokploy_deployment_w
 async def test_undo_keeps_an_application_whose_dokploy_deployment_never_ends(
     simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deploy, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(application, "SETTLE_SECONDS", 0.1)
     harness = new_harness(simulator)
     simulator.close_gate("job")
     task = asyncio.ensure_future(harness.deploy(dokploy))

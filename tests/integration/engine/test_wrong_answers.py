@@ -8,11 +8,9 @@ import pytest
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Failure
 from deployments.engine.reporter import Reporter
-from deployments.engine.spec import Progress
 
-from ...processes import Simulator
+from ...processes import KEY, Simulator
 from .harness import (
-    CHANGE_CALLS,
     CREATE_CALLS,
     SAVE_CALLS,
     EngineHarness,
@@ -129,30 +127,31 @@ async def test_a_project_that_never_gets_an_environment_is_removed(simulator: Si
     assert not StackObjects(simulator, harness.spec).projects
 
 
-async def test_duplicates_of_create_calls_that_took_effect_late_are_removed(
-    simulator: Simulator, dokploy: Dokploy
+@pytest.mark.parametrize("way", ["deploy", "remove"])
+async def test_duplicates_of_create_calls_that_took_effect_late_are_removed_by_the_next_deployment(
+    simulator: Simulator, dokploy: Dokploy, way: str
 ) -> None:
-    """The object was searched for twice, then created again, and then the first call took effect after all."""
+    """The object was looked for in vain, then created again, and then the first call took effect after all."""
     harness = new_harness(simulator)
     spec = harness.spec
-
-    def create_duplicates(progress: Progress) -> None:
-        if progress.phase != "deploying" or progress.data.get("step") != "begins":
-            return
-        application = StackObjects(simulator, spec).applications[0]
-        duplicate = {"name": spec.name, "description": spec.mark}
-        simulator.do("application.create", environmentId=application["environmentId"], **duplicate)
-        simulator.do("domain.create", applicationId=application["applicationId"], host=spec.host, port=80)
-        simulator.do("project.create", **duplicate)
-        simulator.do("project.create", name=spec.name, description="by hand")
-
-    harness.on_report = create_duplicates
     resources = await harness.deploy(dokploy)
+    duplicate = {"name": spec.name, "description": spec.mark}
+    simulator.do("application.create", environmentId=resources.environment_id, **duplicate)
+    simulator.do("domain.create", applicationId=resources.application_id, host=spec.host, port=80)
+    simulator.do("project.create", **duplicate)
+    simulator.do("project.create", name=spec.name, description="by hand")
+    later = EngineHarness(replace(spec, deployment="dep_later"))
+    reporter = Reporter(later.report, records=harness.store().records)
+    if way == "deploy":
+        await later.deploy(dokploy, reporter)
+    else:
+        await later.remove(dokploy, reporter)
     objects = StackObjects(simulator, spec)
-    assert [row["applicationId"] for row in objects.applications] == [resources.application_id]
-    assert [row["domainId"] for row in objects.domains] == [resources.domain_id]
-    assert [row["description"] for row in objects.projects] == [spec.mark, "by hand"]
-    assert objects.projects[0]["projectId"] == resources.project_id
+    kept = way == "deploy"
+    assert [row["applicationId"] for row in objects.applications] == [resources.application_id] * kept
+    assert [row["domainId"] for row in objects.domains] == [resources.domain_id] * kept
+    assert [row["description"] for row in objects.projects] == [*[spec.mark] * kept, "by hand"]
+    assert [row["projectId"] for row in objects.projects][:1] == [resources.project_id] or not kept
 
 
 # -- keys and versions -------------------------------------------------------------------------------------------------
@@ -178,81 +177,34 @@ async def test_nothing_is_created_in_a_dokploy_with_known_vulnerabilities(
         simulator.turn(version="v0.30.2")
     assert (failure.code, failure.phase, failure.retryable) == ("DOKPLOY_TOO_OLD", "creating_project", False)
     assert "not" not in failure.evidence
-    assert harness.reporter().pending == set()
+    assert not harness.store().records
     StackObjects(simulator, harness.spec).assert_none()
 
 
-@pytest.mark.parametrize(
-    ("permissions", "phase"), [([], "creating_project"), (["project"], "deploying"), (["project", "service"], None)]
-)
-async def test_a_key_without_permission_fails_and_leaves_only_what_it_cannot_delete(
-    simulator: Simulator, permissions: list[str], phase: str | None
+async def test_a_members_key_is_refused_before_anything_is_created_or_removed(
+    simulator: Simulator, dokploy: Dokploy
 ) -> None:
-    simulator.switches.post("keys", json={"key": "a-members-key", "member": permissions}).raise_for_status()
+    harness = new_harness(simulator)
+    await harness.deploy(dokploy)
+    simulator.switches.post("keys", json={"key": "a-members-key", "role": "member"}).raise_for_status()
     member = Dokploy(f"http://127.0.0.1:{simulator.port}", "a-members-key")
     try:
-        harness = new_harness(simulator)
-        if phase == "deploying":
-            simulator.turn(pull_error="manifest unknown")  # the key may not delete what it created
-            failure = await harness.deploy_and_fail(member)
-            leftovers = await harness.undo(member)
-            assert [line.partition(" (")[0] for line in leftovers] == ["the application", "the project"]
-            assert "does not have permission for application.delete" in leftovers[0]
-        elif phase:
-            failure = await harness.deploy_and_fail(member)
-            assert (failure.code, failure.phase) == ("DOKPLOY_NOT_ALLOWED", phase)
-            StackObjects(simulator, harness.spec).assert_none()
-        else:
-            await harness.deploy(member)
-            assert await harness.undo(member) == []
-            StackObjects(simulator, harness.spec).assert_none()
-    finally:
-        simulator.switches.delete("keys")
-        await member.aclose()
-
-
-@pytest.mark.parametrize("lost", ["all", "environment", "application"])
-@pytest.mark.parametrize("way", ["undo", "remove", "redeploy"])
-async def test_objects_that_the_key_may_no_longer_see_are_neither_recreated_nor_recorded_as_gone(
-    simulator: Simulator, dokploy: Dokploy, lost: str, way: str
-) -> None:
-    """A member's key can lose access to what it created during concurrent calls: Dokploy's lists then leave it out."""
-    key = {"key": "a-members-key", "member": ["project", "service"]}
-    simulator.switches.post("keys", json=key).raise_for_status()
-    member = Dokploy(f"http://127.0.0.1:{simulator.port}", "a-members-key")
-    try:
-        harness = new_harness(simulator)
-        simulator.close_gate("application.create")
-        deploying = asyncio.ensure_future(harness.deploy(member))
-        assert await asyncio.to_thread(simulator.wait_at, "application.create") == 1
-        simulator.close_gate("project.create")  # sent before the application is created, done after it
-        other = asyncio.ensure_future(member.create_project("other", ""))
-        assert await asyncio.to_thread(simulator.wait_at, "project.create") == 1
-        simulator.open_gate("application.create")
-        resources = await deploying
-        simulator.open_gate("project.create")
-        await other
-        if lost != "application":
-            reach = [] if lost == "all" else [resources.project_id]
-            simulator.switches.post("keys", json={**key, "reach": reach}).raise_for_status()
-        before, later = count_calls(simulator), EngineHarness(replace(harness.spec, deployment="dep_later"))
-        reporter = Reporter(
-            later.report, recorded_ids=harness.reporter().recorded_ids, pending=harness.reporter().pending
-        )
-        if way == "undo":
-            leftovers = await later.undo(member, reporter)
-            assert [line.partition(" (")[0] for line in leftovers] == ["the domain", "the application", "the project"]
-            assert "does not have permission for" in leftovers[0]
-        else:
-            with pytest.raises(Failure) as caught:
-                await (later.remove if way == "remove" else later.deploy)(member, reporter)
-            assert caught.value.code == "DOKPLOY_NOT_ALLOWED"
-        assert not CHANGE_CALLS & set(count_calls(simulator) - before)
-        receipts = [report.data["state"] for report in later.reports if report.kind == "receipt"]
-        assert not {"removing", "gone"} & set(receipts)
+        before = count_calls(simulator)
+        failure = await EngineHarness(replace(harness.spec, deployment="dep_again")).deploy_and_fail(member)
+        assert (failure.code, failure.phase, failure.retryable) == ("DOKPLOY_NOT_ALLOWED", "creating_project", False)
+        assert failure.message.endswith("The roles of its user: member.")
+        leftovers = await harness.undo(member)
+        assert [line.partition(" (")[0] for line in leftovers] == ["the domain", "the application", "the project"]
+        assert set(count_calls(simulator) - before) == {"organization.all"}
         StackObjects(simulator, harness.spec).assert_one_of_each()
-        assert await EngineHarness(harness.spec, harness.reports).undo(dokploy) == [], "the owner's key sees everything"
-        StackObjects(simulator, harness.spec).assert_none()
     finally:
         simulator.switches.delete("keys")
         await member.aclose()
+
+
+async def test_the_role_of_the_key_is_asked_once_for_all_deployments(simulator: Simulator) -> None:
+    client = Dokploy(f"http://127.0.0.1:{simulator.port}", KEY)
+    before = count_calls(simulator)
+    await asyncio.gather(*(new_harness(simulator).deploy(client) for _ in range(3)))
+    assert (count_calls(simulator) - before)["organization.all"] == 1
+    await client.aclose()
