@@ -38,26 +38,38 @@ def measure(servers: Servers, *, short: bool) -> list[Figure]:
 
 def _measure(watchers: Watchers, servers: Servers, counts: tuple[int, ...], rounds: int) -> list[Figure]:
     product, stock, push = servers.product, servers.stock, servers.push
-    one, hundred, many = counts
+    many = counts[-1]
     ours, memory = _gather(watchers, product, counts)
     theirs, stock_memory = _gather(watchers, stock, counts)
-    raw = {n: watchers.open(push.port, "/", n, first_frame=False) for n in (many,)} if push else {}
+    raw = {many: watchers.open(push.port, "/", many, first_frame=False)} if push else {}
     polled = 500 + _answer_milliseconds(product)  # a poll every second is half a second late on average
-    last: dict[tuple[str, int], list[float]] = {}
     rendered = {n: product.control("renders", id=ours[n].id) for n in counts}
-    for number in range(rounds + 1):  # the first round warms up
-        took = {
-            (name, n): _changed(watchers, server, crowd[n])
-            for n in counts
-            for name, server, crowd in (("hub", product, ours), ("stock", stock, theirs))
-        }
-        for n, crowd in raw.items():
-            took["node", n] = _pushed(watchers, servers, crowd, ours[n].watchers[0].size)
-        if number:
-            for key, milliseconds in took.items():
-                last.setdefault(key, []).append(milliseconds)
+    taken = []
+    for _ in range(rounds + 1):
+        took = {("hub", n): _changed(watchers, product, ours[n]) for n in counts}
+        took |= {("stock", n): _changed(watchers, stock, theirs[n]) for n in counts}
+        took |= {("node", n): _pushed(watchers, servers, crowd, ours[n].watchers[0].size) for n, crowd in raw.items()}
+        taken.append(took)
+    found = {key: median(took[key] for took in taken[1:]) for key in taken[0]}  # the first round warms up
     renders = [product.control("renders", id=ours[n].id) - rendered[n] for n in counts]
-    found = {key: median(times) for key, times in last.items()}
+    return [
+        *_time_figures(found, counts, polled),
+        Figure(
+            "renders per change",
+            max(renders) / (rounds + 1),
+            "",
+            1,
+            "one for all watchers",
+            "1",
+            all(count == rounds + 1 for count in renders),
+        ),
+        Figure("memory per idle watcher", memory, "kB", stock_memory, CHANNELS, "< 40 kB", memory < 40),
+    ]
+
+
+def _time_figures(found: dict[tuple[str, int], float], counts: tuple[int, ...], polled: float) -> list[Figure]:
+    """Return the figures of the median times (ms) from a commit to the last frame, by server and number of watchers."""
+    one, hundred, many = counts
     hub, layer = ({n: found[name, n] for n in counts} for name in ("hub", "stock"))
     growth = [(times[many] - times[one]) / (many - one) * 1000 for times in (hub, layer)]
     node = found.get(("node", many))
@@ -71,16 +83,6 @@ def _measure(watchers: Watchers, servers: Servers, counts: tuple[int, ...], roun
         if node
         else Figure("  the same", None, against=f"{NODE}: {NO_NODE}"),
         Figure("growth per watcher", growth[0], "µs", growth[1], CHANNELS, "≤ 45 µs", growth[0] <= 45),
-        Figure(
-            "renders per change",
-            max(renders) / (rounds + 1),
-            "",
-            1,
-            "one for all watchers",
-            "1",
-            all(count == rounds + 1 for count in renders),
-        ),
-        Figure("memory per idle watcher", memory, "kB", stock_memory, CHANNELS, "< 40 kB", memory < 40),
     ]
 
 

@@ -60,23 +60,19 @@ def _measure(product: Server, stock: Server, *, rounds: int, posts: int, seconds
         "list of stacks": (product, _get(product, "/stacks"), 200),
         "help page": (product, _get(product, "/help/"), 200),
     }
-    ours: list[Posts] = []
-    saves: list[Posts] = []
-    costs: dict[str, list[Cost]] = {name: [] for name in gets}
-    for number in range(rounds + 1):  # the first round warms up
+    rounds_of_posts: list[tuple[Posts, Posts]] = []
+    rounds_of_costs: list[dict[str, Cost]] = []
+    for number in range(rounds + 1):
         bodies = [json.dumps({"name": f"posted-{number}-{n}"}).encode() for n in range(posts)]
-        posted = _posts(product, "/api/deploy", bodies), _posts(stock, "/stock/save", bodies)
-        found = {name: _cost(*get, seconds) for name, get in gets.items()}
-        if number:
-            ours.append(posted[0])
-            saves.append(posted[1])
-            for name, cost in found.items():
-                costs[name].append(cost)
+        rounds_of_posts.append((_posts(product, "/api/deploy", bodies), _posts(stock, "/stock/save", bodies)))
+        rounds_of_costs.append({name: _cost(*get, seconds) for name, get in gets.items()})
+    measured = rounds_of_costs[1:]  # the first round warms up
     middle = {
-        name: Cost(median(cost.per_second for cost in list_), median(cost.cpu for cost in list_))
-        for name, list_ in costs.items()
+        name: Cost(*(median(getattr(costs[name], part) for costs in measured) for part in ("per_second", "cpu")))
+        for name in gets
     }
-    return [*_post_figures(ours, saves), *_get_figures(middle)]
+    ours, saves = zip(*rounds_of_posts[1:], strict=True)
+    return [*_post_figures(list(ours), list(saves)), *_get_figures(middle)]
 
 
 def _post_figures(ours: list[Posts], saves: list[Posts]) -> list[Figure]:

@@ -6,6 +6,7 @@ The process ends when its standard input is closed, so it never outlives the ben
 """
 
 import asyncio
+import inspect
 import json
 import os
 import signal
@@ -53,31 +54,30 @@ class Control:
 
     async def answer(self, action: str, query: dict[str, str]) -> Any:
         """Perform one action and return its result as JSON values."""
-        match action:
-            case "ready":
-                return {}
-            case "new":
-                return await self.changes.new(query["name"], anonymous="anonymous" in query)
-            case "change":
-                id, times = query["id"], int(query.get("times", "1"))
-                self._change = asyncio.create_task(self._make(id, times))
-                return {"version": self.changes.deployments[id].version + times}
-            case "changed":  # returns {} until the changes are complete, and raises the error if they failed
-                assert self._change is not None
-                return await self._change if self._change.done() else {}
-            case "renders":
-                return self.changes.renders(query["id"])
-            case "prepare":
-                return await self.changes.prepare(query["name"], int(query["count"]))
-            case "begin":
-                return await self.changes.begin()
-            case "pause":
-                return self.changes.pause()
-            case "resume":
-                return await self.changes.resume()
-            case "pauses":
-                return pauses.take()
-        raise ValueError(action)
+        changes = self.changes
+        actions: dict[str, Callable[[], Any]] = {
+            "ready": dict,
+            "new": lambda: changes.new(query["name"], anonymous="anonymous" in query),
+            "change": lambda: self._start_change(query["id"], int(query.get("times", "1"))),
+            "changed": self._finish_change,
+            "renders": lambda: changes.renders(query["id"]),
+            "prepare": lambda: changes.prepare(query["name"], int(query["count"])),
+            "begin": changes.begin,
+            "pause": changes.pause,
+            "resume": changes.resume,
+            "pauses": pauses.take,
+        }
+        result = actions[action]()
+        return await result if inspect.isawaitable(result) else result
+
+    def _start_change(self, id: str, times: int) -> dict[str, int]:
+        self._change = asyncio.create_task(self._make(id, times))
+        return {"version": self.changes.deployments[id].version + times}
+
+    async def _finish_change(self) -> dict[str, int]:
+        """Return {} until the changes are complete. Raise the error if they failed."""
+        assert self._change is not None
+        return await self._change if self._change.done() else {}
 
     async def _make(self, id: str, times: int) -> dict[str, int]:
         await asyncio.sleep(CHANGE_DELAY_SECONDS)

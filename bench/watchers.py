@@ -48,16 +48,10 @@ class Watcher:
                 raise Closed(head[:80].decode("latin-1"))
             self.open = True
         while len(buffer) >= 2:
-            code, length, start = buffer[0] & 15, buffer[1], 2
-            if length == 126:
-                start = 4
-                length = struct.unpack_from("!H", buffer, 2)[0] if len(buffer) >= 4 else 1 << 62
-            elif length == 127:
-                start = 10
-                length = struct.unpack_from("!Q", buffer, 2)[0] if len(buffer) >= 10 else 1 << 62
+            start, length = _payload_span(buffer)
             if len(buffer) < start + length:
                 break
-            self._frame(code, buffer[start : start + length], now)
+            self._frame(buffer[0] & 15, buffer[start : start + length], now)
             buffer = buffer[start + length :]
         self._rest = buffer
 
@@ -158,6 +152,17 @@ class Watchers:
             if not size:
                 raise Closed("closed without a close frame")
             watcher.receive(self._view[:size], _stamp(ancillary))
+
+
+def _payload_span(buffer: bytes) -> tuple[int, int]:
+    """Return where a frame's payload starts and how long it is (RFC 6455, 5.2), in bytes.
+
+    The length is huge while the header is incomplete.
+    """
+    if buffer[1] < 126:
+        return 2, buffer[1]
+    start, form = (4, "!H") if buffer[1] == 126 else (10, "!Q")
+    return start, int(struct.unpack_from(form, buffer, 2)[0]) if len(buffer) >= start else 1 << 62
 
 
 def _stamp(ancillary: list[tuple[int, int, bytes]]) -> int:

@@ -175,26 +175,28 @@ def authenticate_token(authorization: str) -> tuple[User, Credential]:
 
 def valid_credentials(credentials: set[Credential]) -> set[Credential]:
     """Return the valid ones: session not ended, token not revoked, user active and with the same staff flag."""
-    session_keys = {credential.session_key for credential in credentials if credential.session_key}
+    session_keys = {credential.session_key for credential in credentials} - {None}
     user_ids = {credential.user_id for credential in credentials if credential.user_id}
     token_ids = {credential.token_id for credential in credentials if credential.token_id}
     sessions = Session.objects.filter(session_key__in=session_keys, expire_date__gt=timezone.now())
-    valid_sessions = set(sessions.values_list("session_key", flat=True)) if session_keys else set()
+    valid_sessions = {None, *(sessions.values_list("session_key", flat=True) if session_keys else ())}
     users = get_user_model().objects.filter(pk__in=user_ids, is_active=True)
     staff_flags = dict(users.values_list("pk", "is_staff"))
     tokens = ApiToken.objects.filter(pk__in=token_ids)
-    valid_tokens = set(tokens.values_list("pk", flat=True)) if token_ids else set()
+    valid_tokens = {None, *(tokens.values_list("pk", flat=True) if token_ids else ())}
 
-    def is_valid(credential: Credential) -> bool:
-        if credential.session_key is not None and credential.session_key not in valid_sessions:
-            return False
-        if credential.token_id is not None and credential.token_id not in valid_tokens:
-            return False
-        if credential.user_id is None:
-            return bool(settings.PORTAL_OPEN)
-        return staff_flags.get(credential.user_id) == credential.is_staff
+    return {
+        credential
+        for credential in credentials
+        if credential.session_key in valid_sessions and credential.token_id in valid_tokens
+        if _user_is_unchanged(credential, staff_flags)
+    }
 
-    return {credential for credential in credentials if is_valid(credential)}
+
+def _user_is_unchanged(credential: Credential, staff_flags: dict[int, bool]) -> bool:
+    if credential.user_id is None:
+        return bool(settings.PORTAL_OPEN)
+    return staff_flags.get(credential.user_id) == credential.is_staff
 
 
 def portal_context(request: HttpRequest) -> dict[str, Any]:

@@ -72,16 +72,20 @@ async def _events(
             yield _encode(deployment, topic.events[-1], audience)
         while not watcher.expired:
             deployment = topic.deployment or deployment
-            for event in topic.events_after(last_id):
-                last_id = event.seq
-                if event.type == "phase" or all_types:
-                    yield _encode(deployment, event, audience)
+            new = topic.events_after(last_id)
+            for event in _sent_events(new, all_types):
+                yield _encode(deployment, event, audience)
+            last_id = new[-1].seq if new else last_id
             if deployment.done and last_id >= deployment.version:
                 return
             if not await watcher.wait_for_change(KEEP_ALIVE_SECONDS):
                 yield b": still here\n\n"
     finally:
         await asyncio.shield(watch.__aexit__(None, None, None))
+
+
+def _sent_events(events: list[Event], all_types: bool) -> list[Event]:
+    return [event for event in events if all_types or event.type == Event.Type.PHASE]
 
 
 def _encode(deployment: Deployment, event: Event, audience: str, *, as_state: bool = False) -> bytes:

@@ -111,25 +111,29 @@ async def _send_and_follow(
     dokploy: Dokploy, spec: StackSpec, application_id: str, reporter: Reporter
 ) -> tuple[DokployDeployment, str | None]:
     """Return the Dokploy deployment that is done, and the digest of the pulled image if the log contains it."""
-    prefix = spec.deploy_title_prefix
-    while True:
-        sent = sum(title.startswith(prefix) for title in reporter.records.marks("deploy"))
-        look = _locate_surely if sent else locate
-        if isinstance(await look(dokploy, application_id, prefix), Lost):
-            if sent >= SENDS_PER_DEPLOYMENT:
-                raise failures.failure("DEPLOY_LOST")
-            if sent:
-                await reporter.note("Dokploy was restarted and lost the deployment. Sending it again")
-            reporter.update(replaces=await _running_before(dokploy, application_id, prefix, reporter))
-            await _send(dokploy, application_id, spec.deploy_title(sent + 1), reporter)
+    done = None
+    while done is None:  # None also when Dokploy has lost it
+        await _ensure_sent(dokploy, spec, application_id, reporter)
         await reporter.status("Deployment triggered")
-        if done := await _follow(dokploy, application_id, prefix, reporter):
-            row, log = done
-            digest = _PULLED_DIGEST.search(log)
-            return row, digest[1] if digest else None
+        done = await _follow(dokploy, application_id, spec.deploy_title_prefix, reporter)
+    row, log = done
+    digest = _PULLED_DIGEST.search(log)
+    return row, digest[1] if digest else None
 
 
-async def _send(dokploy: Dokploy, application_id: str, title: str, reporter: Reporter) -> None:
+async def _ensure_sent(dokploy: Dokploy, spec: StackSpec, application_id: str, reporter: Reporter) -> None:
+    """Send the deployment unless Dokploy has it. Raise Failure when it was lost SENDS_PER_DEPLOYMENT times."""
+    prefix = spec.deploy_title_prefix
+    sent = sum(title.startswith(prefix) for title in reporter.records.marks("deploy"))
+    look = _locate_surely if sent else locate
+    if not isinstance(await look(dokploy, application_id, prefix), Lost):
+        return
+    if sent >= SENDS_PER_DEPLOYMENT:
+        raise failures.failure("DEPLOY_LOST")
+    if sent:
+        await reporter.note("Dokploy was restarted and lost the deployment. Sending it again")
+    reporter.update(replaces=await _running_before(dokploy, application_id, prefix, reporter))
+    title = spec.deploy_title(sent + 1)
     await reporter.intend("deploy", title)
     try:
         await dokploy.deploy(application_id, title)

@@ -24,7 +24,7 @@ class Records:
 
     def has(self, id: str) -> bool:
         """Return whether an object with this id is recorded."""
-        return id in self._ids.values()
+        return bool(id) and id in self._ids.values()
 
     def has_any(self, ids: Iterable[str]) -> bool:
         """Return whether an object with one of these ids is recorded."""

@@ -182,15 +182,19 @@ def phase_rows(deployment: Deployment, events: list[Event], audience: str) -> li
         row = rows.get(_phase_of(event, deployment) or "")
         if row and handle and not (audience == "link" and event.type in PRIVATE_EVENTS):
             handle(row, event)
-    started = [name for name, row in rows.items() if row.started is not None]
-    is_kept = deployment.retry_of_id is not None and bool(started)  # a retry may start in the middle of the recipe
-    for name, row in rows.items():
-        if is_kept and name == started[0]:
-            is_kept = False
-        row.state = "kept" if is_kept else state_of(row, deployment)
+    for row in rows.values():
+        row.state = state_of(row, deployment)
         row.hidden_lines = max(len(row.lines) - LINES_SHOWN, 0)
         row.lines = row.lines[-LINES_SHOWN:]
+    for row in _rows_before_the_first(list(rows.values())) if deployment.retry_of_id is not None else ():
+        row.state = "kept"  # the retry started in the middle of the recipe
     return list(rows.values())
+
+
+def _rows_before_the_first(rows: list["PhaseRow"]) -> list["PhaseRow"]:
+    """Return the rows before the first one that has started; none when no row has."""
+    started = [number for number, row in enumerate(rows) if row.started is not None]
+    return rows[: started[0]] if started else []
 
 
 def state_of(row: PhaseRow, deployment: Deployment) -> str:

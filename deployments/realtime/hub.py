@@ -6,7 +6,6 @@ A lost message delays an update by RESYNC_SECONDS at most: the resync then finds
 
 import asyncio
 import contextvars
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -14,8 +13,8 @@ from typing import Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import close_old_connections
 
+from ..background import repeat
 from ..identity import Credential, valid_credentials
 from ..models import Refusal
 from . import pubsub
@@ -26,8 +25,6 @@ RESYNC_SECONDS = 3.0
 CREDENTIAL_CHECK_SECONDS = 30.0
 
 T = TypeVar("T", bound=Topic)
-
-log = logging.getLogger(__name__)
 
 
 class Hub:
@@ -40,7 +37,11 @@ class Hub:
         self._viewers: Counter[str] = Counter()
         self._subscription = pubsub.Subscription()
         self._opened = asyncio.Event()
-        self._tasks = [_start(task()) for task in (self._listen, self._resync, self._check_credentials)]
+        self._tasks = [
+            _start(self._listen()),
+            _start(repeat(self._resync, RESYNC_SECONDS, "Version resync")),
+            _start(repeat(self._check_credentials, CREDENTIAL_CHECK_SECONDS, "Check of the viewers' credentials")),
+        ]
         self._loop = asyncio.get_running_loop()
 
     @classmethod
@@ -140,32 +141,18 @@ class Hub:
                 topic.changed.set()
 
     async def _resync(self) -> None:
-        """Find changes whose messages were lost, by comparing the versions in the database every RESYNC_SECONDS."""
-        while True:
-            await asyncio.sleep(RESYNC_SECONDS)
-            topics = list(self._topics.values())
-            try:
-                stale = await sync_to_async(stale_topics)(topics)
-            except Exception as error:
-                log.warning("Version resync failed, retrying: %s", str(error).strip())
-                await sync_to_async(close_old_connections)()
-                continue
-            for topic in stale:
-                topic.changed.set()
+        """Find changes whose messages were lost, by comparing the versions in the database."""
+        topics = list(self._topics.values())
+        for topic in await sync_to_async(stale_topics)(topics):
+            topic.changed.set()
 
     async def _check_credentials(self) -> None:
         """Expire the watchers whose credentials are no longer valid."""
-        while True:
-            await asyncio.sleep(CREDENTIAL_CHECK_SECONDS)
-            watchers = [watcher for topic in self._topics.values() for watcher in topic.watchers]
-            try:
-                valid = await sync_to_async(valid_credentials)({watcher.credential for watcher in watchers})
-            except Exception as error:
-                log.warning("Could not check the viewers' credentials, retrying: %s", str(error).strip())
-                continue
-            for watcher in watchers:
-                if watcher.credential not in valid:
-                    watcher.expire()
+        watchers = [watcher for topic in self._topics.values() for watcher in topic.watchers]
+        valid = await sync_to_async(valid_credentials)({watcher.credential for watcher in watchers})
+        for watcher in watchers:
+            if watcher.credential not in valid:
+                watcher.expire()
 
 
 def _start(task: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

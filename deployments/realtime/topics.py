@@ -10,10 +10,10 @@ import logging
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.db import close_old_connections
 from django.db.models import Count, Sum
 from django.template.loader import render_to_string
 
+from ..background import reconnect
 from ..models import DATABASE_AWAY, Deployment, Event
 from . import deployment_page, stack_list
 from .watcher import Watcher
@@ -75,8 +75,7 @@ class Topic:
                 await self.refresh_frames()
             except DATABASE_AWAY as error:
                 log.warning("Could not read topic %s, retrying: %s", self.name, type(error).__name__)
-                await asyncio.sleep(FRAME_SECONDS * 5)
-                await sync_to_async(close_old_connections)()
+                await reconnect()
                 self.changed.set()
                 continue
             except Exception:

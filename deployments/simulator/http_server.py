@@ -115,27 +115,31 @@ class Connection:
         """Return the next request, or None if the connection is to be closed."""
         head: h11.Request | None = None
         body = bytearray()
-        while True:
-            event = self._h11.next_event()
-            if event is h11.NEED_DATA:
-                if self._h11.they_are_waiting_for_100_continue:
-                    await self._send(h11.InformationalResponse(status_code=100, headers=[]))
-                try:
-                    data = await asyncio.wait_for(self._reader.read(65536), IDLE_SECONDS)
-                except TimeoutError:
+        while len(body) <= BODY_LIMIT:
+            match self._h11.next_event():
+                case h11.NEED_DATA:
+                    if not await self._read_more():
+                        return None
+                case h11.Request() as head:
+                    pass
+                case h11.Data(data=data):
+                    body += data
+                case h11.EndOfMessage() if head is not None:
+                    headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
+                    return Request(head.method.decode(), head.target.decode("latin-1"), headers, bytes(body))
+                case _:
                     return None
-                self._h11.receive_data(data)
-            elif isinstance(event, h11.Request):
-                head = event
-            elif isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > BODY_LIMIT:
-                    return None
-            elif isinstance(event, h11.EndOfMessage) and head is not None:
-                headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-                return Request(head.method.decode(), head.target.decode("latin-1"), headers, bytes(body))
-            else:
-                return None
+        return None
+
+    async def _read_more(self) -> bool:
+        """Pass what arrives next to the parser. Return False if nothing arrives in IDLE_SECONDS."""
+        if self._h11.they_are_waiting_for_100_continue:
+            await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+        try:
+            self._h11.receive_data(await asyncio.wait_for(self._reader.read(65536), IDLE_SECONDS))
+        except TimeoutError:
+            return False
+        return True
 
     async def _deliver(self, request: Request, response: Response) -> None:
         if response.delivery == "hang":

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..background import in_database
 from ..engine.dokploy import Exchange
 from ..engine.errors import Cancelled
 from ..engine.spec import Progress
 from ..models import Deployment, LeaseLost
 from . import failpoints
-from .database import in_database
 
 SELF_STOP_SECONDS = 20.0  # shorter than the lease: this worker stops before another may take over
 READS_KEPT = 300

@@ -16,15 +16,14 @@ from typing import ClassVar
 
 from django.conf import settings
 
+from ..background import in_database, repeat
 from ..engine.dokploy import Dokploy
 from ..engine.errors import Interrupted
 from ..engine.tasks import uninterrupted
 from ..models import Deployment, LeaseLost
-from ..periodic import repeat
 from ..realtime import pubsub
 from . import watchdog
 from .claimed_deployment import ClaimedDeployment
-from .database import in_database
 from .execution import execute
 from .sweeper import sweep_periodically
 

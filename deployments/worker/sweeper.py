@@ -5,12 +5,12 @@ import asyncio
 from asgiref.sync import sync_to_async
 from django.conf import settings
 
+from ..background import repeat
 from ..engine.dokploy import Dokploy
 from ..engine.errors import DokployError
 from ..engine.resources.ownership import list_marked_objects
 from ..models import ExternalResource, Installation, Orphan, request_due_removals
 from ..models.orphan import SCAN_SECONDS
-from ..periodic import repeat
 
 
 async def sweep_periodically(dokploy: Dokploy) -> None:

@@ -14,7 +14,7 @@ from ..processes import ROOT
 APP = ROOT / "deployments"
 # A part may import only parts of the lines above its own.
 LAYERS = (
-    "engine.errors engine.validation engine.versions engine.tasks realtime.pubsub encryption worker.watchdog periodic",
+    "engine.errors engine.validation engine.versions engine.tasks realtime.pubsub encryption worker.watchdog",
     "engine.spec engine.failures engine.dokploy",
     "engine.probe engine.records",
     "engine.reporter",
@@ -25,7 +25,8 @@ LAYERS = (
     "engine.recipe",
     "engine.orchestrator",
     "engine.conformance models",
-    "worker.failpoints worker.sweeper worker.database",
+    "background",
+    "worker.failpoints worker.sweeper",
     "worker.claimed_deployment",
     "worker.outcome",
     "worker.execution",

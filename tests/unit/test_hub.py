@@ -214,3 +214,18 @@ async def test_a_layer_that_is_down_when_the_first_watcher_joins_only_delays_upd
     async with watching(deployment, socket):
         await record(deployment, "shown without Redis")
         await socket.wait_for("shown without Redis")
+
+
+async def test_a_change_that_a_new_watcher_reads_is_passed_to_the_earlier_watchers(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message about the change is lost, and no resync runs in time."""
+    monkeypatch.setattr(hub, "RESYNC_SECONDS", 3600)
+    monkeypatch.setattr(pubsub, "publish", lambda topics: None)
+    earlier, later = FakeSocket(), FakeSocket()
+    async with watching(deployment, earlier):
+        await earlier.wait_for("Queued")
+        await record(deployment, "Pulling the image")
+        async with watching(deployment, later):
+            assert "Pulling the image" in later.frames[0]
+            await earlier.wait_for("Pulling the image")

@@ -10,8 +10,9 @@ import pytest
 from asgiref.sync import sync_to_async
 
 from deployments.engine.dokploy import Dokploy
-from deployments.models import Deployment
-from deployments.worker.claimed_deployment import ClaimedDeployment
+from deployments.engine.spec import Progress
+from deployments.models import Deployment, LeaseLost
+from deployments.worker.claimed_deployment import SELF_STOP_SECONDS, ClaimedDeployment
 from deployments.worker.runner import Runner
 
 from ..users import People
@@ -109,3 +110,21 @@ async def test_a_deployment_that_ends_during_a_heartbeat_is_released_undisturbed
     runner.start()
     await asyncio.wait_for(released.wait(), 5)
     await runner.drain()
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_worker_that_could_not_renew_its_lease_changes_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    people = await sync_to_async(People)()
+    deployment = await sync_to_async(people.deploy)(people.owner, "shop")
+    claimed = ClaimedDeployment(deployment)
+    claimed.before_change("project.create")
+    await claimed.report(Progress("note", "initializing", "still in time"))
+    claimed.lease_renewed_at -= SELF_STOP_SECONDS + 1
+    with pytest.raises(LeaseLost):
+        claimed.before_change("project.create")
+    with pytest.raises(LeaseLost):
+        await claimed.report(Progress("note", "initializing", "too late"))
+    messages = await sync_to_async(lambda: list(deployment.events.values_list("message", flat=True)))()
+    assert messages[-1] == "still in time"

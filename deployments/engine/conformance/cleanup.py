@@ -22,24 +22,29 @@ async def remove_everything(session: Session) -> None:
     removals, empty_searches = 0, 0
     try:
         async with asyncio.timeout(CLEANUP_SECONDS):
-            while empty_searches < 2:
-                try:
-                    items = await _find_marked(session)
-                except DokployError as error:
-                    session.leftovers = [f"possibly objects with the mark {session.mark}…; the search failed ({error})"]
-                    if error.permanent:
-                        break
-                else:
-                    session.leftovers = [description for description, _ in items]
-                    empty_searches = 0 if items else empty_searches + 1
-                    if items and removals == MAX_REMOVALS:
-                        break
-                    if items:
-                        removals += 1
-                        await _remove_stacks(session, {mark for _, mark in items})
+            while empty_searches < 2 and removals <= MAX_REMOVALS:
+                marks = await _search(session)
+                if marks is None:
+                    return
+                empty_searches = 0 if session.leftovers else empty_searches + 1
+                if marks:
+                    removals += 1
+                if marks and removals <= MAX_REMOVALS:
+                    await _remove_stacks(session, marks)
                 await asyncio.sleep(SEARCH_PAUSE_SECONDS)
     except TimeoutError:
         session.write(f"           the cleanup did not end within {CLEANUP_SECONDS:.0f} s")
+
+
+async def _search(session: Session) -> set[str] | None:
+    """Record what is left. Return the marks of its stacks, or None when no further search can succeed."""
+    try:
+        items = await _find_marked(session)
+    except DokployError as error:
+        session.leftovers = [f"possibly objects with the mark {session.mark}…; the search failed ({error})"]
+        return None if error.permanent else set()
+    session.leftovers = [description for description, _ in items]
+    return {mark for _, mark in items}
 
 
 async def _remove_stacks(session: Session, marks: set[str]) -> None:
