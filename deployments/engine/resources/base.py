@@ -10,14 +10,14 @@ from contextlib import suppress
 from typing import ClassVar, Generic, TypeVar
 
 from .. import retry
-from ..dokploy import Application, Dokploy, Domain, Project
+from ..dokploy import Dokploy
 from ..errors import Failure, NotFound, OutcomeUnknown
 from ..reporter import Reporter
 from ..spec import Resources, StackSpec
 from ..tasks import uninterrupted
-from .ownership import Found, mark_changed, preferred
+from .ownership import Found, Item, mark_changed, preferred
 
-ItemT = TypeVar("ItemT", Project, Application, Domain)
+ItemT = TypeVar("ItemT", bound=Item)
 
 
 class Resource(ABC, Generic[ItemT]):

@@ -7,14 +7,27 @@ An object whose id is recorded but whose mark was removed is left alone, and is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from ..dokploy import Application, Dokploy, Domain, Project
+from ..dokploy import Application, Dokploy, Project
 from ..errors import Failure
 from ..records import Records
 from ..spec import MarkedObject, StackSpec, mark_of
 
-ItemT = TypeVar("ItemT", Project, Application, Domain)
+
+class Item(Protocol):
+    """An object of any type, as Dokploy lists it."""
+
+    @property
+    def id(self) -> str:
+        """The id, an opaque string."""
+
+    @property
+    def created_at(self) -> str:
+        """When it was created, as Dokploy writes it: the text of an earlier time sorts first."""
+
+
+ItemT = TypeVar("ItemT", bound=Item)
 MarkedT = TypeVar("MarkedT", Project, Application)
 
 
