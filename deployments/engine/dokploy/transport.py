@@ -116,14 +116,17 @@ class Transport:
     async def call(self, method: Method, procedure: str, fields: dict[str, Any]) -> Json:
         """Return the decoded result of a procedure.
 
-        An ambiguous 401 is resolved with a health check and a second try. The second try is safe: Dokploy sends such a
-        401 before it calls the procedure.
+        A 401 that may have several reasons is resolved with a health check and a second try. A change is never sent
+        again: a read tells whether the key is valid.
         """
         status, body = await self.exchange(method, procedure, fields)
         if is_ambiguous_401(status, body):
             if not await self.healthy():
                 raise Unavailable("Dokploy answers, but its database does not.")
             await asyncio.sleep(SECOND_TRY_SECONDS)
+            if method == "POST":
+                await self.query("settings.getDokployVersion")
+                raise OutcomeUnknown("Dokploy rejected the API key once, and has accepted it since.")
             status, body = await self.exchange(method, procedure, fields)
         try:
             return decode_response(procedure, status, body.replace(self._key.encode(), b"***") if self._key else body)
