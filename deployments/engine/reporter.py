@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import Failure
@@ -21,6 +21,18 @@ _CONTROL = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a deployment ends: the fields of its last report. `leftovers` describes what an undo could not remove."""
+
+    phase: str
+    status: Status
+    message: str
+    error: Failure | None = None
+    leftovers: Sequence[str] = ()
+    progress: int | None = None
+
+
 class Reporter:
     """Sends the reports of the steps, one after the other.
 
@@ -29,6 +41,7 @@ class Reporter:
         records: what is recorded about the stack's objects.
         started_at: when work with a time limit of its own was started, by the event loop's clock.
         phase, message, attempt: the current ones.
+        changed_anything: whether this deployment has reported a change of an object, also before this worker.
         last_report: when the last report was accepted, by the event loop's clock.
     """
 
@@ -39,6 +52,8 @@ class Reporter:
         resources: Resources | None = None,
         records: Records | None = None,
         log_lines: Mapping[str, int] | None = None,
+        phase: str = "initializing",
+        changed_anything: bool = False,
     ) -> None:
         """Create a reporter that continues from the records of earlier workers.
 
@@ -53,7 +68,8 @@ class Reporter:
         self.started_at: dict[str, float] = {}
         self._log_lines = dict(log_lines or {})
         self._next_log = 0.0
-        self.phase = "initializing"
+        self.phase = phase
+        self.changed_anything = changed_anything
         self.message = ""
         self.attempt = 1
         self.last_report = 0.0
@@ -86,22 +102,17 @@ class Reporter:
         self.message = message
         await self._send("phase", message, progress=progress, data={"step": "ends"})
 
-    async def finish(
-        self,
-        phase: str,
-        status: Status,
-        message: str,
-        *,
-        progress: int | None = None,
-        error: Failure | None = None,
-        leftovers: Iterable[str] = (),
-    ) -> None:
-        """Report the end of the deployment. Nothing may be reported after it.
-
-        `leftovers` describes what an undo could not remove.
-        """
-        self.phase, self.message = phase, message
-        await self._send("phase", message, status=status, progress=progress, error=error, leftovers=list(leftovers))
+    async def finish(self, ending: Ending) -> None:
+        """Report the end of the deployment. Nothing may be reported after it."""
+        self.phase, self.message = ending.phase, ending.message
+        await self._send(
+            "phase",
+            ending.message,
+            status=ending.status,
+            progress=ending.progress,
+            error=ending.error,
+            leftovers=ending.leftovers,
+        )
 
     async def status(self, message: str, **data: Any) -> None:
         """Report what the current phase is doing. Without data, a repeated message is not reported."""
@@ -194,10 +205,10 @@ class Reporter:
         status: Status = "in_progress",
         progress: int | None = None,
         error: Failure | None = None,
-        leftovers: list[str] | None = None,
+        leftovers: Sequence[str] = (),
         data: dict[str, Any] | None = None,
     ) -> None:
-        error_fields = None if error is None else self._error_fields(error, leftovers or [])
+        error_fields = None if error is None else self._error_fields(error, leftovers)
         async with self._lock:
             report = Progress(
                 kind,
@@ -211,10 +222,11 @@ class Reporter:
             )
             if kind == "receipt":
                 self.records.apply(report)
+                self.changed_anything = True
             await self._report(report)
             self.last_report = asyncio.get_running_loop().time()
 
-    def _error_fields(self, error: Failure, leftovers: list[str]) -> dict[str, Any]:
+    def _error_fields(self, error: Failure, leftovers: Sequence[str]) -> dict[str, Any]:
         fields = {
             "phase": error.phase,
             "code": error.code,

@@ -1,7 +1,7 @@
-"""Runs the engine for one claimed deployment: from its rows to its outcome."""
+"""Runs the engine for one claimed deployment: from its rows to its end."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from django.conf import settings
 
@@ -15,9 +15,28 @@ from ..engine.spec import StackSpec
 from ..models import DATABASE_AWAY, Deployment
 from . import failpoints
 from .claimed_deployment import ClaimedDeployment
-from .outcome import Failed, Outcome, Succeeded, earlier_outcome, finish
+from .outcome import Abandoned, Failed, Outcome, Succeeded, act_on, earlier_outcome, portal_error
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a deployment's rows say about the work that is left.
+
+    Attributes:
+        spec: the spec to deploy, or None when it cannot be read; then the outcome is known.
+        previous: for a redeployment, the spec to restore after a failure.
+        first_phase: the phase to begin or continue with.
+        outcome: the outcome, if it is known before any phase runs.
+    """
+
+    deployment: Deployment
+    reporter: Reporter
+    spec: StackSpec | None
+    previous: StackSpec | None
+    first_phase: str
+    outcome: Outcome | None
 
 
 async def execute(claimed: ClaimedDeployment, shared_dokploy: Dokploy) -> None:
@@ -25,40 +44,37 @@ async def execute(claimed: ClaimedDeployment, shared_dokploy: Dokploy) -> None:
 
     Raise Interrupted when the lease is lost. An error in the portal itself ends the deployment as a failure.
     """
-    deployment = claimed.deployment
     claimed.hit("claim", failpoints.AFTER_COMMIT)
-    reporter = await claimed.in_db(_reporter, claimed)
+    work = await claimed.in_db(_load, claimed)
     dokploy = shared_dokploy.for_deployment(claimed.before_change, claimed.record_exchange)
-    try:
-        spec, former = await claimed.in_db(_specs, deployment)
-        reporter.secrets = (settings.DOKPLOY_API_KEY, *spec.secrets, *(former.secrets if former else ()))
+    outcome = work.outcome
+    while not work.deployment.done:
         try:
-            outcome = earlier_outcome(deployment) or await _run_phases(claimed, dokploy, spec, reporter)
-            await finish(outcome, claimed, dokploy, spec, former, reporter)
-        except Cancelled:
-            outcome = Failed(failures.failure("CANCELLED", phase=deployment.phase))
-            await finish(outcome, claimed, dokploy, spec, former, reporter)
-    except (Interrupted, *DATABASE_AWAY, MemoryError):
-        raise
-    except encryption.DecryptionError as error:
-        log.error("%s cannot begin: %s", deployment.pk, error)
-        await _abandon(reporter, "SECRET_UNREADABLE")
-    except Exception:
-        log.exception("%s failed because of an error in the portal", deployment.pk)
-        await _abandon(reporter, "DEPLOYMENT_FAILED")
+            outcome = outcome or await _run_phases(work, dokploy)
+            ending = await act_on(outcome, work.deployment, dokploy, work.spec, work.previous, work.reporter)
+            await work.reporter.finish(ending)
+        except Cancelled:  # not raised again: an undo is not cancelled
+            outcome = Failed(failures.failure("CANCELLED", phase=work.deployment.phase))
+        except (Interrupted, *DATABASE_AWAY, MemoryError):
+            raise
+        except Exception:
+            if isinstance(outcome, Abandoned):
+                raise
+            log.exception("%s failed because of an error in the portal", work.deployment.pk)
+            outcome = portal_error("DEPLOYMENT_FAILED", work.reporter.phase)
 
 
-async def _run_phases(claimed: ClaimedDeployment, dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> Outcome:
-    deployment = claimed.deployment
-    if deployment.phase != "initializing":
-        await reporter.note("Resumed after an interruption")
+async def _run_phases(work: Work, dokploy: Dokploy) -> Outcome:
+    assert work.spec is not None
+    if work.deployment.phase != "initializing":
+        await work.reporter.note("Resumed after an interruption")
     try:
         await orchestrator.run(
             dokploy,
-            spec,
-            reporter,
-            phases=RECIPES[deployment.kind],
-            first_phase=await claimed.in_db(deployment.first_phase),
+            work.spec,
+            work.reporter,
+            phases=RECIPES[work.deployment.kind],
+            first_phase=work.first_phase,
             patience=settings.DOKPLOY_PATIENCE_SECONDS,
         )
     except Failure as failure:
@@ -66,29 +82,36 @@ async def _run_phases(claimed: ClaimedDeployment, dokploy: Dokploy, spec: StackS
     return Succeeded()
 
 
-async def _abandon(reporter: Reporter, code: str) -> None:
-    failure = failures.failure(code, phase=reporter.phase)
-    await reporter.finish("failed", "failure", failure.message, error=failure)
-
-
-def _reporter(claimed: ClaimedDeployment) -> Reporter:
+def _load(claimed: ClaimedDeployment) -> Work:
     deployment = claimed.deployment
+    outcome, spec, previous = earlier_outcome(deployment), None, None
+    try:
+        spec, previous = _specs(deployment)
+    except encryption.DecryptionError as error:
+        log.error("%s cannot begin: %s", deployment.pk, error)
+        outcome = portal_error("SECRET_UNREADABLE", deployment.phase)
+    except (TypeError, ValueError):  # another version of the portal stored the spec
+        log.exception("%s has a spec that cannot be used", deployment.pk)
+        outcome = portal_error("DEPLOYMENT_FAILED", deployment.phase)
     reporter = Reporter(
         claimed.report,
         resources=deployment.recorded_resources(),
         records=deployment.records(),
         log_lines=deployment.reported_log_lines(),
+        phase=deployment.phase,
+        changed_anything=deployment.changed_anything(),
     )
-    reporter.phase = deployment.phase
-    return reporter
+    secrets = (secret for one in (spec, previous) if one for secret in one.secrets)
+    reporter.secrets = (settings.DOKPLOY_API_KEY, *secrets)
+    return Work(deployment, reporter, spec, previous, deployment.first_phase(), outcome)
 
 
 def _specs(deployment: Deployment) -> tuple[StackSpec, StackSpec | None]:
     """Return the spec to deploy and, for a redeployment, the spec to restore if its secrets can be decrypted."""
     spec = deployment.stack_spec()
-    former = deployment.last_successful() if deployment.kind == Deployment.Kind.REDEPLOY else None
-    if former is None or not former.stored_spec.has_readable_secrets():
+    previous = deployment.last_successful() if deployment.kind == Deployment.Kind.REDEPLOY else None
+    if previous is None or not previous.stored_spec.has_readable_secrets():
         return spec, None
-    # A name of its own: under the former one its finished Dokploy deployment would be found and nothing sent.
-    restored = replace(former.stack_spec(), deployment=f"{spec.deployment}.restore")
-    return spec, restored.pinned(former.recorded_resources().image_digest)
+    # A name of its own: under the previous one its finished Dokploy deployment would be found and nothing sent.
+    restored = replace(previous.stack_spec(), deployment=f"{spec.deployment}.restore")
+    return spec, restored.pinned(previous.recorded_resources().image_digest)

@@ -1,4 +1,4 @@
-"""What became of a deployment's phases, and what follows from it."""
+"""What became of a deployment's phases, what follows from it, and how the deployment ends."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,10 @@ from ..engine import failures, orchestrator
 from ..engine.dokploy import Dokploy
 from ..engine.errors import Failure
 from ..engine.recipe import REMOVAL
-from ..engine.reporter import Reporter
+from ..engine.reporter import Ending, Reporter
 from ..engine.spec import StackSpec
 from ..models import Deployment
 from ..models.deployment import CRASHES
-from .claimed_deployment import ClaimedDeployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,70 +54,74 @@ def earlier_outcome(deployment: Deployment) -> Outcome | None:
     return None
 
 
-async def finish(
+def portal_error(code: str, phase: str) -> Abandoned:
+    """Return the outcome for an error in the portal itself."""
+    failure = failures.failure(code, phase=phase)
+    return Abandoned(failure, failure.message)
+
+
+async def act_on(
     outcome: Outcome,
-    claimed: ClaimedDeployment,
+    deployment: Deployment,
     dokploy: Dokploy,
-    spec: StackSpec,
-    former: StackSpec | None,
+    spec: StackSpec | None,
+    previous: StackSpec | None,
     reporter: Reporter,
-) -> None:
-    """End the deployment as its outcome demands: report it, undo a deploy, restore the version before a redeploy."""
-    deployment = claimed.deployment
+) -> Ending:
+    """Do what the outcome demands, such as an undo, and return how the deployment ends."""
     match outcome:
         case Succeeded():
-            await reporter.finish("completed", "success", deployment.success_message(), progress=100)
+            return Ending("completed", "success", deployment.success_message(), progress=100)
         case Abandoned(failure, message, leftovers):
-            await reporter.finish("failed", "failure", message, error=failure, leftovers=leftovers)
+            return Ending("failed", "failure", message, failure, leftovers)
         case Failed(failure) if deployment.kind == Deployment.Kind.REMOVE:
-            await _fail_removal(claimed, reporter, failure)
+            return await _fail_removal(reporter, failure)
         case Failed(failure):
-            await _undo(deployment, dokploy, spec, former, reporter, failure)
+            if unchanged := _why_nothing_is_undone(deployment, reporter, failure):
+                return Ending("failed", "failure", unchanged, failure)
+            await reporter.begin("rolling_back", 95, "Rolling back", error=failure)
+            left = await _undo(deployment, dokploy, spec, previous, reporter)
+            message = f"Left at Dokploy: {'; '.join(left)}" if left else "Rollback completed"
+            return Ending("rolling_back", "failure", message, failure, left)
+
+
+def _why_nothing_is_undone(deployment: Deployment, reporter: Reporter, failure: Failure) -> str | None:
+    if reporter.phase == "rolling_back":  # resumed in the middle of the undo
+        return None
+    if not reporter.records:
+        return "Nothing was created, so there is nothing to undo"
+    if deployment.changed_nothing(failure.phase):
+        return "Nothing was changed, so there is nothing to undo"
+    return None
 
 
 async def _undo(
-    deployment: Deployment,
-    dokploy: Dokploy,
-    spec: StackSpec,
-    former: StackSpec | None,
-    reporter: Reporter,
-    failure: Failure,
-) -> None:
-    """Remove what a failed first deployment created, or restore the former version after a failed redeployment."""
-    unchanged = None
-    if reporter.phase == "rolling_back":
-        pass  # resumed in the middle of the undo
-    elif not reporter.records:
-        unchanged = "Nothing was created, so there is nothing to undo"
-    elif deployment.changed_nothing(failure.phase):
-        unchanged = "Nothing was changed, so there is nothing to undo"
-    if unchanged:
-        await reporter.finish("failed", "failure", unchanged, error=failure)
-        return
+    deployment: Deployment, dokploy: Dokploy, spec: StackSpec | None, previous: StackSpec | None, reporter: Reporter
+) -> list[str]:
+    """Remove what a first deployment created, or restore the previous version after a redeployment.
+
+    Return a description of each object that is left.
+    """
     patience = settings.DOKPLOY_PATIENCE_SECONDS
-    await reporter.begin("rolling_back", 95, "Rolling back", error=failure)
-    if former is not None:
-        left = await orchestrator.restore(dokploy, former, reporter, patience=patience)
-    elif deployment.kind == Deployment.Kind.REDEPLOY:
-        left = ["the former version (one of its secrets can no longer be decrypted)"]
-    else:
-        left = await orchestrator.undo(dokploy, spec, reporter, patience=patience)
-    message = f"Left at Dokploy: {'; '.join(left)}" if left else "Rollback completed"
-    await reporter.finish("rolling_back", "failure", message, error=failure, leftovers=left)
+    if previous is not None:
+        return await orchestrator.restore(dokploy, previous, reporter, patience=patience)
+    if deployment.kind == Deployment.Kind.REDEPLOY:
+        return ["the previous version (one of its secrets can no longer be decrypted)"]
+    assert spec is not None
+    return await orchestrator.undo(dokploy, spec, reporter, patience=patience)
 
 
-async def _fail_removal(claimed: ClaimedDeployment, reporter: Reporter, failure: Failure) -> None:
-    """End a removal that failed. A removal is not undone; the objects that it did not remove are named."""
-    if not await claimed.in_db(claimed.deployment.changed_anything):
-        await reporter.finish("failed", "failure", "Nothing was removed and nothing has changed", error=failure)
-        return
+async def _fail_removal(reporter: Reporter, failure: Failure) -> Ending:
+    """Name the objects that a failed removal did not remove. It is not undone."""
+    if not reporter.changed_anything:
+        return Ending("failed", "failure", "Nothing was removed and nothing has changed", failure)
     names = [phase.name for phase in REMOVAL]
     first = names.index(failure.phase) if failure.phase in names else 0
     types = [phase.resource.type for phase in REMOVAL[first:] if phase.resource]
     for type in types:
         await reporter.left_behind(type, None, failure.message)
-    message = f"Left at Dokploy: the {', the '.join(types)}"
-    await reporter.finish("failed", "failure", message, error=failure, leftovers=[f"the {type}" for type in types])
+    left = [f"the {type}" for type in types]
+    return Ending("failed", "failure", f"Left at Dokploy: {', '.join(left)}", failure, left)
 
 
 def _stored_failure(error: dict[str, Any]) -> Failure:

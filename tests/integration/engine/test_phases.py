@@ -11,6 +11,7 @@ from deployments.engine import retry
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Failure
 from deployments.engine.recipe import PHASES
+from deployments.engine.reporter import Ending
 from deployments.engine.spec import Progress, Resources
 
 from ...processes import KEY, Simulator
@@ -198,7 +199,7 @@ async def test_no_report_and_no_recorded_request_contains_a_secret(simulator: Si
             ),
             reporter,
         )
-    await reporter.finish("failed", "failure", "The end", error=caught.value, leftovers=[f"a thing ({SECRET})"])
+    await reporter.finish(Ending("failed", "failure", "The end", caught.value, [f"a thing ({SECRET})"]))
     output = f"{harness.reports!r} {exchanges} {harness.spec!r}"
     assert "denied: *** *** ***" in output
     assert "application.saveEnvironment" in output
