@@ -7,6 +7,7 @@ send JSON with the content type of a form, without asking the server first (a �
 
 import asyncio
 import functools
+import inspect
 import json
 import logging
 import re
@@ -34,6 +35,7 @@ from .models import (
     Template,
     request_removal,
     retry_deployment,
+    wire,
 )
 from .realtime.topics import DeploymentTopic
 
@@ -62,17 +64,20 @@ def refusal_response(refusal: Refusal) -> JsonResponse:
 def api_view(
     *methods: str,
 ) -> Callable[
-    [Callable[Concatenate[ApiRequest, P], Awaitable[HttpResponseBase]]],
+    [Callable[Concatenate[ApiRequest, P], HttpResponseBase | Awaitable[HttpResponseBase]]],
     Callable[Concatenate[HttpRequest, P], Coroutine[Any, Any, HttpResponseBase]],
 ]:
     """Authenticate the caller, set request.caller and request.credential, and call the view.
 
-    Turn a Refusal, and the loss of the database, into an error response.
+    A view that is not asynchronous runs in a thread. Turn a Refusal, and the loss of the database, into an error
+    response.
     """
 
     def decorate(
-        view: Callable[Concatenate[ApiRequest, P], Awaitable[HttpResponseBase]],
+        view: Callable[Concatenate[ApiRequest, P], HttpResponseBase | Awaitable[HttpResponseBase]],
     ) -> Callable[Concatenate[HttpRequest, P], Coroutine[Any, Any, HttpResponseBase]]:
+        run: Any = view if inspect.iscoroutinefunction(view) else sync_to_async(view)
+
         @csrf_exempt
         @functools.wraps(view)
         async def guarded(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
@@ -82,7 +87,8 @@ def api_view(
                 _require_same_site(request)
                 api_request = cast(ApiRequest, request)
                 api_request.caller, api_request.credential = await _authenticate(request)
-                return await view(api_request, *args, **kwargs)
+                response: HttpResponseBase = await run(api_request, *args, **kwargs)
+                return response
             except Refusal as refusal:
                 return refusal_response(refusal)
             except DATABASE_AWAY as error:
@@ -126,12 +132,8 @@ async def unknown_path(request: HttpRequest, rest: str) -> JsonResponse:
 
 
 @api_view("POST")
-async def deploy(request: ApiRequest) -> HttpResponse:
+def deploy(request: ApiRequest) -> HttpResponse:
     """POST /api/deploy: answer 202 with the deployment's URLs, without waiting for Dokploy."""
-    return JsonResponse(await sync_to_async(_deploy)(request), status=202)
-
-
-def _deploy(request: ApiRequest) -> dict[str, Any]:
     name, slug, parameters = _read_body(request)
     Stack.validate_name(name)
     stack = Stack.owned_by(request.caller, name)
@@ -161,9 +163,8 @@ def _find_template(user: User | AnonymousUser, slug: str | None, stack: Stack | 
     return template
 
 
-def _accepted(deployment: Deployment) -> dict[str, Any]:
-    """Return the body of a 202 response."""
-    return {
+def _accepted(deployment: Deployment) -> JsonResponse:
+    body = {
         "success": True,
         "deploymentId": deployment.pk,
         "name": deployment.stack.name,
@@ -172,6 +173,7 @@ def _accepted(deployment: Deployment) -> dict[str, Any]:
         "eventsUrl": reverse("api-events", args=[deployment.pk]),
         "pageUrl": reverse("deployment", args=[deployment.pk]),
     }
+    return JsonResponse(body, status=202)
 
 
 def _owner(request: ApiRequest) -> User:
@@ -206,35 +208,23 @@ def _idempotency_key(request: ApiRequest) -> str | None:
 
 
 @api_view("POST")
-async def cancel(request: ApiRequest, id: str) -> HttpResponse:
+def cancel(request: ApiRequest, id: str) -> HttpResponse:
     """POST /api/deployments/dep_…/cancel: answer 202, also to a repeated request. The deployment ends soon after."""
-    return JsonResponse(await sync_to_async(_cancel)(request, id), status=202)
-
-
-def _cancel(request: ApiRequest, id: str) -> dict[str, Any]:
     deployment = _find_changeable_deployment(request.caller, id)
     deployment.cancel(request.caller)
     return _accepted(deployment)
 
 
 @api_view("POST")
-async def retry(request: ApiRequest, id: str) -> HttpResponse:
+def retry(request: ApiRequest, id: str) -> HttpResponse:
     """POST /api/deployments/dep_…/retry: answer 202 with the URLs of the new deployment."""
-    return JsonResponse(await sync_to_async(_retry)(request, id), status=202)
-
-
-def _retry(request: ApiRequest, id: str) -> dict[str, Any]:
     deployment = _find_changeable_deployment(request.caller, id)
     return _accepted(retry_deployment(deployment, request.caller, via=Deployment.Via.API))
 
 
 @api_view("DELETE")
-async def remove(request: ApiRequest, name: str) -> HttpResponse:
+def remove(request: ApiRequest, name: str) -> HttpResponse:
     """DELETE /api/stacks/<name>: answer 202 with the URLs of the deployment that removes the stack."""
-    return JsonResponse(await sync_to_async(_remove)(request, name), status=202)
-
-
-def _remove(request: ApiRequest, name: str) -> dict[str, Any]:
     stacks = Stack.objects.visible_to(request.caller).existing()
     stack = stacks.filter(name=name).first() if name.isprintable() else None
     if stack is None:
@@ -247,7 +237,7 @@ def _remove(request: ApiRequest, name: str) -> dict[str, Any]:
 async def check_name(request: ApiRequest, name: str) -> HttpResponse:
     """GET /api/check/<name>: answer {"available": true, false or null (unknown), "reason"}."""
     owner = await sync_to_async(_owner)(request)
-    availability = await name_availability.check(owner, name)
+    availability = await name_availability.check(owner, name, request.address)
     return JsonResponse({"available": availability.available, "reason": availability.reason})
 
 
@@ -265,12 +255,8 @@ async def status(request: ApiRequest, id: str) -> HttpResponseBase:
 
 
 @api_view("GET")
-async def state(request: ApiRequest, id: str) -> HttpResponse:
+def state(request: ApiRequest, id: str) -> HttpResponse:
     """GET /api/deployments/dep_…: answer the state as JSON, with an ETag."""
-    return await sync_to_async(_state)(request, id)
-
-
-def _state(request: ApiRequest, id: str) -> HttpResponse:
     deployment, audience = _find_deployment(request.caller, id)
     return _state_response(request, deployment, audience)
 
@@ -282,7 +268,7 @@ def _state_response(request: ApiRequest, deployment: Deployment, audience: str) 
     if etag in known:  # a weak one also matches: a proxy that compresses makes it weak
         response = HttpResponseNotModified()
     else:
-        response = JsonResponse(deployment.to_dict(audience))
+        response = JsonResponse(wire.deployment_dict(deployment, audience))
     response.headers["ETag"] = etag
     response.headers["Cache-Control"] = "private, no-cache"
     return response
@@ -334,7 +320,7 @@ def _events(deployment: Deployment, audience: str, after: float) -> dict[str, An
     events = list(deployment.events.filter(seq__gt=after, seq__lte=deployment.version)[:EVENTS_PER_RESPONSE])
     last = events[-1].seq if events else min(int(after), deployment.version)
     return {
-        "events": [event.to_dict(audience) for event in events],
+        "events": [wire.event_dict(event, audience) for event in events],
         "last": last,
         "done": deployment.done and last >= deployment.version,
     }

@@ -17,7 +17,7 @@ from django.core.checks import CheckMessage, Error, Info, Warning
 
 from . import system_checks
 from .engine import versions
-from .engine.dokploy import ADMIN_ROLES, Dokploy, is_engine_error
+from .engine.dokploy import Dokploy, is_engine_error
 from .engine.errors import DokployError, KeyExhausted, KeyRefused, NotDokploy, Refused
 
 CONNECT_SECONDS = 5.0
@@ -91,18 +91,14 @@ async def check_with_key(dokploy: Dokploy) -> AsyncIterator[CheckMessage]:
 
     CALLS calls are made with the key, so that a rate limit is reached here and not during a deployment.
     """
-    yield _version_message(await dokploy.version())
+    version_message = _version_message(await dokploy.version())
+    yield version_message
+    if version_message.is_serious():
+        return
     roles = await dokploy.roles()
     yield _concurrency_message(await dokploy.builds_concurrency())
     try:
         errors = await dokploy.infrastructure_errors()
-    except NotDokploy:
-        yield _role_message(roles, acts_as_admin=roles <= ADMIN_ROLES)
-        yield Warning(
-            "This version of Dokploy does not report whether its container engine answers.",
-            hint="Dokploy reports it from version 0.29 on.",
-            id="deployportal.W103",
-        )
     except (KeyExhausted, Refused):
         await dokploy.version()  # raises if the rate limit was the reason; otherwise the key is not an admin's
         yield _role_message(roles, acts_as_admin=False)

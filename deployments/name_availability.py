@@ -51,8 +51,8 @@ class NameAvailability:
         return next((line.text for line in self.lines if line.state != "ok"), None)
 
 
-def check_local(user: User, name: str) -> NameAvailability:
-    """Check the name against the portal's own data. Queries the database, synchronously."""
+def check_local(user: User, name: str, address: str | None) -> NameAvailability:
+    """Check the name and the quota against the portal's own data. Queries the database, synchronously."""
     result = NameAvailability(name)
     try:
         Stack.validate_name(name)
@@ -69,7 +69,8 @@ def check_local(user: User, name: str) -> NameAvailability:
     else:
         result.add("bad", "This name is taken.")
         result.suggestions = _suggestions(name)
-    _check_quota(result, user)
+    if result.available and not result.is_own:
+        _check_quota(result, user, address)
     return result
 
 
@@ -78,22 +79,19 @@ def _is_own(stack: Stack, user: User) -> bool:
     return stack.owner_id == user.pk and user.username != settings.OPEN_USERNAME
 
 
-def _check_quota(result: NameAvailability, user: User) -> None:
-    stacks = Stack.objects.existing().filter(owner=user).count()
-    if user.username == settings.OPEN_USERNAME:
-        if stacks >= settings.PORTAL_OPEN_QUOTA:
-            result.add("bad", "The limit for anonymous stacks is reached. Sign in.")
-    elif result.available and not result.is_own and not user.is_staff:
-        remaining = settings.PORTAL_QUOTA - stacks
-        if remaining <= 0:
-            result.add("bad", f"You have {stacks} stacks, which is the limit. Remove one first.")
-        elif remaining <= 3:
+def _check_quota(result: NameAvailability, user: User, address: str | None) -> None:
+    try:
+        remaining = Stack.require_quota(user, address)
+    except Refusal as refusal:
+        result.add("bad", refusal.message)
+    else:
+        if remaining <= 3:
             result.add("ok", f"You can deploy {remaining} more. The limit is {settings.PORTAL_QUOTA} stacks.")
 
 
-async def check(user: User, name: str) -> NameAvailability:
+async def check(user: User, name: str, address: str | None) -> NameAvailability:
     """Check the name against the portal's own data, and against the projects at Dokploy."""
-    result = await sync_to_async(check_local)(user, name)
+    result = await sync_to_async(check_local)(user, name, address)
     if not result.available or result.is_own:
         return result
     taken = await _is_taken_at_dokploy(name)

@@ -11,7 +11,7 @@ from django.db import close_old_connections
 from django.http import StreamingHttpResponse
 
 from .identity import ApiRequest, viewer_key
-from .models import Deployment, Event
+from .models import Deployment, Event, wire
 from .realtime.hub import Hub
 from .realtime.topics import DeploymentTopic
 from .realtime.watcher import Watcher
@@ -93,8 +93,8 @@ def _encode(deployment: Deployment, event: Event, audience: str, *, as_state: bo
     data: dict[str, Any]
     if event.type == "phase" or as_state:
         name = FINAL_EVENTS.get(event.status, "progress")
-        data = deployment.to_dict(audience, event=event if event.type == "phase" else None)
+        data = wire.deployment_dict(deployment, audience, event if event.type == "phase" else None)
         data.pop("logs", None)
     else:
-        name, data = event.type, event.to_dict(audience)
+        name, data = event.type, wire.event_dict(event, audience)
     return f"event: {name}\nid: {event.seq}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()

@@ -1,5 +1,7 @@
 """The pages. Each view reads its form, calls one function of the models, and responds with a page or a redirect."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -47,7 +49,7 @@ def home(request: PageRequest) -> HttpResponse:
         "form": form,
         "cards": form.cards(),
         **_address_parts(),
-        "availability": name_availability.check_local(request.user, name) if name else None,
+        "availability": name_availability.check_local(request.user, name, request.address) if name else None,
         "usual": _usual_duration(),
         "phases": [phase.title for phase in PHASES],
         "stacks": _stack_rows(request.user),
@@ -61,7 +63,7 @@ def home(request: PageRequest) -> HttpResponse:
 def check_name(request: UserPageRequest) -> HttpResponse:
     """Return the partial below the name field, which htmx requests while the user types."""
     name = request.GET.get("name", "").strip()[:64]
-    availability = async_to_sync(name_availability.check)(request.user, name) if name else None
+    availability = async_to_sync(name_availability.check)(request.user, name, request.address) if name else None
     return render(request, "_name_availability.html", {"availability": availability, **_address_parts()})
 
 
@@ -157,59 +159,36 @@ def _deployment_context(request: PageRequest, id: str) -> dict[str, Any]:
 @require_page_method
 @login_required
 def cancel(request: UserPageRequest, id: str) -> HttpResponse:
-    """Cancel a deployment. GET asks for confirmation, for browsers without JavaScript."""
+    """Cancel a deployment."""
     deployment = _get_changeable_deployment(request, id)
-    if request.method != "POST":
-        context = {
-            "deployment": deployment,
-            "title": f"Cancel the deployment of {deployment.stack.name}?",
-            "text": _cancel_text(deployment),
-            "button": "Cancel deployment",
-        }
-        return render(request, "confirm.html", context)
-    try:
-        deployment.cancel(request.user)
-    except Refusal as refusal:
-        messages.error(request, refusal.message)
-    return _redirect_to_deployment(request, deployment)
-
-
-def _cancel_text(deployment: Deployment) -> str:
+    text = "Everything created so far will be removed, and the name will be available again."
     if deployment.kind == Deployment.Kind.REDEPLOY:
-        return "The previous version will be restored."
-    return "Everything created so far will be removed, and the name will be available again."
+        text = "The previous version will be restored."
+
+    def act() -> Deployment:
+        deployment.cancel(request.user)
+        return deployment
+
+    title = f"Cancel the deployment of {deployment.stack.name}?"
+    return _confirm(request, act, title, text, "Cancel deployment", deployment)
 
 
 @require_page_method
 @login_required
 def retry(request: UserPageRequest, id: str) -> HttpResponse:
-    """Retry a failed deployment. GET asks for confirmation, for browsers without JavaScript."""
+    """Retry a failed deployment."""
     deployment = _get_changeable_deployment(request, id)
-    if request.method != "POST":
-        context = {
-            "deployment": deployment,
-            "title": f"Try {deployment.stack.name} again?",
-            "text": _retry_text(deployment),
-            "button": "Try again",
-        }
-        return render(request, "confirm.html", context)
-    try:
-        return _redirect_to_deployment(request, retry_deployment(deployment, request.user, via=Deployment.Via.FORM))
-    except Refusal as refusal:
-        messages.error(request, refusal.message)
-        return _redirect_to_deployment(request, deployment)
-
-
-def _retry_text(deployment: Deployment) -> str:
+    text = "This starts a new deployment with the same values. Objects that already exist are reused."
     if deployment.kind == Deployment.Kind.REMOVE:
-        return "This tries to remove everything that is left."
-    return "This starts a new deployment with the same values. Objects that already exist are reused."
+        text = "This tries to remove everything that is left."
+    act = partial(retry_deployment, deployment, request.user, via=Deployment.Via.FORM)
+    return _confirm(request, act, f"Try {deployment.stack.name} again?", text, "Try again", deployment)
 
 
 @require_page_method
 @login_required
 def remove_orphan(request: UserPageRequest, id: int) -> HttpResponse:
-    """Remove an orphan, for operators. GET asks for confirmation."""
+    """Remove an orphan, for operators."""
     if not request.user.is_staff:
         raise Http404
     orphan = Orphan.objects.filter(pk=id).first()
@@ -217,16 +196,31 @@ def remove_orphan(request: UserPageRequest, id: int) -> HttpResponse:
         text = "This is no longer an orphan: its removal was already requested, or it no longer exists."
         messages.info(request, text)
         return redirect("admin:deployments_orphan_changelist")
-    if request.method == "POST":
-        try:
-            return _redirect_to_deployment(request, orphan.remove(request.user))
-        except Refusal as refusal:
-            messages.error(request, refusal.message)
     text = (
         f"It carries this portal's mark ({orphan.mark}), but the portal has no record of it. "
         "Everything with this mark will be deleted."
     )
-    context = {"title": f"Remove the {orphan.resource_type} {orphan.name}?", "text": text, "button": "Remove"}
+    title = f"Remove the {orphan.resource_type} {orphan.name}?"
+    return _confirm(request, partial(orphan.remove, request.user), title, text, "Remove")
+
+
+def _confirm(
+    request: UserPageRequest,
+    act: Callable[[], Deployment],
+    title: str,
+    text: str,
+    button: str,
+    deployment: Deployment | None = None,
+) -> HttpResponse:
+    """Act on POST, and redirect to the deployment. GET asks for confirmation, for browsers without JavaScript."""
+    if request.method == "POST":
+        try:
+            return _redirect_to_deployment(request, act())
+        except Refusal as refusal:
+            messages.error(request, refusal.message)
+            if deployment is not None:
+                return _redirect_to_deployment(request, deployment)
+    context = {"deployment": deployment, "title": title, "text": text, "button": button}
     return render(request, "confirm.html", context)
 
 
@@ -265,15 +259,6 @@ def tokens(request: UserPageRequest) -> HttpResponse:
             ApiToken.objects.filter(owner=request.user, pk=token_id).delete()
             return redirect("tokens")
         _, new_token = ApiToken.issue(request.user, request.POST.get("label", ""))
-    rows = [
-        {
-            "id": token.pk,
-            "label": token.label,
-            "prefix": token.prefix,
-            "created": token.created_at,
-            "last_used": token.last_used_at,
-        }
-        for token in ApiToken.objects.filter(owner=request.user)
-    ]
     base_url = f"{request.scheme}://{request.get_host()}"
-    return render(request, "tokens.html", {"tokens": rows, "new_token": new_token, "base_url": base_url})
+    own = ApiToken.objects.filter(owner=request.user)
+    return render(request, "tokens.html", {"tokens": own, "new_token": new_token, "base_url": base_url})

@@ -198,8 +198,8 @@ async def _update_replaced(dokploy: Dokploy, application_id: str, prefix: str, r
     """Record again which containers the deployment replaces, now that it runs.
 
     Another deployment, ahead of it in the queue, may have started new ones since it was sent. The containers are those
-    of the former version only if the deployment is still running after they were read: Docker starts the new container
-    at its end.
+    of the previous version only if the deployment is still running after they were read: Docker starts the new
+    container at its end.
     """
     with contextlib.suppress(DokployError):  # the containers recorded when it was sent are kept
         replaces = await _running_before(dokploy, application_id, prefix, reporter)

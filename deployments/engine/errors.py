@@ -36,12 +36,6 @@ class OutcomeUnknown(DokployError):
     code = "DOKPLOY_UNCLEAR"
 
 
-class NotAllowedOrUnknown(OutcomeUnknown):
-    """Dokploy says that the key lacks a permission, in an error that it may also send after it made the change."""
-
-    code = "DOKPLOY_NOT_ALLOWED"
-
-
 class Refused(DokployError):
     """Dokploy refused the request, and nothing was done. The same request will always be refused."""
 

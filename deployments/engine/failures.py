@@ -144,10 +144,10 @@ FAILURES = (
     FailureKind(
         "NOT_REPLACED",
         "The new version did not take over",
-        "The former version still answers at the address. The new version did not replace it in time.",
+        "The previous version still answers at the address. The new version did not replace it in time.",
         (
             "The new version exits or crashes when it starts.",
-            "The new version starts, or the former version stops, more slowly than the template allows.",
+            "The new version starts, or the previous version stops, more slowly than the template allows.",
         ),
         ("Read the stack's own log in Dokploy.", "Check what was changed: the image, and the settings in the form."),
     ),

@@ -21,8 +21,8 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources,
     The pause between two probes doubles from one second up to `spec.health_interval`. Raise Failure after
     `spec.health_timeout` seconds, or after CERTIFICATE_SECONDS while only the certificate is missing, if that is later.
 
-    Docker starts the new container before it stops the former one, and the former one answers as long as the new one
-    does not start. An answer therefore counts only if the former container had stopped before the probe.
+    Docker starts the new container before it stops the previous one, and the previous one answers as long as the new
+    one does not start. An answer therefore counts only if the previous container had stopped before the probe.
     """
     loop = asyncio.get_running_loop()
     started, attempt = loop.time(), 0
@@ -31,7 +31,7 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources,
         replaced = await _is_replaced(dokploy, resources)
         result = await probe_stack(spec)
         if result.answered and not replaced:
-            summary = f"{result.summary}, {'perhaps ' if replaced is None else ''}from the former version"
+            summary = f"{result.summary}, {'perhaps ' if replaced is None else ''}from the previous version"
             result = replace(result, answered=False, summary=summary, code="NOT_REPLACED")
         await reporter.probe_steps(result.steps, attempt)
         await reporter.status(f"Attempt {attempt}: {result.summary}", attempt=attempt)
@@ -57,7 +57,7 @@ async def _raise_if_dokploy_failed(dokploy: Dokploy, resources: Resources) -> No
 
 
 async def _is_replaced(dokploy: Dokploy, resources: Resources) -> bool | None:
-    """Return whether all containers of the former version have stopped. None while Dokploy cannot tell."""
+    """Return whether all containers of the previous version have stopped. None while Dokploy cannot tell."""
     if not resources.replaces:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Run the phases of a deployment in order, undo them in reverse, or restore the former version.
+"""Run the phases of a deployment in order, undo them in reverse, or restore the previous version.
 
 The progress of each phase is reported before its first call and after its last. A report, or a guard before a call
 that changes something, may raise Interrupted: the engine then stops at once. It can also be cancelled at any time.
@@ -70,22 +70,22 @@ async def undo(
 
 
 async def restore(
-    dokploy: Dokploy, former: StackSpec, reporter: Reporter, *, patience: float = PATIENCE_SECONDS
+    dokploy: Dokploy, previous: StackSpec, reporter: Reporter, *, patience: float = PATIENCE_SECONDS
 ) -> list[str]:
-    """Restore the former version of a stack after a failed redeployment. Delete only surplus objects that are empty.
+    """Restore the previous version of a stack after a failed redeployment. Delete only surplus objects that are empty.
 
-    `former.deployment` must name this restore, not the former deployment: otherwise the former Dokploy deployment would
-    be found by its title, and none would be sent. Return a description of the failure, or an empty list. Never raise
-    Failure.
+    `previous.deployment` must name this restore, not the previous deployment: otherwise the previous Dokploy deployment
+    would be found by its title, and none would be sent. Return a description of the failure, or an empty list. Never
+    raise Failure.
     """
     if reporter.resources.application_id is None:  # the redeployment failed before it changed anything
         return []
     try:
         for phase in RESTORE:
-            await reporter.status(f"Restoring the former version: {phase.title.lower()}")
-            reporter.resources = await _complete(phase, dokploy, former, reporter, patience)
+            await reporter.status(f"Restoring the previous version: {phase.title.lower()}")
+            reporter.resources = await _complete(phase, dokploy, previous, reporter, patience)
     except Failure as failure:
-        return [f"the former version ({failure.message})"]
+        return [f"the previous version ({failure.message})"]
     return []
 
 

@@ -1,5 +1,6 @@
 """The portal's state. Only the code of this package changes it; pages and consumers only read it."""
 
+from . import wire
 from .api_token import ApiToken
 from .deployment import DATABASE_AWAY, Deployment, LeaseLost
 from .event import Event
@@ -27,4 +28,5 @@ __all__ = [
     "request_due_removals",
     "request_removal",
     "retry_deployment",
+    "wire",
 ]

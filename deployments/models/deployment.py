@@ -360,7 +360,7 @@ class Deployment(models.Model):
         """Return the phase to begin or continue with.
 
         A retry begins with the phase that failed, as far as the objects that it needs still exist; but not after the
-        first phase that writes settings, because an undo may have restored the former ones.
+        first phase that writes settings, because an undo may have restored the previous ones.
         """
         if self.phase != "initializing" or self.retry_of is None or self.kind == self.Kind.REMOVE:
             return self.phase
@@ -426,10 +426,6 @@ class Deployment(models.Model):
         if user.is_authenticated and user.is_staff:
             return "operator"
         return "owner" if user.is_authenticated and self.stack.owner_id == user.pk else "link"
-
-    def to_dict(self, audience: str, *, event: Any = None) -> dict[str, Any]:
-        """Return the present state as scripts see it, or the state at an event."""
-        return wire.deployment_dict(self, audience, event)
 
 
 def _stored_resources(resources: Resources) -> dict[str, Any]:

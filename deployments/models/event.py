@@ -1,9 +1,6 @@
-from typing import Any
-
 from django.db import models
 from django.utils import timezone
 
-from . import wire
 from .deployment import Deployment
 
 
@@ -33,7 +30,3 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.seq} {self.type} {self.message}"
-
-    def to_dict(self, audience: str) -> dict[str, Any]:
-        """Return the event's JSON form for this audience."""
-        return wire.event_dict(self, audience)

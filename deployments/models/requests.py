@@ -53,7 +53,9 @@ class DeploymentRequest:
             if stack.owner_id != owner.pk or owner.username == settings.OPEN_USERNAME:
                 raise Refusal("NAME_TAKEN", f"“{name}” is taken. Choose another name.", field="name")
             return self._redeploy(stack)
-        _require_quota(owner, self.address)
+        if Deployment.objects.in_progress().count() >= settings.PORTAL_WAITING:
+            raise Refusal("QUOTA", "Too many deployments are queued. Try again in a minute.", retry_after=60)
+        Stack.require_quota(owner, self.address)
         url = Stack.address_of(name)
         stack = Stack.objects.create(
             name=name, owner=owner, template=self.template, url=url, host=host_of(url), requested_from=self.address
@@ -201,17 +203,3 @@ def get_or_create_deployment(create: Callable[[], Deployment], earlier: Callable
             if last or isinstance(error, Refusal):
                 raise
     raise AssertionError("unreachable")
-
-
-def _require_quota(user: Any, address: str | None) -> None:
-    if Deployment.objects.in_progress().count() >= settings.PORTAL_WAITING:
-        raise Refusal("QUOTA", "Too many deployments are queued. Try again in a minute.", retry_after=60)
-    stacks = Stack.objects.existing().filter(owner=user)
-    if user.username == settings.OPEN_USERNAME:
-        if stacks.count() >= settings.PORTAL_OPEN_QUOTA:
-            raise Refusal("QUOTA", "The limit for anonymous stacks is reached. Sign in.", retry_after=3600)
-        stacks = stacks.filter(requested_from=address)
-    elif user.is_staff:
-        return
-    if stacks.count() >= settings.PORTAL_QUOTA:
-        raise Refusal("QUOTA", f"You have {settings.PORTAL_QUOTA} stacks, which is the limit.", retry_after=3600)

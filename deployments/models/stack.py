@@ -1,6 +1,7 @@
 import re
 import secrets
 from datetime import timedelta
+from math import inf
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -97,6 +98,25 @@ class Stack(models.Model):
         if host_of(Stack.address_of(name)) in reserved:  # the portal's own host, or Dokploy's
             raise Refusal("INVALID_NAME", "This name is reserved. Choose another.", field="name")
         return name
+
+    @classmethod
+    def require_quota(cls, user: Any, address: str | None) -> float:
+        """Return how many stacks this user may still create. Raise Refusal QUOTA when none.
+
+        address: the client's, by which anonymous users are told apart. Operators have no limit.
+        """
+        if user.is_staff:
+            return inf
+        stacks = cls.objects.existing().filter(owner=user)
+        if user.username == settings.OPEN_USERNAME:
+            if stacks.count() >= settings.PORTAL_OPEN_QUOTA:
+                raise Refusal("QUOTA", "The limit for anonymous stacks is reached. Sign in.", retry_after=3600)
+            stacks = stacks.filter(requested_from=address)
+        remaining = settings.PORTAL_QUOTA - stacks.count()
+        if remaining <= 0:
+            text = f"The limit is {settings.PORTAL_QUOTA} stacks. Remove one first."
+            raise Refusal("QUOTA", text, retry_after=3600)
+        return float(remaining)
 
     @staticmethod
     def address_of(name: str) -> str:

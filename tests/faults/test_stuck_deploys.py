@@ -118,7 +118,7 @@ def test_a_deploy_that_stays_running_fails_in_time_and_its_leftovers_are_removed
 
 
 def end_deploys(portal: OneMachinePortal) -> None:
-    """Let the hanging deploy end, and then the queued deploy of the former settings."""
+    """Let the hanging deploy end, and then the queued deploy of the previous settings."""
     portal.open_gate("job")
     until(lambda: not portal.dokploy()["queue"], 20)
 
@@ -141,7 +141,7 @@ def test_a_redeploy_that_stays_running_keeps_the_former_application(
         wait_until_gathered(portal, "job", 1)
         deployment = failed(portal, "former", 2 * LIMIT + 30, figures)
         assert_tells_that_it_hangs(portal, deployment)
-        assert f"the former version ({IN_QUEUE})" in deployment["message"]
+        assert f"the previous version ({IN_QUEUE})" in deployment["message"]
         assert_objects(portal, ["former"], 1, figures)
         resolve(portal)
     assert portal.router.get("/", headers={"Host": "former.localhost"}).status_code == 200

@@ -16,9 +16,9 @@ from deployments.engine.dokploy import Dokploy, log_stream, transport
 from deployments.engine.errors import Unavailable
 
 from ..processes import KEY
-from ..unit.test_probe import certificate
 from .engine.harness import eventually
 from .log_server import BINARY, CLOSE, Behaviour, LogServer, Peer, answers, closes, frame, resets, says_nothing, sends
+from .test_probe import certificate
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PATH = "/etc/dokploy/logs/web-a1b2c3/web-a1b2c3-2026-11-23:07:01:45.log"

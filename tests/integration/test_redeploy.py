@@ -1,4 +1,4 @@
-"""A running stack is deployed again: existing objects are found, and a failure restores the former settings."""
+"""A running stack is deployed again: existing objects are found, and a failure restores the previous settings."""
 
 import re
 from typing import Any

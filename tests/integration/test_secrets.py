@@ -109,8 +109,10 @@ def test_a_secret_is_shown_nowhere_but_at_dokploy(shared_portal: Portal, operato
         shared_portal.switches.delete("faults")
         seen[f"{name}: admin"] = operator_client.get(f"/admin/deployments/deployment/{quote(id)}/change/").text
     shared_portal.turn(pull_error=None)
-    for page in ("template", "stack", "deployment", "receipt", "apitoken"):
-        shown = operator_client.get(f"/admin/deployments/{page}/", params={"q": "secret-"}).text
+    for page in ("template", "stack", "deployment", "externalresource", "apitoken"):
+        listed = operator_client.get(f"/admin/deployments/{page}/", params={"q": "secret-"})
+        assert listed.status_code == 200
+        shown = seen[f"list of {page}"] = listed.text
         for path in re.findall(rf"/admin/deployments/{page}/[\w]+/change/", shown):
             seen[path] = operator_client.get(path).text
     for file in shared_portal.data.glob("portal.sqlite3*"):
@@ -320,7 +322,7 @@ def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_neve
     portal.turn(pull_error="no space left on device")
     failed = deploy("two")
     assert (failed["error"]["code"], failed["phase"]) == ("SERVER_DISK_FULL", "rolling_back")
-    left = "Left at Dokploy: the former version (one of its secrets can no longer be decrypted)"
+    left = "Left at Dokploy: the previous version (one of its secrets can no longer be decrypted)"
     assert failed["message"] == left
     assert count_objects(portal, "key-lost") == ONE_OF_EACH
     portal.turn(pull_error=None)

@@ -31,6 +31,7 @@ from deployments.models import (
     Template,
     request_due_removals,
     retry_deployment,
+    wire,
 )
 from deployments.models.orphan import SCAN_SECONDS
 from deployments.models.stack import StackQuerySet
@@ -106,7 +107,7 @@ def test_the_removal_of_leftovers_is_due_after_a_minute_and_later_after_each_fai
 
 def test_a_stack_that_has_been_live_is_never_swept(people: People) -> None:
     end(people.deploy(people.owner, "shop"))
-    broken = end(people.deploy(people.owner, "shop"), "failure", left=["the former version"])
+    broken = end(people.deploy(people.owner, "shop"), "failure", left=["the previous version"])
     Stack.objects.update(state=Stack.State.BROKEN)
     age(broken, 10**6)
     assert request_due_removals() == []
@@ -285,7 +286,7 @@ def test_remains_of_a_removed_stack_are_removed_under_its_name_unless_the_name_i
     assert removal.stack.name == (f"left-{gone.stack_id[4:16]}" if taken else "shop")
     if not taken:
         gone.stack.refresh_from_db()
-        assert gone.to_dict("owner")["name"] == "shop"
+        assert wire.deployment_dict(gone, "owner")["name"] == "shop"
         with pytest.raises(Refusal) as refused:
             people.deploy(people.other, "shop")
         assert refused.value.code == "NAME_TAKEN"

@@ -12,7 +12,7 @@ from django.apps import apps
 from deployments.engine import failures
 from deployments.engine.recipe import TITLES
 from deployments.engine.spec import Kind
-from deployments.models import Deployment, Event, Refusal, Stack
+from deployments.models import Deployment, Event, Refusal, Stack, wire
 from deployments.urls import urlpatterns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +101,7 @@ def test_api_document_has_every_field() -> None:
     deployment = Deployment(stack=Stack(name="shop", url="https://shop.example.org"))
     event = Event(deployment=deployment, seq=1, type="phase", phase="initializing", status="in_progress", progress=0)
     document = text("docs/api.md")
-    fields = [*deployment.to_dict("operator"), *event.to_dict("operator")]
+    fields = [*wire.deployment_dict(deployment, "operator"), *wire.event_dict(event, "operator")]
     assert [field for field in fields if f"`{field}`" not in document] == []
 
 

@@ -27,6 +27,7 @@ from deployments.models import (
     Template,
     request_removal,
     retry_deployment,
+    wire,
 )
 from deployments.realtime import deployment_page, stack_list
 
@@ -185,8 +186,8 @@ def test_a_report_updates_the_row_and_adds_an_event_with_the_next_number(anna: A
         4,
     )
     assert list(deployment.events.values_list("seq", "type")) == [(1, "phase"), (2, "phase"), (3, "log"), (4, "phase")]
-    assert deployment.to_dict("owner")["resources"] == {"domainId": "d1"}
-    assert deployment.to_dict("owner")["url"] == deployment.stack.url
+    assert wire.deployment_dict(deployment, "owner")["resources"] == {"domainId": "d1"}
+    assert wire.deployment_dict(deployment, "owner")["url"] == deployment.stack.url
 
 
 def test_progress_never_falls(anna: Any) -> None:

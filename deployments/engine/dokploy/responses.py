@@ -12,7 +12,6 @@ from ..errors import (
     KeyExhausted,
     KeyRefused,
     NotAllowed,
-    NotAllowedOrUnknown,
     NotDokploy,
     NotFound,
     OutcomeUnknown,
@@ -82,10 +81,6 @@ def decode_response(procedure: str, status: int, body: bytes) -> Json:  # noqa: 
         raise Refused("Dokploy rejected the request.", evidence=evidence)
     if status == 429:
         raise Unavailable("Dokploy received too many requests.")
-    if status == 400 and "unauthorized" in str(message):
-        raise NotAllowedOrUnknown(
-            f"Dokploy reports that the portal's API key does not have permission for {procedure}.", evidence=evidence
-        )
     # Dokploy may send any other 4xx or 5xx after it did the work: project.create turns every error into a 400.
     raise OutcomeUnknown(f"Dokploy answered {status} to {procedure}.", evidence=evidence)
 

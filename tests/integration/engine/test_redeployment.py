@@ -26,12 +26,12 @@ async def test_a_redeployment_succeeds_only_when_the_new_container_answers(
     simulator.close_gate("container")
 
     def open_gate(progress: Progress) -> None:
-        if progress.message == "Attempt 1: the stack answers 200, from the former version":
+        if progress.message == "Attempt 1: the stack answers 200, from the previous version":
             simulator.open_gate("container")
 
     newer.on_report = open_gate
     await newer.deploy(dokploy)
-    assert "Attempt 1: the stack answers 200, from the former version" in newer.messages()
+    assert "Attempt 1: the stack answers 200, from the previous version" in newer.messages()
     assert f"{IMAGE}.2" in simulator.visit(harness.spec.host).text
     StackObjects(simulator, newer.spec).assert_one_of_each()
 
@@ -66,7 +66,7 @@ async def test_a_redeployment_that_answers_succeeds_although_dokploy_cannot_list
 
     newer.on_report = spoil
     await newer.deploy(dokploy)
-    assert "Attempt 1: the stack answers 200, perhaps from the former version" in newer.messages()
+    assert "Attempt 1: the stack answers 200, perhaps from the previous version" in newer.messages()
     StackObjects(simulator, newer.spec).assert_one_of_each()
 
 
@@ -80,12 +80,12 @@ async def test_a_redeployment_waits_for_the_list_of_containers_that_it_replaces(
     simulator.close_gate("container")
 
     def open_gate(progress: Progress) -> None:
-        if progress.message == "Attempt 1: the stack answers 200, from the former version":
+        if progress.message == "Attempt 1: the stack answers 200, from the previous version":
             simulator.open_gate("container")
 
     newer.on_report = open_gate
     await newer.deploy(dokploy)
-    assert "Attempt 1: the stack answers 200, from the former version" in newer.messages()
+    assert "Attempt 1: the stack answers 200, from the previous version" in newer.messages()
     StackObjects(simulator, newer.spec).assert_one_of_each()
 
 
@@ -100,9 +100,9 @@ async def test_an_empty_list_of_containers_during_an_engine_outage_does_not_coun
     def turn(progress: Progress) -> None:
         if progress.phase == "verifying_health" and progress.data.get("step") == "begins":
             simulator.turn(engine="down")
-        elif progress.message == "Attempt 1: the stack answers 200, perhaps from the former version":
+        elif progress.message == "Attempt 1: the stack answers 200, perhaps from the previous version":
             simulator.turn(engine="up")
-        elif progress.message == "Attempt 2: the stack answers 200, from the former version":
+        elif progress.message == "Attempt 2: the stack answers 200, from the previous version":
             simulator.open_gate("container")
 
     newer.on_report = turn

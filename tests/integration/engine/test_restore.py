@@ -1,4 +1,4 @@
-"""The restore of the former version after a redeployment that failed."""
+"""The restore of the previous version after a redeployment that failed."""
 
 import itertools
 from dataclasses import replace
@@ -80,11 +80,11 @@ async def test_a_resumed_restore_waits_for_the_container_of_its_own_dokploy_depl
     simulator.close_gate("container")
 
     def interrupt(progress: Progress) -> None:
-        if progress.message == "Restoring the former version: checking health":
+        if progress.message == "Restoring the previous version: checking health":
             newer.refused_report = newer.report_count + 1
 
     def open_gate(progress: Progress) -> None:
-        if progress.message == "Attempt 1: the stack answers 200, from the former version":
+        if progress.message == "Attempt 1: the stack answers 200, from the previous version":
             simulator.open_gate("container")
 
     newer.on_report = interrupt
@@ -92,7 +92,7 @@ async def test_a_resumed_restore_waits_for_the_container_of_its_own_dokploy_depl
         await newer.restore(dokploy, harness.spec)
     newer.on_report = open_gate
     assert await newer.restore(dokploy, harness.spec) == []
-    assert "Attempt 1: the stack answers 200, from the former version" in newer.messages()
+    assert "Attempt 1: the stack answers 200, from the previous version" in newer.messages()
     assert f"{IMAGE}.2" not in simulator.visit(harness.spec.host).text
     StackObjects(simulator, harness.spec).assert_one_of_each()
 
@@ -139,4 +139,4 @@ async def test_a_failed_restore_is_reported(simulator: Simulator, dokploy: Dokpl
     assert (await newer.deploy_and_fail(dokploy)).code == "IMAGE_NOT_FOUND"
     leftovers = await newer.restore(dokploy, harness.spec)
     assert len(leftovers) == 1
-    assert leftovers[0].startswith("the former version (The registry does not have this image")
+    assert leftovers[0].startswith("the previous version (The registry does not have this image")
