@@ -1,4 +1,4 @@
-"""What a deployment remembers, in memory instead of the database: for a rehearsal without a portal, and for tests."""
+"""The recorded state of a deployment in memory instead of the database: for the rehearsal and for tests."""
 
 from .records import Records
 from .reporter import Reporter
@@ -32,12 +32,12 @@ class MemoryStore:
             self.log_lines[progress.data["source"]] = progress.data["first"] - 1 + len(progress.data["lines"])
 
     def next_deployment(self) -> "MemoryStore":
-        """Return the store of the stack's next deployment: the records stay, the ids of this one do not."""
+        """Return the store of the stack's next deployment: it keeps the records and the app name, and no other id."""
         store = MemoryStore()
         store.resources = Resources(app_name=self.resources.app_name)
         store.records = Records(self.records)
         return store
 
     def reporter(self, report: Report) -> Reporter:
-        """Return a reporter that continues from here. Each accepted report has to be passed to `apply`."""
+        """Return a reporter that continues from this state. Pass each report that it sends to `apply`."""
         return Reporter(report, resources=self.resources, records=self.records, log_lines=self.log_lines)

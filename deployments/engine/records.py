@@ -35,7 +35,7 @@ class Records:
         return [mark for recorded, mark, _ in self if recorded == type]
 
     def awaits(self, type: str) -> bool:
-        """Return whether an object of this type was requested whose id is not known: it may still be created."""
+        """Return whether an object of this type was requested and its id is unknown: it may still be created."""
         return any(recorded == type and not id for recorded, _, id in self)
 
     def forget(self, type: str, mark: str) -> None:
@@ -50,7 +50,7 @@ class Records:
             self._ids[type, data["mark"]] = id
             return
         for (recorded, mark), known in list(self._ids.items()):
-            if recorded != type or (id and known not in (id, "")):  # "": requested, and its id is known only now
+            if recorded != type or (id and known not in (id, "")):  # "": recorded before its id was known
                 continue
             if state == "gone":
                 del self._ids[recorded, mark]

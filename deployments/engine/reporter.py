@@ -39,9 +39,9 @@ class Reporter:
     Attributes:
         resources: the ids that the next report carries. Only the reporter holds the current ones; see `update`.
         records: what is recorded about the stack's objects.
-        started_at: when work with a time limit of its own was started, by the event loop's clock.
-        phase, message, attempt: the current ones.
-        changed_anything: whether this deployment has reported a change of an object, also before this worker.
+        started_at: when each Dokploy deployment was started, by its title prefix and the event loop's clock.
+        phase, message, attempt: the current phase, its last message and its attempt, from 1.
+        changed_anything: whether this deployment has reported a change of an object, from this or an earlier worker.
         last_report: when the last report was accepted, by the event loop's clock.
     """
 
@@ -76,7 +76,7 @@ class Reporter:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The values that are masked in every report, longest first, and each of their lines."""
+        """The values that are masked in every report, and each line of theirs, longest first."""
         return tuple(self._secrets)
 
     @secrets.setter
@@ -115,7 +115,7 @@ class Reporter:
         )
 
     async def status(self, message: str, **data: Any) -> None:
-        """Report what the current phase is doing. Without data, a repeated message is not reported."""
+        """Report what the current phase is doing. A repeated message is reported only if it has data."""
         if message != self.message or data:
             self.message = message
             await self._send("phase", message, data=data)
@@ -159,7 +159,7 @@ class Reporter:
         self._next_log = asyncio.get_running_loop().time() + LOG_SECONDS
 
     def is_full(self, source: str) -> bool:
-        """Return whether no more lines of this log are reported."""
+        """Return whether this log has reached LINES_PER_DEPLOYMENT, after which no line is reported."""
         return self._log_lines.get(source, 0) >= LINES_PER_DEPLOYMENT
 
     # -- the objects at Dokploy ----------------------------------------------------------------------------------------

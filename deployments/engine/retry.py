@@ -1,4 +1,4 @@
-"""Call again after an error, wait for an outage to end, look again for what may still appear."""
+"""Call again after an error, wait for an outage to end, look again for an object that may still appear."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 4.0
 POLL_SECONDS = 1.0
 LANDING_SECONDS = CALL_SECONDS  # Dokploy may act on a request for as long as a client would wait for the response
-RECOVERED_SECONDS = 4 * CALL_SECONDS  # an attempt that fails after so long succeeded at first: the outage is a new one
+RECOVERED_SECONDS = 4 * CALL_SECONDS  # an attempt that failed only after this time had reached Dokploy: a new outage
 FLAPPING_FACTOR = 10  # after this multiple of the patience, several short outages count as one long outage
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ class OutageClock:
         """Note that an attempt begins now."""
         self._attempt_started = asyncio.get_running_loop().time()
 
-    def add_attempt(self) -> bool:
-        """Count the attempt that has just failed as an outage. Return whether the patience is exhausted."""
+    def add_failed_attempt(self) -> bool:
+        """Add the attempt that has just failed to the outage. Return whether the patience is exhausted."""
         now = asyncio.get_running_loop().time()
         recovered = self._long_attempts and now - self._attempt_started > RECOVERED_SECONDS
         if recovered and now - self._phase_started < FLAPPING_FACTOR * self._patience:
@@ -63,8 +63,9 @@ async def retry(
 ) -> T:
     """Make the call until it succeeds, and return its result.
 
-    An outage is waited for, `patience` seconds in all. A temporary error is tried again, `attempts` times in all. A
-    permanent error and a call that exceeds `timeout` (seconds) raise Failure at once.
+    Wait for the end of an outage for at most `patience` seconds. Repeat the call after a temporary error, up to
+    `attempts` attempts. Raise Failure when either is exhausted, and at once after a permanent error or when a call
+    takes longer than `timeout` seconds.
     """
     attempt, outage = 1, OutageClock(patience, long_attempts=timeout == inf)
     while True:
@@ -74,7 +75,7 @@ async def retry(
         except TimeoutError:
             raise Failure("TIMEOUT", f"The phase took longer than its limit of {timeout:.0f} s.") from None
         except Unavailable as error:
-            if outage.add_attempt():
+            if outage.add_failed_attempt():
                 raise Failure.of(error) from error
             await reporter.status(f"Waiting for Dokploy: {error}")
         except DokployError as error:
@@ -84,7 +85,7 @@ async def retry(
             attempt += 1
             reporter.attempt = attempt
             await reporter.status(f"Attempt {attempt} of {attempts}: {error}", attempt=attempt)
-        # Without a timeout: if the whole process stalls, a timeout would expire together with the pause.
+        # The pause has no timeout: after a stall of the whole process, both would expire at the same time.
         await with_heartbeats(partial(asyncio.sleep, outage.next_pause()), inf, reporter)
 
 
@@ -130,7 +131,7 @@ async def read_patiently(read: Callable[[], Awaitable[T]], reporter: Reporter, s
 async def look_until_found(look: Callable[[], Awaitable[T]], is_found: Callable[[T], bool], seconds: float) -> T:
     """Return the first result that counts as found, or the last one after `seconds`.
 
-    A request whose connection or worker is gone may still take effect: one look is not enough to know that it did not.
+    A request may still take effect after its connection or its worker is lost: a single look does not rule that out.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds

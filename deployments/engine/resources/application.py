@@ -39,7 +39,7 @@ class ApplicationResource(Resource[Application]):
         return by_ownership(applications, spec, reporter.records)
 
     async def is_empty(self, item: Application, dokploy: Dokploy) -> bool:
-        """Return whether it was never deployed."""
+        """Return whether the application was never deployed."""
         return not await dokploy.dokploy_deployments(item.id)
 
     async def before_create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> None:
@@ -54,7 +54,7 @@ class ApplicationResource(Resource[Application]):
         """Delete the application, and wait until its container has ended."""
         await end_dokploy_deployments(dokploy, item.id, reporter)
         was_deployed = not await self.is_empty(item, dokploy)
-        if was_deployed:  # without the container engine, Dokploy would delete the row and leave the container
+        if was_deployed:  # without the container engine, Dokploy would delete its record and leave the container
             await containers.require_engine(dokploy, reporter)
         resources = reporter.update(app_name=item.app_name if was_deployed else None)
         await delete_and_confirm(
@@ -83,7 +83,7 @@ async def create(dokploy: Dokploy, spec: StackSpec, resources: Resources, report
 async def configure(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
     """Save the image, the registry login, the environment variables and the limits. Each save is idempotent."""
     application_id = require_id(resources.application_id)
-    # Read first: a retry may begin here, and an outage during a read is waited for without using up an attempt.
+    # Read first, because a retry may begin here: unlike a failed change, a read during an outage uses up no attempt.
     found = await APPLICATION.find(dokploy, spec, resources, reporter)
     if found.changed:
         raise mark_changed(found.changed[0], spec)
@@ -99,8 +99,7 @@ async def configure(dokploy: Dokploy, spec: StackSpec, resources: Resources, rep
 async def remove(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
     """Remove the stack's application with its container and its Dokploy deployments.
 
-    Raise Failure while a Dokploy deployment does not end, for an application that lost the mark, and for a container
-    that remains.
+    Raise Failure when a Dokploy deployment does not end, an application lost the mark, or a container remains.
     """
     await ensure_absent(APPLICATION, dokploy, spec, resources, reporter)
     await reporter.removed("deploy")
@@ -119,12 +118,12 @@ async def end_dokploy_deployments(dokploy: Dokploy, application_id: str, reporte
                 await reporter.status("Waiting for Dokploy to finish the running deployment")
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
-        text = "Dokploy still reports a running deployment; deleting it now would leave its container."
+        text = "Dokploy still reports a running deployment. Deleting the application now would leave its container."
         raise Failure("TIMEOUT", text) from None
 
 
 async def _is_deploying(dokploy: Dokploy, application_id: str) -> bool:
-    """Return whether a Dokploy deployment of the application waits or runs, including those of other users."""
+    """Return whether a Dokploy deployment of the application is queued or running, whoever started it."""
     if any(entry.application_id == application_id for entry in await dokploy.queue()):
-        return True  # its row appears a moment after its start, so the rows alone are not enough
+        return True  # its row appears only after its start, so the rows alone are not enough
     return any(row.status == "running" for row in await dokploy.dokploy_deployments(application_id))

@@ -1,7 +1,7 @@
-"""Bring one type of object at Dokploy into being, or remove it, without duplicates and without leftovers.
+"""Create or delete objects of one type at Dokploy, without duplicates and without leftovers.
 
 Dokploy's create calls are not idempotent, its names are not unique, and an error response does not mean that nothing
-was created. An unknown outcome is therefore resolved by looking, never by creating again.
+was created. Therefore, after an unknown outcome, look for the object; never send the create call again.
 """
 
 from abc import ABC, abstractmethod
@@ -21,9 +21,9 @@ ItemT = TypeVar("ItemT", bound=Item)
 
 
 class Resource(ABC, Generic[ItemT]):
-    """A type of object at Dokploy: how to find, create and delete the stack's own one.
+    """A type of object at Dokploy: how to find, create and delete the stack's own objects.
 
-    Every method gets what a step gets. `type` is the type in records and reports.
+    The methods' parameters are those of a step of the recipe. `type` is the type's name in records and reports.
     """
 
     type: ClassVar[str]
@@ -37,15 +37,15 @@ class Resource(ABC, Generic[ItemT]):
         """Return the stack's own objects of this type, and the recorded ones that lost the mark."""
 
     async def is_usable(self, item: ItemT, dokploy: Dokploy) -> bool:
-        """Return whether an object that was found can be used. One that cannot is replaced."""
+        """Return whether an object that was found can be used. An unusable object is replaced."""
         return True
 
     async def is_empty(self, item: ItemT, dokploy: Dokploy) -> bool:
-        """Return whether a surplus object can be deleted without a loss."""
+        """Return whether a surplus object contains nothing that deleting it would lose."""
         return True
 
     async def before_create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> None:
-        """Raise Failure when the object must not be created."""
+        """Wait until the object may be created. Raise Failure when it must not be created."""
 
     @abstractmethod
     async def create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources) -> ItemT:
@@ -58,7 +58,7 @@ class Resource(ABC, Generic[ItemT]):
     async def confirm_gone(
         self, deleted: list[ItemT], dokploy: Dokploy, resources: Resources, reporter: Reporter
     ) -> None:
-        """Raise Failure when something remains of objects that are not listed any more."""
+        """Raise Failure when something remains of objects that Dokploy no longer lists. deleted: those just deleted."""
 
 
 async def ensure(
@@ -66,9 +66,9 @@ async def ensure(
 ) -> ItemT:
     """Return the stack's object of this type, created unless it exists. Surplus objects that are empty are deleted.
 
-    The intent is recorded before the create call. The call and the record of its result run to their end together, so
-    that this can be cancelled at any time. Raise OutcomeUnknown when the object is not found after a call whose outcome
-    is unknown; the phase's next attempt looks again.
+    The intent is recorded before the create call. A cancellation takes effect only after the call and the record of its
+    result. Raise OutcomeUnknown when the object is not found after a call whose outcome is unknown; the phase's next
+    attempt looks again.
     """
     item = await _find_one(resource, dokploy, spec, resources, reporter)
     if item is not None:
@@ -112,7 +112,7 @@ async def ensure_absent(
 async def _find(
     resource: Resource[ItemT], dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter
 ) -> Found[ItemT]:
-    """Return the stack's objects of this type. One that was requested and is not there yet is waited for."""
+    """Return the stack's objects of this type. If one was requested and its id is unknown, wait for it to appear."""
     seconds = retry.LANDING_SECONDS if reporter.records.awaits(resource.type) else 0.0
     return await retry.look_until_found(
         lambda: resource.find(dokploy, spec, resources, reporter),
@@ -154,5 +154,5 @@ async def delete_and_confirm(
 def require_id(id: str | None) -> str:
     """Return the id. Raise Failure when an earlier phase did not record it."""
     if id is None:
-        raise Failure("DEPLOYMENT_FAILED", "An earlier phase did not record what this phase needs.")
+        raise Failure("DEPLOYMENT_FAILED", "An earlier phase did not record an id that this phase needs.")
     return id

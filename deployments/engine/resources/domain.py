@@ -21,7 +21,7 @@ class DomainResource(Resource[Domain]):
         return f"{spec.mark}/{spec.host}"
 
     async def find(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Found[Domain]:
-        """Return the domains with the stack's host, and the applications that lost the mark and hold a recorded one."""
+        """Return the stack's domains, and the applications that lost the mark and have a recorded domain."""
         applications = await APPLICATION.find(dokploy, spec, resources, reporter)
         owned = [
             domain
@@ -39,8 +39,8 @@ class DomainResource(Resource[Domain]):
     async def before_create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> None:
         """Raise Failure when an application outside the portal has the host.
 
-        Dokploy accepts the same host for two applications without an error. The portal's database keeps the hosts of
-        its own stacks apart.
+        Dokploy accepts the same host for two applications without an error. The portal's own stacks cannot
+        share a host: a constraint of the database prevents it.
         """
         if spec.host in await dokploy.foreign_hosts(mark_of(spec.installation)):
             raise failures.failure("HOST_IN_USE_AT_DOKPLOY")
@@ -68,7 +68,7 @@ DOMAIN = DomainResource()
 async def create(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
     """Create the domain, or find it and correct its port and certificate.
 
-    Raise Failure when another application at Dokploy has the host.
+    Raise Failure when an application outside the portal has the host.
     """
     domain = await ensure(DOMAIN, dokploy, spec, resources, reporter)
     https, certificate_type = _encryption(spec)
@@ -85,5 +85,5 @@ async def remove(dokploy: Dokploy, spec: StackSpec, resources: Resources, report
 
 def _encryption(spec: StackSpec) -> tuple[bool, str]:
     """Return whether the domain has HTTPS, and the certificate resolver that Dokploy's router uses for it."""
-    # With a wildcard certificate, the router has one already.
+    # A wildcard certificate is configured at the router itself: the domain needs no resolver.
     return spec.certificate != "none", "letsencrypt" if spec.certificate == "letsencrypt" else "none"

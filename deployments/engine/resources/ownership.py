@@ -1,4 +1,4 @@
-"""Which objects at Dokploy belong to a stack.
+"""Decide which objects at Dokploy belong to a stack.
 
 An object is owned when it carries the stack's mark (`StackSpec.mark`, kept in its description) and either its id is
 recorded or it has the stack's name. The mark alone is not enough: a copy that a user makes in Dokploy carries it too.
@@ -24,7 +24,7 @@ class Item(Protocol):
 
     @property
     def created_at(self) -> str:
-        """When it was created, as Dokploy writes it: the text of an earlier time sorts first."""
+        """The time of creation, as Dokploy writes it. Sorted as texts, these times are in order."""
 
 
 ItemT = TypeVar("ItemT", bound=Item)
@@ -33,9 +33,9 @@ MarkedT = TypeVar("MarkedT", Project, Application)
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[ItemT]):
-    """The objects of one type that a stack owns, and those that lost the mark although they are recorded.
+    """The objects of one type that a stack owns, and the recorded objects that lost the mark.
 
-    A domain has no mark: its application's counts.
+    A domain has no mark of its own: `changed` then holds its application.
     """
 
     owned: list[ItemT]

@@ -10,7 +10,7 @@ from ..spec import Resources, StackSpec, mark_of
 from .base import Resource, delete_and_confirm, ensure, ensure_absent, require_id
 from .ownership import Found, by_ownership
 
-HALF_CREATED_SECONDS = 1.5  # Dokploy inserts a project and its environment without a transaction
+HALF_CREATED_SECONDS = 1.5  # how long to wait for a new project's environment, which Dokploy inserts separately
 
 
 class ProjectResource(Resource[Project]):
@@ -22,13 +22,13 @@ class ProjectResource(Resource[Project]):
         return by_ownership(await dokploy.projects(), spec, reporter.records)
 
     async def is_usable(self, item: Project, dokploy: Dokploy) -> bool:
-        """Return whether it has an environment: without one, nothing can be created in it."""
+        """Return whether the project has an environment, without which it can hold no application."""
         return bool(item.application_ids) or bool(
             await retry.look_until_found(lambda: dokploy.environments(item.id), bool, HALF_CREATED_SECONDS)
         )
 
     async def is_empty(self, item: Project, dokploy: Dokploy) -> bool:
-        """Return whether it contains no service."""
+        """Return whether the project contains no service."""
         return not any(environment.services for environment in await dokploy.environments(item.id))
 
     async def before_create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> None:
@@ -42,15 +42,18 @@ class ProjectResource(Resource[Project]):
         return await dokploy.create_project(spec.name, spec.mark)
 
     async def delete(self, item: Project, dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> None:
-        """Delete the project. Raise Failure when it contains a service: Dokploy would leave its container running."""
+        """Delete the project. Raise Failure when it contains a service, whose container would stay."""
         environments = await dokploy.environments(item.id)
         applications = [application for environment in environments for application in environment.applications]
         own = by_ownership(applications, spec, reporter.records).owned
         if sum(environment.services for environment in environments) > len(own):
-            text = "It contains a service that this portal did not create, perhaps a copy. Remove it in Dokploy."
+            text = (
+                "The project contains a service that this portal did not create, perhaps a copy. "
+                "Remove the service in Dokploy."
+            )
             raise Failure("DOKPLOY_REFUSED", text, retryable=False)
         if own:
-            raise Failure("DOKPLOY_REFUSED", "It still contains its application.")
+            raise Failure("DOKPLOY_REFUSED", "The project still contains the stack's application.")
         await delete_and_confirm(
             self.type, item.id, dokploy.remove_project, lambda id: dokploy.exists(self.type, id), reporter
         )
@@ -62,7 +65,7 @@ PROJECT = ProjectResource()
 
 async def create(dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> Resources:
     """Create the project, or find it. Raise Failure when Dokploy is too old."""
-    if versions.version_error(await dokploy.version()):  # a version with known vulnerabilities is given nothing
+    if versions.version_error(await dokploy.version()):  # send no data to a version with known vulnerabilities
         raise failures.failure("DOKPLOY_TOO_OLD")
     project = await ensure(PROJECT, dokploy, spec, resources, reporter)
     return replace(resources, project_id=project.id)

@@ -59,7 +59,9 @@ async def test_undo_keeps_a_foreign_application_in_its_project(simulator: Simula
     resources = await harness.deploy(dokploy)
     foreign = simulator.application(str(resources.environment_id), description="foreign")
     leftovers = await harness.undo(dokploy)
-    text = "It contains a service that this portal did not create, perhaps a copy. Remove it in Dokploy."
+    text = (
+        "The project contains a service that this portal did not create, perhaps a copy. Remove the service in Dokploy."
+    )
     assert leftovers == [f"the project ({text})"]
     objects = StackObjects(simulator, harness.spec)
     assert [row["applicationId"] for row in objects.applications] == [foreign["applicationId"]]
