@@ -23,7 +23,7 @@ RESOURCE_STATES = {
     "intended": "creating",
     "made": "created",
     "removing": "removing",
-    "gone": "gone, verified",
+    "gone": "removed and verified",
     "left": "not removed",
 }
 VERBS = {"deploy": "Deploying", "redeploy": "Deploying", "remove": "Removing"}
@@ -48,7 +48,7 @@ IMPACTS = {
     ),
     "undone": "You lost nothing, and the name “{name}” is free again.",
 }
-"""The first sentence of the failure card, by outcome: what the failure means for the owner's stack."""
+"""The title of the failure card, by case: what the failure means for the owner's stack."""
 
 
 # -- status ------------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def progress_text(deployment: Deployment) -> str:
 
 
 def current_text(deployment: Deployment, active_message: str) -> str:
-    """Return what is being done now. active_message: the last message of the active phase, or ""."""
+    """Return what is being done now. active_message: the last message of the active phase, empty if there is none."""
     if deployment.error and deployment.kind == Deployment.Kind.DEPLOY:
         return "Undoing: removing everything that was created"
     return deployment.message if deployment.error else active_message or deployment.message
@@ -165,21 +165,21 @@ def _report(deployment: Deployment, evidence: str) -> str:
 def impact_text(deployment: Deployment, undo_complete: bool | None) -> str:
     """Return what the failure means for the owner's stack."""
     if deployment.kind == Deployment.Kind.REMOVE:
-        outcome = _removal_outcome(deployment)
+        case = _removal_case(deployment)
     elif deployment.kind == Deployment.Kind.REDEPLOY:
-        outcome = _redeploy_outcome(deployment)
+        case = _redeploy_case(deployment)
     else:
-        outcome = _deploy_outcome(deployment, undo_complete)
-    return IMPACTS[outcome].format(name=deployment.stack.name)
+        case = _deploy_case(deployment, undo_complete)
+    return IMPACTS[case].format(name=deployment.stack.name)
 
 
-def _removal_outcome(deployment: Deployment) -> str:
+def _removal_case(deployment: Deployment) -> str:
     if deployment.stack.state == Stack.State.LIVE and not _left_behind(deployment):
         return "removal changed nothing"
     return "removal completed later" if was_removed(deployment) else "removal incomplete"
 
 
-def _redeploy_outcome(deployment: Deployment) -> str:
+def _redeploy_case(deployment: Deployment) -> str:
     if not deployment.done:
         return "restoring"
     if deployment.changed_nothing((deployment.error or {})["phase"]) and not _left_behind(deployment):
@@ -190,7 +190,7 @@ def _redeploy_outcome(deployment: Deployment) -> str:
     return "settings restored" if previous is not None and not previous.is_pinned() else "restored"
 
 
-def _deploy_outcome(deployment: Deployment, undo_complete: bool | None) -> str:
+def _deploy_case(deployment: Deployment, undo_complete: bool | None) -> str:
     if not deployment.done:
         return "undoing"
     left_behind = _left_behind(deployment) and not was_removed(deployment)

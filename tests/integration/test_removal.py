@@ -94,7 +94,7 @@ def test_a_user_removes_a_stack_by_typing_its_name(portal: Portal, person: httpx
     until(lambda: "The stack was removed" in person.get(deployment).text, 30)
     html = person.get(deployment).text
     assert "Removed, nothing left behind" in html
-    assert html.count("gone, verified") == 3
+    assert html.count("removed and verified") == 3
     assert "Change settings and deploy" not in html
     assert count_objects(portal, "typed-name") == NO_OBJECTS
     stale = submit(person, "/tokens", {"name": "typed-name"}, action=page)
