@@ -79,5 +79,5 @@ def _result(deployment: Deployment) -> Text:
     error = deployment.error or {}
     return Text.assemble(
         (f"Failed while {deployment_texts.failed_phase_title(deployment).lower()}: ", "bold red"),
-        f"{error.get('message')} ({error.get('code')}). {deployment.message}.",
+        f"{error.get('message')} ({error.get('code')})\n{deployment.message}",
     )
