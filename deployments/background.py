@@ -1,4 +1,4 @@
-"""Work in the background that goes on whatever fails, and while the database is away."""
+"""Repeat tasks and database queries despite errors and while the database is unavailable."""
 
 import asyncio
 import logging
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 async def repeat(
     task: Callable[[], Awaitable[None]], seconds: float, name: str, *, expected: tuple[type[Exception], ...] = ()
 ) -> None:
-    """Run the task every so many seconds until cancelled.
+    """Run the task every `seconds` until cancelled, the first time after one such pause.
 
-    An error does not end it. The error is logged under the name of the task: one line while the database is away and
-    for an expected error, with a traceback for any other.
+    An error does not end the repetition. It is logged under the task's name: on one line if the database is unavailable
+    or the error is expected, otherwise with a traceback.
     """
     temporary: tuple[type[Exception], ...] = (*DATABASE_AWAY, *expected)
     while True:
@@ -42,8 +42,8 @@ async def in_database(
 ) -> T:
     """Return the result of a database function, run in a thread.
 
-    While the database is away, try again every RECONNECT_SECONDS, and log why under this name. `before_try` is called
-    before each try; an exception that it raises ends the waiting.
+    While the database is unavailable, try again every RECONNECT_SECONDS, and log the error under `name`.
+    `before_try` is called before each try; an exception that it raises ends the waiting.
     """
     while True:
         before_try()

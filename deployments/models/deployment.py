@@ -25,7 +25,7 @@ from .template import Template
 # Raised by Django while the database is away, or after PostgreSQL ended a session that was idle in a transaction.
 DATABASE_AWAY = (OperationalError, InterfaceError, InternalError)
 LEASE_SECONDS = 30
-CRASHES = 5  # a deployment whose worker has crashed this often fails
+MAX_CRASHES = 5  # a deployment fails after this many crashes of its worker
 RESUMABLE = {"project_id", "environment_id", "application_id", "app_name"}  # without these a retry starts from scratch
 
 

@@ -23,8 +23,8 @@ class ClaimedDeployment:
 
     Attributes:
         deployment: the row.
-        work: the task that runs the engine. It can be cancelled at any time: a change of something that must not be
-            lost, and the record of its result, run to their end together.
+        work: the task that runs the engine. It can be cancelled at any time: a create call and the record of its
+            result run to their end together.
         lease_renewed_at: when the lease was last renewed, by the monotonic clock.
         requests: the lines of the request log.
     """
@@ -56,14 +56,14 @@ class ClaimedDeployment:
     async def in_db(self, query: Callable[..., T], *arguments: Any) -> T:
         """Return the result of a database function, run in a thread.
 
-        While the database is away, try again until the lease lapses; then raise LeaseLost.
+        While the database is unavailable, try again until the lease lapses; then raise LeaseLost.
         """
         return await in_database(query, *arguments, before_try=self.require_lease, name=self.deployment.pk)
 
     async def report(self, progress: Progress) -> None:
         """Commit one report of the engine: this is the progress callback.
 
-        Raise LeaseLost with nothing written, Cancelled after the commit when a user has cancelled the deployment.
+        Raise LeaseLost without writing anything, and Cancelled after the commit if a user has cancelled the deployment.
         """
         await self.in_db(self._record, progress)
         deployment = self.deployment

@@ -1,4 +1,4 @@
-"""Runs the engine for one claimed deployment: from its rows to its end."""
+"""Runs the engine for one claimed deployment: loads it, runs its phases, ends it."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a deployment's rows say about the work that is left.
+    """The work that is left for a deployment, as loaded from its rows.
 
     Attributes:
-        spec: the spec to deploy, or None when it cannot be read; then the outcome is known.
+        spec: the spec to deploy, or None when it cannot be read; then `outcome` is set.
         previous: for a redeployment, the spec to restore after a failure.
         first_phase: the phase to begin or continue with.
         outcome: the outcome, if it is known before any phase runs.
@@ -112,6 +112,6 @@ def _specs(deployment: Deployment) -> tuple[StackSpec, StackSpec | None]:
     previous = deployment.last_successful() if deployment.kind == Deployment.Kind.REDEPLOY else None
     if previous is None or not previous.stored_spec.has_readable_secrets():
         return spec, None
-    # A name of its own: under the previous one its finished Dokploy deployment would be found and nothing sent.
+    # The restore needs a new name: under the previous one, the engine would find the finished Dokploy deployment.
     restored = replace(previous.stack_spec(), deployment=f"{spec.deployment}.restore")
     return spec, restored.pinned(previous.recorded_resources().image_digest)

@@ -1,7 +1,7 @@
 """Named points at which fault tests kill the process. They do nothing unless FAULT is set in a fault test.
 
-FAULT=[stack/]phase:name:position[#n]  die there, as by kill -9, when the point is passed the nth time. A marker file in
-                                       DATA_DIR makes each point kill only once. Several points: separated by spaces.
+FAULT=[stack/]phase:name:position[#n]  kill the process there, when the point is passed the nth time. A marker file in
+                                       DATA_DIR makes each point kill only once. Separate several points by spaces.
 FAULT=record:FILE                      append every point that is passed to FILE, one per line.
 """
 
@@ -20,9 +20,9 @@ _passed: Counter[tuple[str, str]] = Counter()
 
 
 def is_fault_test() -> bool:
-    """Return whether killing this portal can harm no user.
+    """Return whether this portal can be killed without harm to a user.
 
-    True when Dokploy and all clients are on this machine, and stacks get names that no DNS resolves (RFC 6761).
+    True when Dokploy and all clients are on this machine, and the stacks' hosts cannot be public (RFC 6761).
     """
     own_dokploy = settings.DOKPLOY_URL.startswith("http://127.0.0.1:")
     own_clients = set(settings.ALLOWED_HOSTS) <= set(settings.LOOPBACK_HOSTS)
@@ -30,7 +30,7 @@ def is_fault_test() -> bool:
 
 
 def hit(stack: str, deployment: str, phase: str, name: str, position: str) -> None:
-    """Pass the failpoint `phase:name:position` in this deployment. Does not return if FAULT names it."""
+    """Pass the failpoint `phase:name:position`. Kill the process or record the point if FAULT asks for it."""
     wanted = settings.FAULT
     if not (wanted and is_fault_test()):
         return

@@ -1,4 +1,4 @@
-"""What became of a deployment's phases, what follows from it, and how the deployment ends."""
+"""Decide how a deployment ends after its phases: as a success, after an undo, or as it is."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from ..engine.recipe import REMOVAL
 from ..engine.reporter import Ending, Reporter
 from ..engine.spec import StackSpec
 from ..models import Deployment
-from ..models.deployment import CRASHES
+from ..models.deployment import MAX_CRASHES
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ def earlier_outcome(deployment: Deployment) -> Outcome | None:
     """Return the outcome that is known before any phase runs, or None when the phases are to run."""
     if deployment.error:  # resumed while undoing
         failure = _stored_failure(deployment.error)
-        if deployment.crashes >= 2 * CRASHES:
-            left = "what this deployment created (the portal was stopped repeatedly while removing it)"
+        if deployment.crashes >= 2 * MAX_CRASHES:
+            left = "what this deployment created (the portal was stopped repeatedly during the undo)"
             return Abandoned(failure, "The undo was given up", (left,))
         return Failed(failure)
-    if deployment.crashes >= CRASHES:
+    if deployment.crashes >= MAX_CRASHES:
         return Failed(failures.failure("TOO_MANY_CRASHES", phase=deployment.phase))
     if deployment.cancel_requested_at:
         return Failed(failures.failure("CANCELLED", phase=deployment.phase))
@@ -68,7 +68,7 @@ async def act_on(
     previous: StackSpec | None,
     reporter: Reporter,
 ) -> Ending:
-    """Do what the outcome demands, such as an undo, and return how the deployment ends."""
+    """Report or undo what the outcome requires, and return how the deployment ends."""
     match outcome:
         case Succeeded():
             return Ending("completed", "success", deployment.success_message(), progress=100)
@@ -112,7 +112,7 @@ async def _undo(
 
 
 async def _fail_removal(reporter: Reporter, failure: Failure) -> Ending:
-    """Name the objects that a failed removal did not remove. It is not undone."""
+    """Report the objects that a failed removal may have left. A removal is not undone."""
     if not reporter.changed_anything:
         return Ending("failed", "failure", "Nothing was removed and nothing has changed", failure)
     names = [phase.name for phase in REMOVAL]

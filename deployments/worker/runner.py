@@ -1,7 +1,7 @@
-"""Connects rows to the engine: claims due deployments, renews their leases, runs the engine, releases them.
+"""Claims due deployments, renews their leases, runs the engine for them, and releases them.
 
-There is one runner per process, on the process's event loop. A notification makes it claim what is due; so does the
-periodic sweep.
+There is one runner per process, on the process's event loop. It looks for due deployments after each
+notification, and periodically.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from .sweeper import sweep_periodically
 
 HEARTBEAT_SECONDS = 10.0
 CLAIM_SECONDS = 1.0
-DRAIN_SECONDS = 9.0  # a call to Dokploy takes at most 8
+DRAIN_SECONDS = 9.0  # more than one call to Dokploy takes (CALL_SECONDS)
 RELEASE_SECONDS = 2.0
 CLOSE_SECONDS = 1.0
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class Runner:
     """Runs due deployments, at most `limit` at a time.
 
-    sweep: seconds between looking for due deployments without a notification; 0 waits for notifications only.
+    sweep: the longest time between two searches for due deployments, in seconds; 0: search only when notified.
     """
 
     _current: ClassVar["Runner | None"] = None
@@ -56,7 +56,7 @@ class Runner:
         )
         self._wakeup = asyncio.Event()
         self._claimed: dict[str, ClaimedDeployment] = {}
-        self._supervisors: set[asyncio.Task[None]] = set()  # running, or releasing
+        self._supervisors: set[asyncio.Task[None]] = set()  # of deployments that run or are being released
 
     @classmethod
     def current(cls) -> "Runner":
@@ -82,11 +82,11 @@ class Runner:
     async def drain(self) -> None:
         """Claim no more, let the change in progress of each deployment end, release every deployment.
 
-        Takes at most 13 seconds, whatever is away: a lease that cannot be released in time lapses.
+        Takes at most 13 seconds, even if a service is unavailable: a lease that cannot be released in time lapses.
         """
         for task in (self._claiming, *self._periodic):
             task.cancel()
-        await asyncio.wait({self._claiming}, timeout=CLAIM_SECONDS)  # what it has just claimed is released too
+        await asyncio.wait({self._claiming}, timeout=CLAIM_SECONDS)  # release what it has just claimed, too
         for seconds in (DRAIN_SECONDS, RELEASE_SECONDS):  # the second time, a change in progress is abandoned
             for claimed in self._claimed.values():
                 claimed.work.cancel()
@@ -97,7 +97,7 @@ class Runner:
         await pubsub.flush()
 
     async def _wait_idle(self, seconds: float) -> None:
-        """Wait until nothing is run or released any more, at most `seconds`."""
+        """Wait until no deployment runs or is being released, at most `seconds`."""
         if self._supervisors:
             await asyncio.wait(self._supervisors, timeout=seconds)
 
@@ -144,7 +144,7 @@ class Runner:
         self.notify()
 
     async def _release(self, claimed: ClaimedDeployment) -> None:
-        """Release the lease. While the database is away, try until the lease lapses."""
+        """Release the lease. While the database is unavailable, try until the lease lapses."""
         try:
             await claimed.in_db(claimed.deployment.release)
         except LeaseLost:
@@ -157,23 +157,23 @@ class Runner:
         claimed = dict(self._claimed)  # a copy: more may begin during the query
         if not claimed:
             return
-        asked_at = 0.0
+        queried_at = 0.0
 
         def note_time() -> None:
-            nonlocal asked_at
-            asked_at = time.monotonic()
+            nonlocal queried_at
+            queried_at = time.monotonic()
 
         held = await in_database(
             Deployment.heartbeat, self.name, list(claimed), before_try=note_time, name="The heartbeat"
         )
         for id, one in claimed.items():
             if id in held:
-                one.lease_renewed_at = asked_at
+                one.lease_renewed_at = queried_at
             elif self._claimed.get(id) is one:  # otherwise it has ended and is being released
                 one.work.cancel()
 
 
 def _exit_on_failure(task: asyncio.Task[None]) -> None:
-    """End the process if one of the runner's own tasks has failed: it would claim, renew or sweep no more."""
+    """End the process if a task of the runner has failed: nothing else claims deployments, renews leases or sweeps."""
     if not task.cancelled() and task.exception():
         watchdog.end(b"A task of the runner has failed; exiting (70) so the supervisor restarts the process.")

@@ -1,4 +1,4 @@
-"""Periodic cleanup: removes expired stacks and leftovers, reports unknown objects. Idempotent."""
+"""Periodic cleanup: removes expired stacks and leftovers, and lists orphans. Repeating it changes nothing."""
 
 import asyncio
 
@@ -25,10 +25,10 @@ async def sweep_periodically(dokploy: Dokploy) -> None:
 
 
 async def scan_for_orphans(dokploy: Dokploy) -> None:
-    """Report objects at Dokploy that carry our mark and that no receipt records.
+    """List the objects at Dokploy that carry the portal's mark and that no record mentions.
 
-    One worker scans every ORPHANS_SECONDS. The scan lists twice: an object that was removed between the first list
-    and the reading of our records is not reported. A scan that fails is due again at once.
+    One worker scans every ORPHANS_SECONDS. The scan lists the objects twice, so that an object is not reported if it
+    was removed between the first list and the reading of the records. A scan that fails is due again at once.
     """
     if await sync_to_async(Orphan.scan_is_due)(settings.ORPHANS_SECONDS):
         try:
@@ -45,6 +45,6 @@ async def scan_for_orphans(dokploy: Dokploy) -> None:
 
 
 def _recorded_ids() -> tuple[str, set[str]]:
-    """Return this installation's id, and the ids at Dokploy of everything recorded and not gone."""
+    """Return this installation's id, and the ids at Dokploy of all recorded objects that are not gone."""
     resources = ExternalResource.objects.existing()
     return Installation.current().id, set(resources.values_list("external_id", flat=True))

@@ -1,4 +1,4 @@
-"""Ends a process that cannot end by itself: its event loop is blocked, or a thread waits for a service that is away."""
+"""Ends a process that cannot end by itself: its event loop is blocked, or a thread waits for an unavailable service."""
 
 import asyncio
 import contextlib
@@ -9,14 +9,14 @@ import threading
 import time
 
 PULSE_SECONDS = 10.0
-MISSED_PULSES = 3  # as long as a lease: by then another worker may continue its deployments
+MISSED_PULSES = 3  # together as long as a lease, after which another worker may take over
 SOFTWARE_ERROR = 70  # EX_SOFTWARE of sysexits.h
 
 
 def guard(loop: asyncio.AbstractEventLoop) -> None:
     """Start a thread that ends the process with status 70 when the event loop is blocked for 30 to 40 seconds.
 
-    Such a process handles no signal, renews no lease and answers no request. It was seen when memory ran out:
+    Such a process handles no signal, renews no lease and answers no request. This happened when memory ran out:
     CPython's Thread.start() blocks forever if the new thread dies before signalling that it runs.
     """
     threading.Thread(target=_guard, args=(loop,), name="watchdog", daemon=True).start()
@@ -32,7 +32,7 @@ def end(reason: bytes) -> None:
 
 
 def end_soon() -> None:
-    """End the process with status 0 in a second, even if a thread still waits for a service that is away."""
+    """End the process with status 0 after one second, even if a thread still waits for an unavailable service."""
     timer = threading.Timer(1.0, os._exit, [0])
     timer.daemon = True
     timer.start()
