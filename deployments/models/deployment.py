@@ -22,15 +22,15 @@ from .stack import Stack
 from .stored_spec import StoredSpec
 from .template import Template
 
-# Raised by Django while the database is away, or after PostgreSQL ended a session that was idle in a transaction.
+# Raised by Django while the database is unavailable, or after PostgreSQL ended a session idle in a transaction.
 DATABASE_AWAY = (OperationalError, InterfaceError, InternalError)
 LEASE_SECONDS = 30
 MAX_CRASHES = 5  # a deployment fails after this many crashes of its worker
-RESUMABLE = {"project_id", "environment_id", "application_id", "app_name"}  # without these a retry starts from scratch
+RESUMABLE = {"project_id", "environment_id", "application_id", "app_name"}  # a retry without all of these begins anew
 
 
 class LeaseLost(Interrupted):
-    """Another worker holds the lease of this deployment. Stop and write nothing."""
+    """This worker no longer holds the lease, or the deployment has ended. Stop and write nothing."""
 
 
 def new_deployment_id() -> str:
@@ -42,7 +42,7 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
     def visible_to(self, user: Any) -> "DeploymentQuerySet":
         """Return the deployments that this user may see: the one rule for pages, API, streams and sockets.
 
-        Operators see all, users their own; anonymous deployments are visible to everybody who knows the id.
+        Operators see all, users their own. With PORTAL_OPEN, anyone who knows its id sees an anonymous deployment.
         """
         if user.is_authenticated and user.is_staff:
             return self
@@ -62,18 +62,18 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
         return self.filter(status=Deployment.Status.IN_PROGRESS)
 
     def successful(self) -> "DeploymentQuerySet":
-        """Return the deployments that left a stack running."""
+        """Return the deployments and redeployments that succeeded."""
         return self.filter(status=Deployment.Status.SUCCESS).exclude(kind=Deployment.Kind.REMOVE)
 
     def due(self) -> "DeploymentQuerySet":
-        """Return the deployments without a valid lease, by the database's clock, oldest first."""
+        """Return the deployments in progress without a lease or with an expired one (database clock), oldest first."""
         return self.in_progress().filter(Q(lease_until=None) | Q(lease_until__lt=Now())).order_by("created_at")
 
 
 class Deployment(models.Model):
-    """One deployment, redeployment or removal of a stack: its state, its lease, and the recording of its reports.
+    """One deployment, redeployment or removal of a stack: its state, its lease and its recorded reports.
 
-    The row is the truth. A worker may write to it only while it holds the lease.
+    The row is authoritative. A worker may write to the row only while it holds the lease.
     """
 
     class Kind(models.TextChoices):
@@ -174,7 +174,7 @@ class Deployment(models.Model):
         return self
 
     def carry_over_app_name(self) -> None:
-        """Copy the name of the stack's last application: its container may outlive the application's row."""
+        """Copy the app name of the stack's last application, whose container may still run after its deletion."""
         last = self.stack.deployments.first()
         if last is not None and "app_name" in last.resources:
             self.resources = {"app_name": last.resources["app_name"]}
@@ -203,24 +203,24 @@ class Deployment(models.Model):
         self.refresh_from_db()
 
     def _end_if_unclaimed(self) -> None:
-        """End a cancelled deployment that no worker has claimed, unless a stack's earlier objects are to be undone."""
+        """End a cancelled deployment that no worker has claimed, unless earlier objects are to be removed."""
         if self.lease_token or (self.kind == self.Kind.DEPLOY and self.records()):
             return
         kind = failures.BY_CODE["CANCELLED"]
         error = {"phase": self.phase, "code": kind.code, "message": kind.text, "retryable": kind.retryable}
         message = "It had not begun, so there is nothing to undo"
-        with suppress(LeaseLost):  # a worker has claimed it just now, and will see the request
+        with suppress(LeaseLost):  # a worker has claimed it in the meantime, and will see the request
             self.record(Progress("phase", "failed", message, "failure", error=error))
 
     # -- the spec ------------------------------------------------------------------------------------------------------
 
     @property
     def stored_spec(self) -> StoredSpec:
-        """What this deployment is to bring about."""
+        """The spec of this deployment, as the row stores it."""
         return StoredSpec(self.spec, self.spec_encrypted)
 
     def write_spec(self, template: Template, parameters: dict[str, Any]) -> None:
-        """Freeze what this deployment is to bring about."""
+        """Set the spec from a template and its parameters, as both are now."""
         stored = StoredSpec.freeze(template, parameters)
         self.spec, self.spec_encrypted = stored.public, stored.encrypted
 
@@ -229,7 +229,7 @@ class Deployment(models.Model):
         return self.stored_spec.stack_spec(self.stack, self.pk)
 
     def is_pinned(self) -> bool:
-        """Return whether its image can be pulled again by digest, whatever its tag refers to now."""
+        """Return whether this deployment's image can be pulled again by digest, whatever its tag refers to now."""
         return "@" in self.spec.get("image", "") or bool(self.recorded_resources().image_digest)
 
     # -- the lease -----------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class Deployment(models.Model):
     def claim(cls, worker: str, *, excluding: list[str]) -> "Deployment | None":
         """Claim the oldest due deployment. One conditional UPDATE decides which of several workers gets it."""
         while seen := cls.objects.due().exclude(pk__in=excluding).first():
-            crashes = F("crashes") + 1 if seen.lease_owner else F("crashes")  # its last worker never released it
+            crashes = F("crashes") + 1 if seen.lease_owner else F("crashes")  # the last worker crashed
             claimed = (
                 cls.objects.due()
                 .filter(pk=seen.pk, lease_token=seen.lease_token)
@@ -267,7 +267,7 @@ class Deployment(models.Model):
         return cls.objects.in_progress().exclude(lease_until=None).update(lease_until=None)
 
     def release(self) -> None:
-        """Release the lease in order, so that another worker can continue at once."""
+        """Release the lease, so that another worker can continue at once."""
         held = Deployment.objects.in_progress().filter(pk=self.pk, lease_token=self.lease_token)
         if held.update(lease_until=None, lease_owner=""):
             pubsub.notify_worker()
@@ -277,8 +277,8 @@ class Deployment(models.Model):
     def record(self, progress: Progress, requests: list[str] | None = None) -> None:
         """Write one report: row, event and resource in one transaction, published on commit.
 
-        Raise, with nothing written, LeaseLost when another worker has the deployment or it has ended; Cancelled when
-        it would have succeeded but a cancellation was requested before.
+        Raise LeaseLost when this worker no longer holds the lease or the deployment has ended. Raise Cancelled when the
+        report says success but a cancellation was requested before. In both cases, nothing is written.
         """
         final = progress.status != "in_progress"
         now = timezone.now()
@@ -319,7 +319,7 @@ class Deployment(models.Model):
             if current is None:
                 raise LeaseLost
             self.version, self.cancel_requested_at = current
-            if self.cancel_requested_at and succeeds:  # the user was told that it is cancelled
+            if self.cancel_requested_at and succeeds:  # the user has been told that the deployment is being cancelled
                 raise Cancelled
             held.update(version=self.version + 1, **changes)
         for field, value in changes.items():
@@ -327,13 +327,13 @@ class Deployment(models.Model):
         self.version += 1
 
     def _settle_stack(self) -> None:
-        """Set the stack's state after the last report."""
+        """Set the stack's state after the final report."""
         if self.kind == self.Kind.REMOVE:
             if self.changed_anything():
                 self.stack.settle(works=False, template=None)
             return
         error, redeploys = self.error or {}, self.kind == self.Kind.REDEPLOY
-        if self.changed_nothing(error.get("phase")):  # the stack keeps its state, which may not be live
+        if self.changed_nothing(error.get("phase")):  # the stack keeps its state, live or broken
             return
         succeeded = self.status == self.Status.SUCCESS
         restored = redeploys and self.phase == "rolling_back" and not error.get("left")
@@ -359,8 +359,8 @@ class Deployment(models.Model):
     def first_phase(self) -> str:
         """Return the phase to begin or continue with.
 
-        A retry begins with the phase that failed, as far as the objects that it needs still exist; but not after the
-        first phase that writes settings, because an undo may have restored the previous ones.
+        A retry begins with the first of these phases: the one that failed, the one that creates a missing object, the
+        one that first writes settings. The settings are written again because an undo may have restored earlier ones.
         """
         if self.phase != "initializing" or self.retry_of is None or self.kind == self.Kind.REMOVE:
             return self.phase
@@ -374,11 +374,11 @@ class Deployment(models.Model):
         return self.phase
 
     def recorded_resources(self) -> Resources:
-        """Return the ids at Dokploy as far as this deployment has come."""
+        """Return the ids at Dokploy that this deployment has recorded so far."""
         return Resources(**{key: value for key, value in self.resources.items() if key in Resources.__slots__})
 
     def records(self) -> Records:
-        """Return what is recorded about the stack's objects at Dokploy that exist or may come to exist."""
+        """Return what is recorded about the stack's objects at Dokploy that exist or may still be created."""
         return Records(self.stack.external_resources.existing().values_list("resource_type", "mark", "external_id"))
 
     def reported_log_lines(self) -> dict[str, int]:
@@ -404,7 +404,7 @@ class Deployment(models.Model):
         return self.stack.deployments.successful().exclude(pk=self.pk).first()
 
     def success_message(self) -> str:
-        """Return the last message of a successful deployment."""
+        """Return the final message of a successful deployment."""
         if self.kind == self.Kind.REMOVE:
             return f"{self.stack.name} is gone, and its name is free again"
         return f"{self.stack.name} is live at {self.stack.url}"
@@ -413,7 +413,7 @@ class Deployment(models.Model):
 
     @property
     def superseded(self) -> bool:
-        """Whether it was retried, or its stack has a newer deployment."""
+        """Whether this deployment was retried, or its stack has a newer one."""
         newer = Q(retry_of=self) | Q(stack=self.stack_id, created_at__gt=self.created_at)
         return Deployment.objects.filter(newer).exists()
 

@@ -1,6 +1,7 @@
-"""Requests for deployments: a first one, another one, a retry, a removal. Nothing here asks Dokploy.
+"""Requests for a deployment, redeployment, retry or removal. Nothing here connects to Dokploy.
 
-A request creates a row that a worker claims, or raises Refusal. Of two requests for the same thing, one wins.
+A request creates a row that a worker claims, or raises Refusal. Of two concurrent
+requests for the same stack, only one creates a row.
 """
 
 import hashlib
@@ -21,10 +22,11 @@ from .template import Template
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRequest:
-    """What a user asks for.
+    """A user's request for a deployment or redeployment.
 
-    parameters: validated (Template.clean_answers). owner: of a new stack, if not the user. address: where an anonymous
-    request came from. A second request of the same caller with the same idempotency key returns the first deployment.
+    parameters: validated (Template.clean_answers). owner: of a new stack, if not the user. address: the IP
+    address of an anonymous caller. A second request of the same caller with the same idempotency key returns the first
+    deployment.
     """
 
     user: Any
@@ -36,7 +38,7 @@ class DeploymentRequest:
     owner: Any = None
 
     def deploy(self, name: str) -> Deployment:
-        """Take the name for a new stack, or redeploy the user's own stack of that name."""
+        """Create a stack with this name and deploy it, or redeploy the user's own stack of that name."""
         if earlier := self._earlier():
             return earlier
         Stack.validate_name(name)
@@ -65,11 +67,11 @@ class DeploymentRequest:
         return deployment.enqueue()
 
     def _redeploy(self, stack: Stack) -> Deployment:
-        # The stack may be gone meanwhile. no_key: with a stronger lock, this and a concurrent removal would deadlock.
+        # Read again: the stack may have changed. no_key: a stronger lock would deadlock with a concurrent removal.
         stack.refresh_from_db(from_queryset=Stack.objects.select_for_update(no_key=True))
         stack.require_idle()
         deployment = self._new(stack)
-        if deployment.last_successful() is not None:  # a stack that has run is restored after a failure, not removed
+        if deployment.last_successful() is not None:  # after a failure, restore the stack instead of removing it
             deployment.kind = Deployment.Kind.REDEPLOY
         deployment.carry_over_app_name()
         deployment.write_spec(self.template, self.parameters)
@@ -98,7 +100,7 @@ class DeploymentRequest:
 
 
 def request_removal(user: Any, stack: Stack, *, via: str) -> Deployment:
-    """Remove this stack, for its owner or an operator. A second request returns the same removal."""
+    """Request the removal of this stack, for its owner or an operator. A second request returns the same removal."""
 
     def in_progress() -> Deployment | None:
         return stack.deployments.in_progress().filter(kind=Deployment.Kind.REMOVE).first()
@@ -108,7 +110,7 @@ def request_removal(user: Any, stack: Stack, *, via: str) -> Deployment:
             return earlier
         stack.refresh_from_db(from_queryset=Stack.objects.select_for_update(no_key=True))
         stack.require_idle()
-        if via == Deployment.Via.SWEEPER and not stack.is_to_be_removed():  # it may have changed since the sweep's list
+        if via == Deployment.Via.SWEEPER and not stack.is_to_be_removed():  # changed since it was listed
             raise Refusal("CONFLICT", f"“{stack.name}” is in use again.")
         deployment = Deployment(
             stack=stack, template=stack.template, kind=Deployment.Kind.REMOVE, requested_by=user, via=via
@@ -121,7 +123,7 @@ def request_removal(user: Any, stack: Stack, *, via: str) -> Deployment:
 
 
 def request_due_removals() -> list[Deployment]:
-    """Remove expired stacks, and what failed deployments and removals have left. For the sweeper."""
+    """Request the removal of expired stacks and of the leftovers of failed deployments and removals."""
     deployments = []
     for stack in Stack.objects.to_be_removed():
         with suppress(Refusal):
@@ -130,10 +132,10 @@ def request_due_removals() -> list[Deployment]:
 
 
 def retry_deployment(deployment: Deployment, user: Any, *, via: str) -> Deployment:
-    """Repeat a failed deployment with the same answers, for its owner or an operator (changeable_by).
+    """Repeat a failed deployment with the same parameters, for its owner or an operator (changeable_by).
 
     Objects that exist are found and not created again. A second request returns the same retry. Raise Refusal CONFLICT
-    when there is nothing to retry, or when the answers can no longer be used.
+    when there is nothing to retry, or when the parameters can no longer be used.
     """
     if deployment.status == Deployment.Status.IN_PROGRESS:
         raise Refusal("CONFLICT", "This deployment is still in progress; there is nothing to retry.")
@@ -161,22 +163,22 @@ def _repeat(deployment: Deployment, user: Any, via: str) -> Deployment:
     stack.refresh_from_db()
     if deployment.kind == Deployment.Kind.REMOVE:
         return request_removal(user, stack, via=via)
-    request = DeploymentRequest(user, deployment.template, _same_answers(deployment), via)
+    request = DeploymentRequest(user, deployment.template, _same_parameters(deployment), via)
     if stack.state != Stack.State.GONE:
         repeated = request._redeploy(stack)
-        if (deployment.error or {}).get("code") != "DOKPLOY_NOT_FOUND":  # otherwise start from scratch
+        if (deployment.error or {}).get("code") != "DOKPLOY_NOT_FOUND":  # otherwise begin anew
             repeated.resources |= {name: deployment.resources[name] for name in RESUMABLE & deployment.resources.keys()}
         repeated.save(update_fields=["resources"])
         left = stack.external_resources.filter(state=ExternalResource.State.LEFT)
         left.update(state=ExternalResource.State.MADE, why="")
         return repeated
     if Stack.objects.existing().filter(name=stack.name).exists():
-        raise Refusal("NAME_TAKEN", f"“{stack.name}” was taken meanwhile. Choose another name.", field="name")
+        raise Refusal("NAME_TAKEN", f"“{stack.name}” has been taken since. Choose another name.", field="name")
     return replace(request, address=stack.requested_from, owner=stack.owner)._deploy(stack.name)
 
 
-def _same_answers(deployment: Deployment) -> dict[str, Any]:
-    """Return the deployment's answers. Raise Refusal CONFLICT when they are not all known or no longer valid."""
+def _same_parameters(deployment: Deployment) -> dict[str, Any]:
+    """Return the deployment's parameters. Raise Refusal CONFLICT when some are unreadable or no longer valid."""
     template = deployment.template
     if not deployment.stored_spec.has_readable_secrets() and (keys := template.secret_keys()):
         text = f"Some stored values can't be decrypted ({', '.join(sorted(keys))}). Deploy again and enter them."
@@ -193,13 +195,13 @@ def get_or_create_deployment(create: Callable[[], Deployment], earlier: Callable
 
     If a concurrent request was faster, return its deployment when `earlier` finds it; otherwise try once more.
     """
-    for last in (False, True):
+    for is_last_try in (False, True):
         try:
             with transaction.atomic():
                 return create()
         except (IntegrityError, Refusal) as error:  # perhaps caused by the same caller's first request
             if deployment := earlier():
                 return deployment
-            if last or isinstance(error, Refusal):
+            if is_last_try or isinstance(error, Refusal):
                 raise
     raise AssertionError("unreachable")

@@ -1,4 +1,4 @@
-"""What a deployment is to bring about, as its row stores it."""
+"""The spec of a deployment, as its row stores it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from .template import Template
 
 @dataclass(frozen=True, slots=True)
 class StoredSpec:
-    """The image, the variables and the limits of one deployment. The secret values are encrypted, apart from the rest.
+    """The image, the variables and the limits of one deployment. Secret values are encrypted and kept separately.
 
     Attributes:
         public: the values that are stored in clear, in the form of the column `spec`.
@@ -66,7 +66,7 @@ class StoredSpec:
         )
 
     def environment(self) -> dict[str, str]:
-        """Return the variables, with those secrets that can be decrypted."""
+        """Return the variables, including the secret ones if they can be decrypted."""
         try:
             secret = encryption.decrypt(self.encrypted) or {}
         except encryption.DecryptionError:
