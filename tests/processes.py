@@ -25,7 +25,7 @@ class Simulator:
 
     def __init__(self, data: Path, *options: str, switch_key: str = SWITCH_KEY, **pipes: Any) -> None:
         environment = {**os.environ, "SIMULATOR_API_KEY": KEY, "SIMULATOR_SWITCH_KEY": switch_key}
-        times = ("--pull", "0", "--start", "0", "--latency", "0")
+        times = ("--pull", "0", "--start", "0", "--latency", "0", "--monitor", "0")
         self.process = subprocess.Popen(
             [sys.executable, *command(data), *times, *options],
             cwd=ROOT,
@@ -112,8 +112,8 @@ class Simulator:
         if state["faults"]:
             self.switches.delete("faults")
         usual = {"pull": 0, "pull_error": None, "engine_error": None, "container_status": None}
-        usual |= {"database": "up", "engine": "up"}
-        if usual.items() - state["settings"].items():
+        usual |= {"database": "up", "engine": "up", "programs": {}, "monitor": 0, "restart_delay": 5}
+        if any(state["settings"][name] != value for name, value in usual.items()):
             self.turn(**usual)
         if state["queue"]:
             until(lambda: not self.state()["queue"])
@@ -194,6 +194,8 @@ class Portal:
             "SIMULATOR_PULL_SECONDS": "0",
             "SIMULATOR_START_SECONDS": "0",
             "SIMULATOR_LATENCY_SECONDS": "0",
+            "SIMULATOR_MONITOR_SECONDS": "0",
+            "STACK_PROOF_SECONDS": "0",
             "CHANNEL_PREFIX": f"test-{secrets.token_hex(4)}",
             "PYTHONWARNINGS": "default",
             **{name: str(value) for name, value in env.items()},

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="the directory of the simulator's database"
     )
-    for name in ("pull", "start", "latency"):
+    for name in ("pull", "start", "latency", "monitor"):
         parser.add_argument(f"--{name}", type=float, default=getattr(DEFAULTS, name), metavar="SECONDS")
     parser.add_argument(
         "--until-stdin-closes",
@@ -83,7 +83,7 @@ def create_server(options: argparse.Namespace) -> DokployServer:
         store = Store(options.data)
     except (OSError, sqlite3.Error) as error:
         raise CannotStart(f"The data directory {options.data} cannot be used: {error}.") from error
-    settings = Settings(pull=options.pull, start=options.start, latency=options.latency)
+    settings = Settings(pull=options.pull, start=options.start, latency=options.latency, monitor=options.monitor)
     return DokployServer(store, settings, key)
 
 

@@ -21,7 +21,7 @@ class Router:
         if route is None:
             return text_response("404 page not found\n", 404, {"X-Content-Type-Options": "nosniff"})
         task = self._engine.serving_task(route["appName"])
-        if task is None:
+        if task is None or not self._engine.listens(route["appName"]):
             return text_response("Bad Gateway", 502)
         headers = {
             "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",

@@ -116,6 +116,21 @@ def container(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("name", "state", "status")}
 
 
+def service(body: Any) -> dict[str, Any] | None:
+    if not body:
+        return None
+    update = body.get("UpdateStatus", {})
+    return {
+        "image": body["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"],
+        "update_state": update.get("State", ""),
+        "update_started_at": update.get("StartedAt", ""),
+    }
+
+
+def program_log(body: str) -> str:
+    return "".join(f"{line.split(' ', 1)[1]}\n" for line in sorted(body.splitlines()))
+
+
 def each(row: Callable[[dict[str, Any]], Any]) -> Callable[[list[Any]], list[Any]]:
     return lambda body: [row(entry) for entry in body]
 
@@ -129,6 +144,8 @@ def unchanged(body: Any) -> Any:
 
 
 TYPED: dict[str, tuple[Call, Callable[[Any], Any]]] = {
+    "GET docker.getConfig": (lambda client: client.service("a"), service),
+    "GET application.readLogs": (lambda client: client.read_program_log("a", 20), program_log),
     "GET settings.getDokployVersion": (lambda client: client.version(), unchanged),
     "GET project.all": (lambda client: client.projects(), each(project)),
     "POST project.create": (lambda client: client.create_project("a", "b"), lambda body: project(body["project"])),

@@ -12,6 +12,7 @@ from .types import (
     Project,
     QueueEntry,
     SavedConfig,
+    Service,
 )
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "Project",
     "QueueEntry",
     "SavedConfig",
+    "Service",
     "is_engine_error",
 ]

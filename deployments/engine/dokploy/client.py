@@ -19,6 +19,7 @@ from .responses import (
     parse_project,
     parse_queue_entry,
     parse_saved_config,
+    parse_service,
     require_created,
     require_object,
     require_rows,
@@ -36,6 +37,7 @@ from .types import (
     Project,
     QueueEntry,
     SavedConfig,
+    Service,
 )
 
 QUEUE_PAUSE_SECONDS = 0.25  # between two reads of the queue, however many deployments wait in it
@@ -189,6 +191,23 @@ class Dokploy:
         # Dokploy matches every name that begins with app_name, even one of another application. Docker names a
         # service's container <service>.<slot>.<id>.
         return [container for container in map(parse_container, rows) if container.name.startswith(f"{app_name}.")]
+
+    async def service(self, app_name: str) -> Service | None:
+        """Return the Docker service of an application, or None if there is none (docker.getConfig).
+
+        The response also contains the environment, which is not kept.
+        """
+        response = await self._transport.query("docker.getConfig", containerId=app_name)
+        return parse_service(require_object(response)) if response else None
+
+    async def read_program_log(self, application_id: str, tail: int) -> str:
+        """Return the last lines that an application's containers wrote, in order of time (application.readLogs).
+
+        Dokploy puts Docker's time stamp before each line, and the lines of the newest container first.
+        """
+        text = await self._transport.query("application.readLogs", applicationId=application_id, tail=tail)
+        lines = text.splitlines() if isinstance(text, str) else []
+        return "".join(f"{line.partition(' ')[2]}\n" for line in sorted(lines)[-tail:])
 
     # -- domains -------------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from .types import (
     QueueEntry,
     QueueState,
     SavedConfig,
+    Service,
 )
 
 # Messages about a container engine that does not answer (Node's network errors) or cannot run services (Docker's 5xx).
@@ -198,6 +199,17 @@ def parse_saved_config(row: dict[str, Any]) -> SavedConfig:
         source=optional_str(row, "sourceType") or "",
         image=optional_str(row, "dockerImage") or "",
         env=optional_str(row, "env") or "",
+    )
+
+
+def parse_service(row: dict[str, Any]) -> Service:
+    """Return the service of a response to docker.getConfig, which is `docker service inspect`."""
+    template = require_object(require_object(row.get("Spec")).get("TaskTemplate"))
+    update = row.get("UpdateStatus") or {}
+    return Service(
+        image=require_str(require_object(template.get("ContainerSpec")), "Image"),
+        update_state=optional_str(require_object(update), "State") or "",
+        update_started_at=optional_str(require_object(update), "StartedAt") or "",
     )
 
 

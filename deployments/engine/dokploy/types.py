@@ -3,6 +3,7 @@
 Statuses and states are typed for reading only: an unknown value from another version of Dokploy is kept as it is.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -100,6 +101,17 @@ class QueueEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """The Docker service of an application: what Docker runs, whatever Dokploy has saved."""
+
+    image: str
+    update_state: str
+    """The state of the last update in Docker's API: updating, completed, paused, rollback_started, rollback_paused or
+    rollback_completed. Empty when the service was never updated."""
+    update_started_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """A container of an application."""
 
@@ -107,3 +119,9 @@ class Container:
     state: ContainerState
     status: str
     """Docker's description of the state, such as “Exited (1) 2 seconds ago”."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of a program that has ended, or None."""
+        found = re.match(r"Exited \((\d+)\)", self.status)
+        return int(found[1]) if found else None

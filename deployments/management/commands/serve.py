@@ -113,6 +113,7 @@ class Command(BaseCommand):
             *("--pull", str(settings.SIMULATOR_PULL_SECONDS)),
             *("--start", str(settings.SIMULATOR_START_SECONDS)),
             *("--latency", str(settings.SIMULATOR_LATENCY_SECONDS)),
+            *("--monitor", str(settings.SIMULATOR_MONITOR_SECONDS)),
         ]
         env = {**os.environ, "SIMULATOR_API_KEY": settings.DOKPLOY_API_KEY}
         env.pop("DJANGO_SETTINGS_MODULE", None)

@@ -173,3 +173,18 @@ def failed_update(given: Row, application_id: str) -> str:
     where = f'where "application"."applicationId" = ${len(given) + 1} returning {columns}'
     parts = ('Failed query: update "application" set', changes, where)
     return " ".join(parts) + f"\nparams: {params},{application_id}"
+
+
+@query(
+    "application.readLogs",
+    applicationId=TEXT,
+    tail=Field("number", "optional", minimum=1, maximum=10000),
+    since=OPTIONAL_TEXT,
+)
+def read_program_log(server: DokployServer, given: Row) -> object:
+    """Return the last lines that the application's containers wrote, each with its time, not in order of time."""
+    application = require(server.store.applications.get(given["applicationId"]), "Application")
+    name = application["appName"]
+    if name not in server.store.services:
+        raise Refusal(500, f"No container or service found for: {name}")
+    return server.engine.logs(name, given.get("tail", 100))
