@@ -18,13 +18,13 @@ ENDED_STATES = {"exited", "dead"}
 T = TypeVar("T")
 
 
-async def running_names(dokploy: Dokploy, app_name: str, reporter: Reporter) -> tuple[str, ...]:
+async def names(dokploy: Dokploy, app_name: str, reporter: Reporter) -> tuple[str, ...]:
     """Return the names of the application's running containers. Empty when Dokploy cannot list them.
 
     Raise Unavailable when the container engine does not answer.
     """
     containers = await _list(dokploy, app_name, reporter)
-    return tuple(container.name for container in containers if container.state == "running")
+    return tuple(container.name for container in containers)
 
 
 async def wait_until_ended(dokploy: Dokploy, app_name: str | None, reporter: Reporter) -> None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from . import containers, failures, retry
 from .deploy_log import DeployLog
 from .dokploy import Dokploy, DokployDeployment, QueueEntry
-from .errors import DokployError, Failure, Unavailable
+from .errors import DokployError, Failure, Refused, Unavailable
 from .reporter import Reporter
 from .resources.base import require_id
-from .spec import Resources, StackSpec
+from .spec import UNKNOWN_UPDATE, Resources, StackSpec
 
 POLL_SECONDS = 1.0
 SENDS_PER_DEPLOYMENT = 3
@@ -132,7 +132,7 @@ async def _ensure_sent(dokploy: Dokploy, spec: StackSpec, application_id: str, r
         raise failures.failure("DEPLOY_LOST")
     if sent:
         await reporter.note("Dokploy was restarted and lost the deployment. Sending it again")
-    reporter.update(replaces=await _running_before(dokploy, application_id, prefix, reporter))
+    reporter.update(**await _state_before(dokploy, application_id, prefix, reporter))
     title = spec.deploy_title(sent + 1)
     await reporter.intend("deploy", title)
     try:
@@ -191,25 +191,60 @@ async def _require_done(dokploy: Dokploy, spec: StackSpec, application_id: str) 
     raise Failure("TIMEOUT", f"The deployment did not end within {spec.deploy_timeout:g} s. {state}") from None
 
 
-# -- the containers that it replaces -----------------------------------------------------------------------------------
+async def image_of_previous_version(dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> str | None:
+    """Return the image that Docker runs if this is the version before this deployment: it need not be deployed again.
+
+    Either the service was not touched, for example because the pull failed, or Docker has gone back to it. Record what
+    runs and what has ended, for the health check. None when another version runs, and when Dokploy cannot tell.
+    """
+    resources = reporter.resources
+    if not (resources.app_name and resources.application_id):
+        return None
+    try:
+        location = await locate(dokploy, resources.application_id, spec.deploy_title_prefix)
+        service = await dokploy.service(resources.app_name)
+        listed = await dokploy.containers(resources.app_name)
+    except DokployError:
+        return None
+    if isinstance(location, Queued | Running):  # it may still replace the version that runs now
+        return None
+    was_sent = any(title.startswith(spec.deploy_title_prefix) for title in reporter.records.marks("deploy"))
+    if service is None or (was_sent and resources.update_before == UNKNOWN_UPDATE):
+        return None
+    is_untouched = not was_sent or service.update_started_at == resources.update_before
+    if is_untouched or service.update_state.startswith("rollback"):
+        ended = tuple(container.name for container in listed if container.state != "running")
+        reporter.update(replaces=ended, update_before=UNKNOWN_UPDATE)
+        return service.image
+    return None
+
+
+# -- what it replaces --------------------------------------------------------------------------------------------------
 
 
 async def _update_replaced(dokploy: Dokploy, application_id: str, prefix: str, reporter: Reporter) -> None:
-    """Record again which containers the deployment replaces, now that it runs.
+    """Record again what the deployment replaces, now that it runs.
 
-    Another deployment, ahead of it in the queue, may have started new ones since it was sent. The containers are those
-    of the previous version only if the deployment is still running after they were read: Docker starts the new
-    container at its end.
+    Another deployment, ahead of it in the queue, may have changed it since it was sent. What was read is the state
+    before only if the deployment is still running afterwards: Docker updates the service at its end.
     """
-    with contextlib.suppress(DokployError):  # the containers recorded when it was sent are kept
-        replaces = await _running_before(dokploy, application_id, prefix, reporter)
+    with contextlib.suppress(DokployError):  # what was recorded when it was sent is kept
+        before = await _state_before(dokploy, application_id, prefix, reporter)
         if isinstance(await locate(dokploy, application_id, prefix), Running):
-            reporter.update(replaces=replaces)
+            reporter.update(**before)
 
 
-async def _running_before(dokploy: Dokploy, application_id: str, prefix: str, reporter: Reporter) -> tuple[str, ...]:
-    """Return the names of the application's running containers. Empty before its first Dokploy deployment."""
+async def _state_before(
+    dokploy: Dokploy, application_id: str, prefix: str, reporter: Reporter
+) -> dict[str, str | tuple[str, ...]]:
+    """Return the containers of the application and its last update. Nothing before its first Dokploy deployment."""
     rows = await dokploy.dokploy_deployments(application_id)
     if all(row.title.startswith(prefix) for row in rows):
-        return ()
-    return await containers.running_names(dokploy, require_id(reporter.resources.app_name), reporter)
+        return {"replaces": (), "update_before": ""}
+    app_name = require_id(reporter.resources.app_name)
+    names = await containers.names(dokploy, app_name, reporter)
+    update = UNKNOWN_UPDATE
+    with contextlib.suppress(Refused):
+        service = await dokploy.service(app_name)
+        update = service.update_started_at if service else ""
+    return {"replaces": names, "update_before": update}

@@ -5,7 +5,9 @@ that changes something, may raise Interrupted: the engine then stops at once. It
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from .deploy import deploy, image_of_previous_version
 from .dokploy import Dokploy
 from .errors import Failure
 from .recipe import PHASES, REMOVAL, RESTORE, Phase
@@ -70,10 +72,11 @@ async def undo(
 
 
 async def restore(
-    dokploy: Dokploy, previous: StackSpec, reporter: Reporter, *, patience: float = PATIENCE_SECONDS
+    dokploy: Dokploy, spec: StackSpec, previous: StackSpec, reporter: Reporter, *, patience: float = PATIENCE_SECONDS
 ) -> list[str]:
     """Restore the previous version of a stack after a failed redeployment. Delete only surplus objects that are empty.
 
+    Where Docker runs the previous version already, its settings are only saved. `spec` is that of the redeployment.
     `previous.deployment` must name this restore, not the previous deployment: otherwise the previous Dokploy deployment
     would be found by its title, and none would be sent. Return a description of the failure, or an empty list. Never
     raise Failure.
@@ -81,7 +84,12 @@ async def restore(
     if reporter.resources.application_id is None:  # the redeployment failed before it changed anything
         return []
     try:
+        running_image = await image_of_previous_version(dokploy, spec, reporter)
+        if running_image is not None:
+            previous = replace(previous, image=running_image)
         for phase in RESTORE:
+            if running_image is not None and phase.step is deploy:
+                continue
             await reporter.status(f"Restoring the previous version: {phase.title.lower()}")
             reporter.resources = await _complete(phase, dokploy, previous, reporter, patience)
     except Failure as failure:

@@ -12,7 +12,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import urldefrag, urljoin, urlsplit
 
 import httpx
 
@@ -128,8 +128,14 @@ async def _request(spec: StackSpec, scheme: str, port: int, address: Address, dn
             ) as response,
         ):
             status = response.status_code  # the body is not read: it may be endless
+            location = response.headers.get("location")
     except (httpx.HTTPError, TimeoutError, ssl.SSLError) as error:
         return _failed_request(steps, tls, error)
+    asked = urljoin(spec.url, spec.health_path)
+    if 300 <= status < 400 and location and urldefrag(urljoin(asked, location)).url == asked:
+        step = ProbeStep("HTTP", False, f"{status}, a redirect to itself")
+        summary = f"the stack answers {status} and redirects to the same address"
+        return ProbeResult((*steps, step), False, summary, "HEALTH_NO_ANSWER", status)
     return _response_result(steps, status)
 
 

@@ -9,6 +9,9 @@ Status = Literal["in_progress", "success", "failure"]
 Certificate = Literal["letsencrypt", "wildcard", "none"]
 
 
+UNKNOWN_UPDATE = "unknown"
+
+
 def mark_of(installation: str) -> str:
     """Return the prefix of the marks of everything that this installation of the portal creates."""
     return f"deployportal/{installation}/"
@@ -38,6 +41,8 @@ class StackSpec:
     """The longest pause between two probes, in seconds."""
     health_timeout: float = 60.0
     """The limit of the health check, in seconds."""
+    proof_seconds: float = 10.0
+    """How long a new container must stay up, and its address answer, before the deployment counts as successful."""
     deploy_timeout: float = 1800.0
     """The limit for Dokploy's deployment, its time in the queue included, in seconds."""
     router_address: str = ""
@@ -83,8 +88,12 @@ class Resources:
     dokploy_deployment_id: str | None = None
     image_digest: str | None = None
     """The digest of the image that was pulled, “sha256:…”. None when Docker's output did not contain it."""
+    update_before: str = ""
+    """When the last update of the service before this deployment began. Empty before the first update; UNKNOWN_UPDATE
+    when Dokploy cannot tell."""
     replaces: tuple[str, ...] = ()
-    """The names of the containers that the deployment replaces. While one of them runs, an answer may come from it."""
+    """The names of all containers, ended ones included, that existed before the deployment. While one of them runs, an
+    answer may come from it."""
 
 
 @dataclass(frozen=True, slots=True)

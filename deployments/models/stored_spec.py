@@ -61,6 +61,7 @@ class StoredSpec:
             registry_password=secret.get("registry_password", ""),
             router_address=settings.STACK_ROUTER_ADDRESS,
             deploy_timeout=settings.DOKPLOY_DEPLOY_SECONDS,
+            proof_seconds=settings.STACK_PROOF_SECONDS,
             secrets=tuple(filter(None, [secret.get("registry_password"), *secret.get("env", {}).values()])),
             **public,
         )

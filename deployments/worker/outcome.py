@@ -104,7 +104,8 @@ async def _undo(
     """
     patience = settings.DOKPLOY_PATIENCE_SECONDS
     if previous is not None:
-        return await orchestrator.restore(dokploy, previous, reporter, patience=patience)
+        assert spec is not None
+        return await orchestrator.restore(dokploy, spec, previous, reporter, patience=patience)
     if deployment.kind == Deployment.Kind.REDEPLOY:
         return ["the previous version (one of its secrets can no longer be decrypted)"]
     assert spec is not None

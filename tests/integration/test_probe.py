@@ -277,6 +277,16 @@ async def test_a_redirect_is_not_followed(serve: Serve) -> None:
     assert (server.connections, elsewhere.connections) == (1, 0)
 
 
+@pytest.mark.parametrize("location", ["/", "", "http://{host}/", "http://{host}/#top"])
+async def test_a_redirect_to_the_same_address_is_no_answer(serve: Serve, location: str) -> None:
+    server = await serve(responds(302))
+    stack = spec(server.port)
+    server.behaviour = responds(302, f"Location: {location.replace('{host}', f'{HOST}:{server.port}')}")
+    result = await probe_stack(stack)
+    is_circle = bool(location)
+    assert (result.answered, result.code) == (not is_circle, "HEALTH_NO_ANSWER" if is_circle else "")
+
+
 async def test_proxies_in_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
     proxy, server = await serve(responds(200)), await serve(responds(200))
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):

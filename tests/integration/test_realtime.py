@@ -109,7 +109,7 @@ def test_a_long_pull_rising_attempts_and_the_undo_are_shown_while_they_happen(ow
     state = last["data"]
     assert (state["status"], state["phase"], state["progress"]) == ("failure", "rolling_back", 95)
     assert state["message"] == "Rollback completed"
-    assert (state["error"]["phase"], state["error"]["code"]) == ("verifying_health", "HEALTH_NO_ANSWER")
+    assert (state["error"]["phase"], state["error"]["code"]) == ("verifying_health", "NOTHING_LISTENS")
     assert "nothing left behind" in frame
     left = portal.dokploy()
     assert [left["projects"], left["applications"], left["domains"], left["services"]] == [[], [], [], []]

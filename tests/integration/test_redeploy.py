@@ -68,11 +68,7 @@ def test_a_failed_redeploy_restores_the_former_version(portal: Portal, token: di
     after = of(portal, "restored")
     assert (second["status"], second["phase"], second["message"]) == ("failure", "rolling_back", "Rollback completed")
     assert (second["error"]["phase"], second["error"]["code"]) == ("deploying", "REGISTRY_UNREACHABLE")
-    image = before["service"]["image"]
-    assert after["application"]["dockerImage"] == after["service"]["image"]
-    assert re.fullmatch(re.escape(image) + "@sha256:[0-9a-f]{64}", after["service"]["image"]), (
-        "the exact image that ran before"
-    )
+    assert after["application"]["dockerImage"] == after["service"]["image"] == before["service"]["image"]
     assert after["service"]["env"] == before["service"]["env"]
     assert second["resources"] == first["resources"]
     assert portal.router.get("/", headers={"Host": "restored.localhost"}).status_code == 200

@@ -33,6 +33,7 @@ class StackConfig:
     health_path: str = "/"
     health_interval: float = 5.0
     health_timeout: float = 60.0
+    proof_seconds: float = 10.0
     router_address: str = ""
 
 
@@ -118,6 +119,7 @@ class ThrowawayStack:
             health_path=config.health_path,
             health_interval=config.health_interval,
             health_timeout=config.health_timeout,
+            proof_seconds=config.proof_seconds,
             router_address=config.router_address,
         )
         self.resources = Resources()

@@ -74,6 +74,7 @@ class Command(BaseCommand):
             health_path=options["health_path"],
             health_interval=settings.STACK_HEALTH_INTERVAL_SECONDS,
             health_timeout=settings.STACK_HEALTH_TIMEOUT_SECONDS,
+            proof_seconds=settings.STACK_PROOF_SECONDS,
             router_address=settings.STACK_ROUTER_ADDRESS,
         )
 

@@ -98,7 +98,7 @@ class EngineHarness:
         async with asyncio.timeout(HANG_SECONDS):
             await reporter.begin("rolling_back", 95, "Rolling back")
             return await orchestrator.restore(
-                dokploy, replace(former, deployment=f"{self.spec.deployment}.restore"), reporter
+                dokploy, self.spec, replace(former, deployment=f"{self.spec.deployment}.restore"), reporter
             )
 
     async def remove(self, dokploy: Dokploy, reporter: Reporter | None = None) -> Resources:
@@ -128,6 +128,7 @@ def new_harness(simulator: Simulator, **fields: Any) -> EngineHarness:
         "cpus": 0.5,
         "health_interval": 0.02,
         "health_timeout": 5.0,
+        "proof_seconds": 0.0,
         "router_address": f"127.0.0.1:{simulator.router.base_url.port}",
         "secrets": (SECRET, PASSWORD),
     }

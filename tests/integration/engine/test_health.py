@@ -32,7 +32,7 @@ async def test_the_health_check_waits_for_a_stack_that_starts_late(simulator: Si
     assert attempts(harness) == list(range(1, len(attempts(harness)) + 1))
     assert len(attempts(harness)) >= 5
     assert "Attempt 2: the router answers 502, the container is starting" in harness.messages()
-    assert f"Attempt {attempts(harness)[-1]}: the stack answers 200" in harness.messages()
+    assert f"Attempt {attempts(harness)[-1]}: the stack answers 200; making sure it stays up" in harness.messages()
 
 
 async def test_a_stack_that_never_answers_fails_within_its_limit(simulator: Simulator, dokploy: Dokploy) -> None:

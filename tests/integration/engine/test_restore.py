@@ -134,9 +134,12 @@ async def test_a_redeployment_that_changed_nothing_needs_no_restore(
 async def test_a_failed_restore_is_reported(simulator: Simulator, dokploy: Dokploy) -> None:
     harness = new_harness(simulator)
     await harness.deploy(dokploy)
+    newer = EngineHarness(
+        replace(harness.spec, deployment="dep_2", image="registry.test/shop/bad:2", health_timeout=0.2)
+    )
+    simulator.turn(programs={newer.spec.image: {"listens": False}})
+    assert (await newer.deploy_and_fail(dokploy)).code == "NOTHING_LISTENS"
     simulator.turn(pull_error="manifest unknown")
-    newer = EngineHarness(replace(harness.spec, deployment="dep_2"))
-    assert (await newer.deploy_and_fail(dokploy)).code == "IMAGE_NOT_FOUND"
     leftovers = await newer.restore(dokploy, harness.spec)
     assert len(leftovers) == 1
     assert leftovers[0].startswith("the previous version (The registry does not have this image")
