@@ -69,8 +69,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
 
 @pytest.fixture
 def simulator(running: Simulator) -> Iterator[Simulator]:
+    """Yield the module's simulator, and afterwards restore its settings and delete all objects."""
+    settings = running.state()["settings"]
     yield running
-    running.clear()
+    running.clear(settings)
 
 
 @pytest.fixture(scope="session")

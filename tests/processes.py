@@ -104,17 +104,21 @@ class Simulator:
     def state(self) -> Any:
         return self.switches.get("state").raise_for_status().json()
 
-    def clear(self) -> None:
-        """Open all gates, clear faults and delete all objects, because long lists would slow the next test down."""
+    def clear(self, settings: dict[str, Any]) -> None:
+        """Open all gates, clear faults and keys, set these settings, and delete all objects.
+
+        Long lists would slow the next test down.
+        """
         state = self.state()
         for name in state["gates"]:
             self.open_gate(name)
         if state["faults"]:
             self.switches.delete("faults")
-        usual = {"pull": 0, "pull_error": None, "engine_error": None, "container_status": None}
-        usual |= {"database": "up", "engine": "up", "programs": {}, "monitor": 0, "restart_delay": 5}
-        if any(state["settings"][name] != value for name, value in usual.items()):
-            self.turn(**usual)
+        if state["settings"] != settings:
+            self.turn(**settings)
+        self.switches.delete("keys").raise_for_status()
+        if self.ask("settings.getWebServerSettings")["buildsConcurrency"] != 1:
+            self.do("settings.updateBuildsConcurrency", buildsConcurrency=1)
         if state["queue"]:
             until(lambda: not self.state()["queue"])
         for row in state["applications"]:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,6 @@ from ..processes import IMAGE, KEY, ROOT, Simulator, until
 LISTS = ("projects", "applications", "domains", "routes", "services", "queue")
 NOTHING = dict.fromkeys(LISTS, 0)
 Ended = tuple[int, str]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    running = Simulator(tmp_path_factory.mktemp("dokploy"))
-    yield running
-    assert running.close() == 0
-
-
-@pytest.fixture
-def simulator(shared: Simulator) -> Iterator[Simulator]:
-    yield shared
-    shared.clear()
-    shared.turn(version="v0.30.2")
-    shared.do("settings.updateBuildsConcurrency", buildsConcurrency=1)
 
 
 @pytest.fixture

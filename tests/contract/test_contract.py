@@ -81,28 +81,11 @@ CALLED_BY_CLIENT = {*re.findall(r'"([a-z]+\.[a-zA-Z]+)"', CLIENT), "project.one"
 PLAYED = [step for scenario in SCENARIOS for step in recorded_steps(scenario["steps"])]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    running = Simulator(tmp_path_factory.mktemp("contract"))
-    yield running
-    assert running.close() == 0
-
-
 @pytest.fixture
-def simulator(shared: Simulator) -> Iterator[Simulator]:
-    """Return the shared process, and afterwards delete the scenario's objects and restore the settings."""
-    before = shared.switches.get("settings").json()
-    yield shared
-    for gate in shared.switches.get("gates").json():
-        shared.open_gate(gate)
-    shared.turn(**before)
-    shared.switches.delete("keys").raise_for_status()
-    shared.switches.post("restart").raise_for_status()
-    for project in shared.ask("project.all"):
-        for environment in project["environments"]:
-            for application in environment["applications"]:
-                shared.do("application.delete", applicationId=application["applicationId"])
-        shared.do("project.remove", projectId=project["projectId"])
+def simulator(simulator: Simulator) -> Iterator[Simulator]:
+    """Yield the simulator, and afterwards restart it, so that the jobs of its queue are numbered from 1 again."""
+    yield simulator
+    simulator.switches.post("restart").raise_for_status()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario["name"])

@@ -20,6 +20,7 @@ from ..processes import IMAGE, KEY, ROOT, Simulator, command, until
 
 @pytest.fixture
 def simulator(tmp_path: Path) -> Iterator[Simulator]:
+    """Yield a simulator of the test's own, because these tests count its calls, restart it and break its settings."""
     running = Simulator(tmp_path)
     yield running
     assert running.close() == 0

@@ -25,23 +25,6 @@ Result = tuple[int, set[str], str]
 ALL_GOOD = {"I101", "I102", "I103", "I104"}
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    simulator = Simulator(tmp_path_factory.mktemp("dokploy"))
-    yield simulator
-    assert simulator.close() == 0
-
-
-@pytest.fixture
-def simulator(shared: Simulator) -> Iterator[Simulator]:
-    """Yield the shared simulator, and reset its settings after the test."""
-    before = shared.switches.get("settings").json()
-    yield shared
-    shared.turn(**before)
-    shared.switches.delete("keys").raise_for_status()
-    shared.do("settings.updateBuildsConcurrency", buildsConcurrency=1)
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Result]:
     """Return a function that runs `manage.py check`."""

@@ -47,7 +47,7 @@ async def test_another_worker_completes_a_deployment_interrupted_at_any_report(
         assert len(objects.dokploy_deployments) == 1, f"interrupted at report {number}"
         assert harness.reports[-1].phase == "verifying_health"
         assert harness.reports[-1].data == {"step": "ends"}
-        simulator.clear()
+        simulator.clear(simulator.state()["settings"])
     assert number > 25
 
 
