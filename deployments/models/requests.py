@@ -46,7 +46,9 @@ class DeploymentRequest:
 
     def redeploy(self, stack: Stack) -> Deployment:
         """Redeploy this stack, for its owner or an operator (Stack.visible_to)."""
-        return get_or_create_deployment(lambda: self._redeploy(stack), lambda: None)
+        if earlier := self._earlier():
+            return earlier
+        return get_or_create_deployment(lambda: self._redeploy(stack), self._earlier)
 
     def _deploy(self, name: str) -> Deployment:
         owner = self.owner or self.user

@@ -81,7 +81,8 @@ async def act_on(
                 return Ending("failed", "failure", unchanged, failure)
             await reporter.begin("rolling_back", 95, "Rolling back", error=failure)
             left = await _undo(deployment, dokploy, spec, previous, reporter)
-            message = f"Left at Dokploy: {'; '.join(left)}" if left else "Rollback completed"
+            prefix = "Not restored" if deployment.kind == Deployment.Kind.REDEPLOY else "Left at Dokploy"
+            message = f"{prefix}: {'; '.join(left)}" if left else "Rollback completed"
             return Ending("rolling_back", "failure", message, failure, left)
 
 

@@ -322,7 +322,7 @@ def test_a_stack_whose_key_was_lost_can_be_deployed_with_new_secrets_and_is_neve
     portal.turn(pull_error="no space left on device")
     failed = deploy("two")
     assert (failed["error"]["code"], failed["phase"]) == ("SERVER_DISK_FULL", "rolling_back")
-    left = "Left at Dokploy: the previous version (one of its secrets can no longer be decrypted)"
+    left = "Not restored: the previous version (one of its secrets can no longer be decrypted)"
     assert failed["message"] == left
     assert count_objects(portal, "key-lost") == ONE_OF_EACH
     portal.turn(pull_error=None)

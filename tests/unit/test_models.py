@@ -173,6 +173,14 @@ def test_the_same_idempotency_key_of_one_caller_creates_one_deployment(anna: Any
     assert Deployment.objects.count() == 2
 
 
+def test_a_repeated_redeploy_with_the_same_idempotency_key_returns_the_first_one(anna: Any) -> None:
+    stack = claimed(anna).stack
+    end(stack.deployments.get(), succeeded=True)
+    request = DeploymentRequest(anna, Template.objects.get(from_settings=True), {}, "form", idempotency_key="k")
+    assert request.redeploy(stack) == request.redeploy(stack)
+    assert stack.deployments.count() == 2
+
+
 def test_a_report_updates_the_row_and_adds_an_event_with_the_next_number(anna: Any) -> None:
     deployment = claimed(anna)
     deployment.record(phase("creating_project", "Creating", progress=10))
