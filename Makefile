@@ -1,4 +1,4 @@
-# make run · make test · make faults · make soak · make lint · make bench · make screenshots · make lock
+# make run · make test · make faults · make soak · make lint · make bench · make mutants · make screenshots · make lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +12,7 @@ SCALED_OUT := DATA_DIR=$$(mktemp -d) DOKPLOY_URL=https://dokploy.example.org DOK
 	ALLOWED_HOSTS=portal.example.org PORTAL_TLS=1 TRUSTED_PROXIES=1 \
 	STACK_IMAGE=ghcr.io/example/stack:1 STACK_DOMAIN_SUFFIX=apps.example.net
 
-.PHONY: run test faults soak lint bench screenshots lock clean
+.PHONY: run test faults soak lint bench mutants screenshots lock clean
 
 run: .venv/.installed
 	@exec $(BIN)/python manage.py serve
@@ -46,6 +46,11 @@ lint: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	@$(BIN)/python -m bench $(ARGS)
+
+# Changes the engine and the models one place at a time, and prints the changes that no test notices. Takes hours.
+mutants: .venv/.installed-dev
+	@$(BIN)/mutmut run $(ARGS) || true
+	@$(BIN)/mutmut results
 
 # Renews docs/images from a real demo. Needs Chromium and three free ports: PORT=9000 make screenshots.
 screenshots: .venv/.installed-dev
