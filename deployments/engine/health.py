@@ -19,6 +19,7 @@ from .spec import UNKNOWN_UPDATE, Resources, StackSpec
 
 CERTIFICATE_SECONDS = 180.0  # Let's Encrypt may need minutes
 LOOK_SECONDS = 1.0  # between two looks, at most
+SHORTEST_PAUSE_SECONDS = 0.1
 ANSWERS = 3
 CRASHES = 2  # a program may end once, for example because a service that it needs was not ready
 LOG_LINES = 40
@@ -118,6 +119,8 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources,
         certificate = max(spec.health_timeout, CERTIFICATE_SECONDS)
         limit = certificate if look.probe.waits_for_certificate else spec.health_timeout
         pause = min(spec.health_interval, LOOK_SECONDS)
+        if proof.has_begun:  # the answers are spread over the proof
+            pause = min(pause, max(spec.proof_seconds / ANSWERS, SHORTEST_PAUSE_SECONDS))
         if loop.time() + pause - started > limit and not proof.has_begun:
             if look.probe.answered and (look.replaced or look.containers is None):
                 await reporter.note("The stack answers, but Dokploy cannot tell whether the new version runs")
