@@ -88,6 +88,10 @@ class Proof:
         """Whether the container runs and has answered."""
         return bool(self.answered_at)
 
+    def pause(self, usual: float) -> float:
+        """Return the pause before the next look, in seconds: the answers are spread over the proof."""
+        return min(usual, max(self.seconds / ANSWERS, SHORTEST_PAUSE_SECONDS)) if self.has_begun else usual
+
     @property
     def is_complete(self) -> bool:
         """Whether the container has been up long enough and has answered often enough."""
@@ -118,14 +122,12 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources,
             return resources
         certificate = max(spec.health_timeout, CERTIFICATE_SECONDS)
         limit = certificate if look.probe.waits_for_certificate else spec.health_timeout
-        pause = min(spec.health_interval, LOOK_SECONDS)
-        if proof.has_begun:  # the answers are spread over the proof
-            pause = min(pause, max(spec.proof_seconds / ANSWERS, SHORTEST_PAUSE_SECONDS))
+        pause = proof.pause(min(spec.health_interval, LOOK_SECONDS))
         if loop.time() + pause - started > limit and not proof.has_begun:
             if look.probe.answered and (look.replaced or look.containers is None):
                 await reporter.note("The stack answers, but Dokploy cannot tell whether the new version runs")
                 return resources
-            raise await _no_answer(dokploy, spec, look, attempt)
+            raise _no_answer(spec, look, attempt)
         await asyncio.sleep(pause)
 
 
@@ -197,7 +199,7 @@ async def _raise_if_dokploy_failed(dokploy: Dokploy, look: Look) -> None:
             raise failures.from_log(await dokploy.read_deploy_log(own.id))
 
 
-async def _no_answer(dokploy: Dokploy, spec: StackSpec, look: Look, attempt: int) -> Failure:
+def _no_answer(spec: StackSpec, look: Look, attempt: int) -> Failure:
     """Return the failure for the last look, with the state of the containers as its evidence."""
     evidence = "; ".join(f"{c.name}: {c.status or c.state}" for c in look.containers or ())
     code, summary = look.probe.code, look.probe.summary
