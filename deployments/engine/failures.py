@@ -168,8 +168,8 @@ FAILURES = (
     ),
     FailureKind(
         "REMOVED_AT_DOKPLOY",
-        "The application was removed at Dokploy",
-        "The application was removed at Dokploy while its health was checked.",
+        "The application was removed in Dokploy",
+        "The application was removed in Dokploy while its health was checked.",
         ("Somebody removed the application or its project in Dokploy.",),
         ("Deploy again.",),
         operator="Find out who removed it. A removed project leaves its containers behind: docker service ls.",
@@ -251,7 +251,7 @@ FAILURES = (
     FailureKind(
         "HOST_IN_USE_AT_DOKPLOY",
         "Dokploy already serves this address",
-        "Another application in Dokploy has this host name. That application was not changed.",
+        "Another application at Dokploy has this host name. That application was not changed.",
         ("A user added the domain in Dokploy.",),
         ("Choose another name.",),
         retryable=False,
@@ -341,11 +341,11 @@ FAILURES = (
         "A phase took too long",
         "A phase did not end within its time limit.",
         (
-            "A deployment hangs in Dokploy: this one, or one ahead of it in the queue.",
+            "A deployment hangs at Dokploy: this one, or one ahead of it in the queue.",
             "Dokploy or the registry is very slow.",
         ),
         (
-            "Ask an operator to end the deployment that hangs in Dokploy, then try again.",
+            "Ask an operator to end the deployment that hangs at Dokploy, then try again.",
             "If no deployment hangs there, try again.",
         ),
         operator=(
@@ -372,13 +372,13 @@ FAILURES = (
         "SECRET_UNREADABLE",
         "A stored secret cannot be decrypted",
         "A secret of this deployment was encrypted with a key that the portal no longer has.",
-        ("ENCRYPTION_KEYS was changed, and a former key was left out.",),
+        ("ENCRYPTION_KEYS was changed, and a previous key was left out.",),
         (
-            "Ask an operator to add the former key to ENCRYPTION_KEYS.",
+            "Ask an operator to add the previous key to ENCRYPTION_KEYS.",
             "Or deploy again, and enter the secrets again.",
         ),
         retryable=False,
-        operator="Add the former key to ENCRYPTION_KEYS after the new one, then run “manage.py rotate_secrets”.",
+        operator="Add the previous key to ENCRYPTION_KEYS after the new one, then run “manage.py rotate_secrets”.",
     ),
     FailureKind(
         "TOO_MANY_CRASHES",

@@ -27,7 +27,10 @@ LOG_LINES = 40
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at the stack has seen. `containers` is None, and `service` too, when Dokploy cannot tell."""
+    """What one look at the stack has seen.
+
+    `containers` is None when Dokploy cannot tell. `service` is None then, and also when nothing is replaced.
+    """
 
     probe: ProbeResult
     containers: list[Container] | None
@@ -104,8 +107,10 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources,
 
     The same new container must have been up for `spec.proof_seconds`, have answered ANSWERS times, and Docker's update
     must be completed. Raise Failure when the program ends CRASHES times, when Docker goes back to the previous
-    version, when the application is removed at Dokploy, and when nothing answers within `spec.health_timeout` seconds,
-    or CERTIFICATE_SECONDS while only the certificate is missing, if that is later.
+    version, when Dokploy reports an error, when the application is removed in Dokploy, and when the new version does
+    not answer within `spec.health_timeout` seconds, or CERTIFICATE_SECONDS while only the certificate is missing, if
+    that is later. If the address answers at that limit, but Dokploy cannot tell whether the new version runs, report a
+    note and return.
     """
     loop = asyncio.get_running_loop()
     started, attempt, proof = loop.time(), 0, Proof(spec.proof_seconds)
@@ -181,7 +186,7 @@ async def _report_program_log(dokploy: Dokploy, look: Look, reporter: Reporter) 
 
 
 async def _require_application(dokploy: Dokploy, resources: Resources) -> None:
-    """Raise Failure when the application was removed at Dokploy: its container may go on running and answering."""
+    """Raise Failure when the application was removed in Dokploy: its container may go on running and answering."""
     with contextlib.suppress(DokployError):
         listed = {id for project in await dokploy.projects() for id in project.application_ids}
         if resources.application_id not in listed:
