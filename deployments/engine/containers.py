@@ -1,4 +1,4 @@
-"""Read which containers of an application run, and wait until those of a deleted application have ended."""
+"""List the containers of an application, and wait until those of a deleted application have ended."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 async def names(dokploy: Dokploy, app_name: str, reporter: Reporter) -> tuple[str, ...]:
-    """Return the names of the application's running containers. Empty when Dokploy cannot list them.
+    """Return the names of the application's containers, ended ones included. Empty when Dokploy cannot list them.
 
     Raise Unavailable when the container engine does not answer.
     """

@@ -22,12 +22,12 @@ SENDS_PER_DEPLOYMENT = 3
 _PULLED_DIGEST = re.compile(r"^Digest: (sha256:[0-9a-f]{64})$", re.MULTILINE)  # a line of `docker pull`
 
 
-# -- where it is -------------------------------------------------------------------------------------------------------
+# -- where a deployment is ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """It waits in Dokploy's queue, or is about to start. `ahead` is the number of deployments before it."""
+    """The deployment waits in Dokploy's queue, or is about to start. `ahead` is the number of deployments before it."""
 
     is_waiting: bool
     ahead: int
@@ -35,21 +35,21 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Dokploy is working on it."""
+    """Dokploy is working on the deployment."""
 
     row: DokployDeployment
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """It ended, done or with an error."""
+    """The deployment ended, done or with an error."""
 
     row: DokployDeployment
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Dokploy does not have it: it was never sent, or Dokploy was restarted, which cancels and forgets deployments."""
+    """Dokploy does not have the deployment: it was never sent, or a restart of Dokploy cancelled and forgot it."""
 
 
 Location = Queued | Running | Ended | Lost
@@ -58,8 +58,8 @@ Location = Queued | Running | Ended | Lost
 async def locate(dokploy: Dokploy, application_id: str, prefix: str) -> Location:
     """Return where the deployment with this prefix of the title is.
 
-    The queue is read first, in one call for all deployments of this process: an entry that has left it by then has a
-    row. The application's rows are read only when the deployment does not wait in the queue.
+    The queue is read first, in one call for all deployments of this process: a deployment that has left the queue
+    has a row by then. The application's rows are read only when the deployment does not wait in the queue.
     """
     queue = await dokploy.queue()
     entry = next((entry for entry in queue if entry.title.startswith(prefix)), None)
@@ -175,7 +175,7 @@ async def _follow(
 
 
 async def _require_done(dokploy: Dokploy, spec: StackSpec, application_id: str) -> DokployDeployment:
-    """Return the Dokploy deployment if it is done, and only its log was not read in time.
+    """After the time limit, return the Dokploy deployment if it is done: only its log was not read in time.
 
     Otherwise raise Failure with the state that Dokploy reports.
     """
@@ -192,10 +192,11 @@ async def _require_done(dokploy: Dokploy, spec: StackSpec, application_id: str) 
 
 
 async def image_of_previous_version(dokploy: Dokploy, spec: StackSpec, reporter: Reporter) -> str | None:
-    """Return the image that Docker runs if this is the version before this deployment: it need not be deployed again.
+    """Return the image that Docker runs if it is the previous version, which then need not be deployed again.
 
-    Either the service was not touched, for example because the pull failed, or Docker has gone back to it. Record what
-    runs and what has ended, for the health check. None when another version runs, and when Dokploy cannot tell.
+    Docker runs it because the service was not touched, for example after a failed pull, or because Docker has gone back
+    to it. Record the ended containers as replaced, for the health check. Return None when another version runs, and
+    when Dokploy cannot tell.
     """
     resources = reporter.resources
     if not (resources.app_name and resources.application_id):
@@ -223,10 +224,10 @@ async def image_of_previous_version(dokploy: Dokploy, spec: StackSpec, reporter:
 
 
 async def _update_replaced(dokploy: Dokploy, application_id: str, prefix: str, reporter: Reporter) -> None:
-    """Record again what the deployment replaces, now that it runs.
+    """Record again what the deployment replaces, now that Dokploy works on it.
 
-    Another deployment, ahead of it in the queue, may have changed it since it was sent. What was read is the state
-    before only if the deployment is still running afterwards: Docker updates the service at its end.
+    While the deployment waited in the queue, one ahead of it may have replaced the containers. Record the state only if
+    the deployment is still running after the read: Dokploy updates the service at the end of a deployment.
     """
     with contextlib.suppress(DokployError):  # what was recorded when it was sent is kept
         before = await _state_before(dokploy, application_id, prefix, reporter)
@@ -237,7 +238,7 @@ async def _update_replaced(dokploy: Dokploy, application_id: str, prefix: str, r
 async def _state_before(
     dokploy: Dokploy, application_id: str, prefix: str, reporter: Reporter
 ) -> dict[str, str | tuple[str, ...]]:
-    """Return the containers of the application and its last update. Nothing before its first Dokploy deployment."""
+    """Return the containers of the application and its last update. Both are empty before its first deployment."""
     rows = await dokploy.dokploy_deployments(application_id)
     if all(row.title.startswith(prefix) for row in rows):
         return {"replaces": (), "update_before": ""}

@@ -35,7 +35,7 @@ async def run(
         reporter: receives the progress, and holds the records of earlier workers.
         phases: the phases to run.
         first_phase: the name of the phase to resume with. An unknown name means the first one, which is safe.
-        patience: how long an outage of Dokploy is waited for within one phase, in seconds.
+        patience: how long to wait for outages of Dokploy to end within one phase, in seconds.
 
     Returns:
         The ids of the stack's objects at Dokploy.
@@ -76,10 +76,10 @@ async def restore(
 ) -> list[str]:
     """Restore the previous version of a stack after a failed redeployment. Delete only surplus objects that are empty.
 
-    Where Docker runs the previous version already, its settings are only saved. `spec` is that of the redeployment.
-    `previous.deployment` must name this restore, not the previous deployment: otherwise the previous Dokploy deployment
-    would be found by its title, and none would be sent. Return a description of the failure, or an empty list. Never
-    raise Failure.
+    If Docker already runs the previous version, save its settings without deploying it. `spec` is that of the
+    redeployment. `previous.deployment` must name this restore, not the previous deployment: otherwise the previous
+    Dokploy deployment would be found by its title, and none would be sent. Return a description of the failure, or an
+    empty list. Never raise Failure.
     """
     if reporter.resources.application_id is None:  # the redeployment failed before it changed anything
         return []

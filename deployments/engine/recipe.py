@@ -63,7 +63,7 @@ RECIPES = {"deploy": PHASES, "redeploy": PHASES, "remove": REMOVAL}
 
 RESTORING = ("configuring_application", "creating_domain", "deploying", "verifying_health")
 RESTORE = tuple(phase for phase in PHASES if phase.name in RESTORING)
-"""The phases that restore a stack's previous version: those of a deployment, with the former spec."""
+"""The phases that restore a stack's previous version: those of a deployment, with the previous spec."""
 UNCHANGED = ("initializing", *(phase.name for phase in PHASES[: PHASES.index(RESTORE[0])]))
 """A redeployment that fails in one of these phases has changed nothing."""
 

@@ -89,7 +89,7 @@ class Resources:
     image_digest: str | None = None
     """The digest of the image that was pulled, “sha256:…”. None when Docker's output did not contain it."""
     update_before: str = ""
-    """When the last update of the service before this deployment began. Empty before the first update; UNKNOWN_UPDATE
+    """The start time of the service's last update before this deployment. Empty if it was never updated; UNKNOWN_UPDATE
     when Dokploy cannot tell."""
     replaces: tuple[str, ...] = ()
     """The names of all containers, ended ones included, that existed before the deployment. While one of them runs, an

@@ -51,8 +51,8 @@ SharedResult = tuple[Any, DokployError | None, list[Exchange]]
 class Dokploy:
     """A client for one Dokploy server. `for_deployment` returns a view of it for one deployment.
 
-    Every method raises a subclass of DokployError. Methods that change nothing raise Unavailable where the others raise
-    OutcomeUnknown.
+    A method that fails raises a subclass of DokployError. Methods that change nothing raise Unavailable where the
+    others raise OutcomeUnknown.
     """
 
     def __init__(self, url: str, key: str, *, connections: int = 20, calls_per_second: float = 0) -> None:
@@ -183,7 +183,7 @@ class Dokploy:
         await self._transport.change("application.delete", applicationId=application_id)
 
     async def containers(self, app_name: str) -> list[Container]:
-        """Return the containers of an application (docker.getContainersByAppNameMatch).
+        """Return the containers of an application, ended ones included (docker.getContainersByAppNameMatch).
 
         The list is also empty when Dokploy's container engine did not answer.
         """
@@ -193,15 +193,16 @@ class Dokploy:
         return [container for container in map(parse_container, rows) if container.name.startswith(f"{app_name}.")]
 
     async def service(self, app_name: str) -> Service | None:
-        """Return the Docker service of an application, or None if there is none (docker.getConfig).
+        """Return the Docker service of an application (docker.getConfig).
 
+        None if there is none, or if the container engine does not answer.
         The response also contains the environment, which is not kept.
         """
         response = await self._transport.query("docker.getConfig", containerId=app_name)
         return parse_service(require_object(response)) if response else None
 
     async def read_program_log(self, application_id: str, tail: int) -> str:
-        """Return the last lines that an application's containers wrote, in order of time (application.readLogs).
+        """Return the last `tail` lines that an application's containers wrote, in order of time (application.readLogs).
 
         Dokploy puts Docker's time stamp before each line, and the lines of the newest container first.
         """
@@ -347,8 +348,8 @@ class Dokploy:
     async def require_admin(self) -> None:
         """Raise NotAllowed unless the key acts as an owner or an admin.
 
-        Dokploy's lists leave out what another user may not see, so the portal could neither find nor remove its own
-        objects. Once Dokploy has confirmed the role, this makes no call.
+        Dokploy's lists leave out what a user with another role may not see, so the portal could neither find nor remove
+        its own objects. Once Dokploy has confirmed the role, this makes no call.
         """
         if self._is_admin.is_set():
             return
@@ -378,8 +379,8 @@ class Dokploy:
     async def infrastructure_errors(self) -> dict[str, str]:
         """Return the errors of Dokploy's own parts, postgres and traefik (settings.checkInfrastructureHealth).
 
-        The error of a healthy part is empty. Raise KeyExhausted when the key's user is not an owner or admin, and
-        UnknownProcedure before Dokploy 0.29.
+        The error of a healthy part is empty. Raise KeyExhausted when the key's user is not an owner or admin: Dokploy
+        then sends the same error as for an exhausted rate limit. Raise UnknownProcedure before Dokploy 0.29.
         """
         response = require_object(await self._transport.query("settings.checkInfrastructureHealth"))
         return {

@@ -42,10 +42,10 @@ _SERVICE_LISTS = ("applications", "mariadb", "mongo", "mysql", "postgres", "redi
 T = TypeVar("T")
 
 
-def decode_response(procedure: str, status: int, body: bytes) -> Json:  # noqa: C901 # the one place in which HTTP becomes meaning
+def decode_response(procedure: str, status: int, body: bytes) -> Json:  # noqa: C901 # one branch for each meaning
     """Return the decoded body of a successful response, or raise the DokployError that the response stands for.
 
-    This is the only function that interprets Dokploy's statuses. An empty body is decoded to None.
+    An empty body is decoded to None.
     """
     if 200 <= status < 300:
         if not body.strip():

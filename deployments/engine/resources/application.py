@@ -43,7 +43,7 @@ class ApplicationResource(Resource[Application]):
         return not await dokploy.dokploy_deployments(item.id)
 
     async def before_create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter) -> None:
-        """Wait for the container of a deleted application: it must not run beside the new one."""
+        """Wait until the container of a deleted application has ended: it must not run beside the new one."""
         await containers.wait_until_ended(dokploy, resources.app_name, reporter)
 
     async def create(self, dokploy: Dokploy, spec: StackSpec, resources: Resources) -> Application:
@@ -54,7 +54,7 @@ class ApplicationResource(Resource[Application]):
         """Delete the application, and wait until its container has ended."""
         await end_dokploy_deployments(dokploy, item.id, reporter)
         was_deployed = not await self.is_empty(item, dokploy)
-        if was_deployed:  # without the container engine, Dokploy would delete its record and leave the container
+        if was_deployed:  # without the container engine, Dokploy would delete the application and leave the container
             await containers.require_engine(dokploy, reporter)
         resources = reporter.update(app_name=item.app_name if was_deployed else None)
         await delete_and_confirm(
@@ -66,7 +66,7 @@ class ApplicationResource(Resource[Application]):
     async def confirm_gone(
         self, deleted: list[Application], dokploy: Dokploy, resources: Resources, reporter: Reporter
     ) -> None:
-        """Wait for the container of an application that was deleted earlier, perhaps by an earlier attempt."""
+        """Wait until the container of an application that was deleted earlier has ended."""
         if resources.app_name not in [application.app_name for application in deleted]:
             await containers.wait_until_ended(dokploy, resources.app_name, reporter)
 
@@ -107,7 +107,7 @@ async def remove(dokploy: Dokploy, spec: StackSpec, resources: Resources, report
 
 
 async def end_dokploy_deployments(dokploy: Dokploy, application_id: str, reporter: Reporter) -> None:
-    """Drop the application's waiting Dokploy deployments and wait for the running one.
+    """Drop the application's waiting Dokploy deployments and wait until the running one has ended.
 
     Deleting an application during a deployment would leave its container. Raise Failure after SETTLE_SECONDS.
     """

@@ -58,13 +58,16 @@ class Resource(ABC, Generic[ItemT]):
     async def confirm_gone(
         self, deleted: list[ItemT], dokploy: Dokploy, resources: Resources, reporter: Reporter
     ) -> None:
-        """Raise Failure when something remains of objects that Dokploy no longer lists. deleted: those just deleted."""
+        """Raise Failure when something remains of objects that Dokploy no longer lists.
+
+        `deleted` contains the objects that were deleted just now.
+        """
 
 
 async def ensure(
     resource: Resource[ItemT], dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter
 ) -> ItemT:
-    """Return the stack's object of this type, created unless it exists. Surplus objects that are empty are deleted.
+    """Return the stack's object of this type. Create it if it does not exist. Delete surplus objects that are empty.
 
     The intent is recorded before the create call. A cancellation takes effect only after the call and the record of its
     result. Raise OutcomeUnknown when the object is not found after a call whose outcome is unknown; the phase's next
@@ -124,7 +127,7 @@ async def _find(
 async def _find_one(
     resource: Resource[ItemT], dokploy: Dokploy, spec: StackSpec, resources: Resources, reporter: Reporter
 ) -> ItemT | None:
-    """Return the stack's object of this type, and delete surplus ones. Raise Failure for one that lost the mark."""
+    """Return the stack's object of this type, and delete surplus empty ones. Raise Failure if one lost the mark."""
     found = await _find(resource, dokploy, spec, resources, reporter)
     if found.changed:
         raise mark_changed(found.changed[0], spec)
