@@ -42,7 +42,7 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
     def visible_to(self, user: Any) -> "DeploymentQuerySet":
         """Return the deployments that this user may see: the one rule for pages, API, streams and sockets.
 
-        Operators see all, users their own. With PORTAL_OPEN, anyone who knows its id sees an anonymous deployment.
+        Operators see all, users their own. With PORTAL_OPEN, whoever knows an anonymous deployment's id sees it.
         """
         if user.is_authenticated and user.is_staff:
             return self
@@ -203,7 +203,7 @@ class Deployment(models.Model):
         self.refresh_from_db()
 
     def _end_if_unclaimed(self) -> None:
-        """End a cancelled deployment that no worker has claimed, unless earlier objects are to be removed."""
+        """End a cancelled deployment that no worker has claimed, unless recorded objects must be removed."""
         if self.lease_token or (self.kind == self.Kind.DEPLOY and self.records()):
             return
         kind = failures.BY_CODE["CANCELLED"]
@@ -359,8 +359,9 @@ class Deployment(models.Model):
     def first_phase(self) -> str:
         """Return the phase to begin or continue with.
 
-        A retry begins with the first of these phases: the one that failed, the one that creates a missing object, the
-        one that first writes settings. The settings are written again because an undo may have restored earlier ones.
+        A retry begins with the earliest of these phases: the one that failed, the one that creates a missing object,
+        the one that first writes settings. The settings are written again because an undo may have restored earlier
+        ones.
         """
         if self.phase != "initializing" or self.retry_of is None or self.kind == self.Kind.REMOVE:
             return self.phase
@@ -389,7 +390,7 @@ class Deployment(models.Model):
         return lines
 
     def changed_anything(self) -> bool:
-        """Return whether this deployment has created or removed an object, or was about to."""
+        """Return whether this deployment has recorded that an object exists, is gone, or is about to change."""
         return self.events.filter(type="receipt").exists()
 
     def changed_nothing(self, failed: str | None) -> bool:

@@ -56,7 +56,7 @@ class ExternalResource(models.Model):
 
     @classmethod
     def record(cls, deployment: "Deployment", progress: Progress) -> None:
-        """Record what a report says about one object. A report of a removal without an id is about all of its type."""
+        """Record what a report says about one object. A removal without an id concerns all objects of its type."""
         state, resource_type = progress.data["state"], progress.data["kind"]
         id, now = progress.data.get("id") or "", timezone.now()
         recorded = cls.objects.filter(stack=deployment.stack_id, resource_type=resource_type).existing()

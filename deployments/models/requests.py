@@ -24,9 +24,9 @@ from .template import Template
 class DeploymentRequest:
     """A user's request for a deployment or redeployment.
 
-    parameters: validated (Template.clean_answers). owner: of a new stack, if not the user. address: the IP
-    address of an anonymous caller. A second request of the same caller with the same idempotency key returns the first
-    deployment.
+    `parameters` are validated (Template.clean_answers). `address` is the IP address of an anonymous caller. `owner` is
+    the owner of a new stack; None means the user. A second request of the same caller with the same idempotency key
+    returns the first deployment.
     """
 
     user: Any
@@ -137,7 +137,8 @@ def retry_deployment(deployment: Deployment, user: Any, *, via: str) -> Deployme
     """Repeat a failed deployment with the same parameters, for its owner or an operator (changeable_by).
 
     Objects that exist are found and not created again. A second request returns the same retry. Raise Refusal CONFLICT
-    when there is nothing to retry, or when the parameters can no longer be used.
+    when there is nothing to retry, or when the parameters can no longer be used. Raise Refusal NAME_TAKEN when another
+    stack has taken the name of a removed stack.
     """
     if deployment.status == Deployment.Status.IN_PROGRESS:
         raise Refusal("CONFLICT", "This deployment is still in progress; there is nothing to retry.")

@@ -85,7 +85,7 @@ class ContainerEngine:
         self._begin_task(name)
 
     def _begin_task(self, name: str, delay: float = 0.0) -> None:
-        """Give the service a new task, and run it after this many seconds."""
+        """Give the service a new task, and run the task after `delay` seconds."""
         image = self._store.services[name]["image"]
         task = {"id": new_id(25, LOWER_CASE_ALPHABET), "image": image, "startedAt": time.time() + delay}
         self._store.services.change(name, task=task)
@@ -162,7 +162,7 @@ class ContainerEngine:
             raise EngineError(NO_SOCKET)
 
     def serving_task(self, name: str) -> Row | None:
-        """Return the task of a service that answers requests, or None."""
+        """Return the task that answers a service's requests, or None."""
         if self._settings.container_status is not None:
             return None
         serving: Row | None = self._store.services.get(name, {}).get("serving")
@@ -232,7 +232,7 @@ class ContainerEngine:
         return "".join(f"{line}\n" for line in lines)
 
     def infrastructure_health(self, service: str) -> Row:
-        """Return Dokploy's report on one of its own services, which it requests from the engine."""
+        """Return Dokploy's report on one of its own services. Dokploy asks the engine about it."""
         if self._settings.engine == "down":
             return {"status": "unhealthy", "message": NO_SOCKET}
         if self._settings.infrastructure == "missing":

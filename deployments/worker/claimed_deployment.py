@@ -47,7 +47,7 @@ class ClaimedDeployment:
         self.hit(procedure, failpoints.BEFORE_CALL)
 
     def record_exchange(self, exchange: Exchange) -> None:
-        """Keep a line of the request log: all changes, and the first READS_KEPT reads."""
+        """Keep a line of the request log: every change, and reads until the log has READS_KEPT lines."""
         if exchange.method == "POST":
             self.hit(exchange.procedure, failpoints.ANSWERED)
         if exchange.method == "POST" or len(self.requests) < READS_KEPT:
@@ -63,7 +63,8 @@ class ClaimedDeployment:
     async def report(self, progress: Progress) -> None:
         """Commit one report of the engine: this is the progress callback.
 
-        Raise LeaseLost without writing anything, and Cancelled after the commit if a user has cancelled the deployment.
+        Raise LeaseLost, and write nothing, when the lease is lost. Raise Cancelled when a user has cancelled the
+        deployment: after the commit, or without writing anything if the report says success.
         """
         await self.in_db(self._record, progress)
         deployment = self.deployment

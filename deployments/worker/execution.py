@@ -53,7 +53,7 @@ async def execute(claimed: ClaimedDeployment, shared_dokploy: Dokploy) -> None:
             outcome = outcome or await _run_phases(work, dokploy)
             ending = await act_on(outcome, work.deployment, dokploy, work.spec, work.previous, work.reporter)
             await work.reporter.finish(ending)
-        except Cancelled:  # not raised again: an undo is not cancelled
+        except Cancelled:  # raised only once: the reports of an undo do not raise it
             outcome = Failed(failures.failure("CANCELLED", phase=work.deployment.phase))
         except (Interrupted, *DATABASE_AWAY, MemoryError):
             raise

@@ -1,4 +1,4 @@
-"""Decide how a deployment ends after its phases: as a success, after an undo, or as it is."""
+"""Decide how a deployment ends after its phases: as a success, after an undo, or without an undo."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A phase failed, or the deployment was cancelled: what it changed is undone."""
+    """A phase failed, or the deployment was cancelled. Its changes are undone, unless it is a removal."""
 
     failure: Failure
 
@@ -101,7 +101,7 @@ async def _undo(
 ) -> list[str]:
     """Remove what a first deployment created, or restore the previous version after a redeployment.
 
-    Return a description of each object that is left.
+    Return a description of everything that could not be removed or restored.
     """
     patience = settings.DOKPLOY_PATIENCE_SECONDS
     if previous is not None:

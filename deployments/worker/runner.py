@@ -29,7 +29,7 @@ from .sweeper import sweep_periodically
 
 HEARTBEAT_SECONDS = 10.0
 CLAIM_SECONDS = 1.0
-DRAIN_SECONDS = 9.0  # more than one call to Dokploy takes (CALL_SECONDS)
+DRAIN_SECONDS = 9.0  # longer than a call to Dokploy can take (CALL_SECONDS)
 RELEASE_SECONDS = 2.0
 CLOSE_SECONDS = 1.0
 
