@@ -35,8 +35,8 @@ TRY_AGAIN_LATER, SIGNED_OUT, NOT_FOUND = 3013, 4401, 4404
 class RunnerConsumer(AsyncConsumer):  # type: ignore[misc] # Channels has no type hints
     """Start the process's runner on the first message, and notify it on each. The handler returns at once.
 
-    It subscribes no channel of its own (channel_layer_alias): if that subscription failed, Channels' worker would keep
-    passing messages to a consumer that has ended.
+    It subscribes to no channel of its own (channel_layer_alias): if that subscription failed, Channels' worker would
+    keep passing messages to a consumer that has ended.
     """
 
     channel_layer_alias = None
@@ -59,7 +59,7 @@ async def run_channel_worker(application: Callable[..., Awaitable[None]]) -> Non
     """
     while True:
         worker = asyncio.create_task(Worker(application, [pubsub.RUNNER_CHANNEL], get_channel_layer()).handle())
-        pubsub.notify_worker()  # in place of the messages that were sent while no worker received
+        pubsub.notify_worker()  # replaces the messages that were lost while no worker was listening
         try:
             await worker
         except Exception as error:
@@ -74,7 +74,7 @@ Watch = AbstractAsyncContextManager[tuple[Watcher, Topic]]
 class PageConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has no type hints
     """Send the page's partial whenever it changes. Ignore everything that the page sends.
 
-    It subscribes no channel of its own (channel_layer_alias): the hub passes frames directly to `push`.
+    It subscribes to no channel of its own (channel_layer_alias): the hub passes frames directly to `push`.
     """
 
     channel_layer_alias = None

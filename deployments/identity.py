@@ -1,8 +1,7 @@
 """The sender of a request: addresses, users, tokens, and the demo's and the open portal's special users.
 
-No client is trusted for its address: behind a proxy, a tunnel or Docker, remote clients arrive as 127.0.0.1. The demo
-user is the exception, because a demo holds nothing real; even there, a request with any forwarding header counts as
-remote.
+An address proves nothing: behind a proxy, a tunnel or Docker, remote clients arrive as 127.0.0.1. The demo user is the
+exception, because a demo holds nothing real; even there, a request with any forwarding header counts as remote.
 """
 
 import ipaddress
@@ -66,7 +65,7 @@ class UserPageRequest(PageRequest):
 class Client:
     """The client side of an HTTP request or a WebSocket: the address of the TCP peer, and the headers.
 
-    headers: by name in lower case (or, from Django, in any case).
+    headers: the values by lower-case name. Those of a Django request ignore case.
     """
 
     peer: str

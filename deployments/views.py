@@ -178,11 +178,12 @@ def cancel(request: UserPageRequest, id: str) -> HttpResponse:
 def retry(request: UserPageRequest, id: str) -> HttpResponse:
     """Retry a failed deployment."""
     deployment = _get_changeable_deployment(request, id)
+    what = "deployment"
     text = "This starts a new deployment with the same values. Objects that already exist are reused."
     if deployment.kind == Deployment.Kind.REMOVE:
-        text = "This tries to remove everything that is left."
+        what, text = "removal", "This tries to remove everything that is left."
     act = partial(retry_deployment, deployment, request.user, via=Deployment.Via.FORM)
-    return _confirm(request, act, f"Try {deployment.stack.name} again?", text, "Try again", deployment)
+    return _confirm(request, act, f"Try the {what} of {deployment.stack.name} again?", text, "Try again", deployment)
 
 
 @require_page_method

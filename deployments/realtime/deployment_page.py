@@ -102,7 +102,8 @@ def actions(deployment: Deployment) -> list[dict[str, str]]:
     """Return the links for what can be done now.
 
     htmx posts an action that has "confirm"; if "confirm" is not empty, htmx asks this question first. Each action has
-    its own id: otherwise an update of the page could turn one link into another, and htmx would still post that one.
+    its own id: otherwise an update of the page could turn one link into another, and htmx would still post to the
+    address of the first.
     """
     if not deployment.done:
         return _actions_in_progress(deployment)

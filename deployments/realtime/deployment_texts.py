@@ -34,7 +34,9 @@ CANCEL_QUESTIONS = {
 IMPACTS = {
     "removal changed nothing": "Nothing was removed. Your stack is unchanged.",
     "removal completed later": "The rest has since been removed, and the name “{name}” is free again.",
-    "removal incomplete": "Some objects could not be removed. The name “{name}” stays yours until they are. Try again.",
+    "removal incomplete": (
+        "Some objects could not be removed. The name “{name}” stays yours until they are removed. Try again."
+    ),
     "restoring": "Your stack's previous settings are being restored.",
     "redeploy changed nothing": "You lost nothing: your stack was not changed.",
     "not restored": "Your stack's previous version could not be restored. Fix the cause, then deploy again.",

@@ -94,7 +94,7 @@ class Hub:
                 topic.task = _start(topic.publish_loop())
                 async with topic.lock:  # a second watcher waits for the subscription too
                     await self._subscribe(name)
-            # Join before reading: a change between the two would be missed.
+            # Join before reading: in the other order, a change between the two would be missed.
             topic.watchers.add(watcher)
             version = await topic.refresh_frames()
             if watcher.push:
