@@ -247,5 +247,5 @@ async def _state_before(
     update = UNKNOWN_UPDATE
     with contextlib.suppress(Refused):
         service = await dokploy.service(app_name)
-        update = service.update_started_at if service else ""
+        update = service.update_started_at if service else UNKNOWN_UPDATE if names else ""
     return {"replaces": names, "update_before": update}

@@ -18,6 +18,7 @@ from .resources.base import require_id
 from .spec import UNKNOWN_UPDATE, Resources, StackSpec
 
 CERTIFICATE_SECONDS = 180.0  # Let's Encrypt may need minutes
+UPDATE_SECONDS = 60.0  # Docker watches an update for five seconds, unless the service is configured otherwise
 LOOK_SECONDS = 1.0  # between two looks, at most
 SHORTEST_PAUSE_SECONDS = 0.1
 ANSWERS = 3
@@ -125,24 +126,30 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources,
         if proof.is_complete and look.update_state in ("", "completed"):
             await _require_application(dokploy, resources)
             return resources
-        certificate = max(spec.health_timeout, CERTIFICATE_SECONDS)
-        limit = certificate if look.probe.waits_for_certificate else spec.health_timeout
         pause = proof.pause(min(spec.health_interval, LOOK_SECONDS))
-        if loop.time() + pause - started > limit and not proof.has_begun:
-            if look.probe.answered and (look.replaced or look.containers is None):
+        if loop.time() + pause - started > _limit(spec, look, proof):
+            if look.probe.answered and look.containers is None:
                 await reporter.note("The stack answers, but Dokploy cannot tell whether the new version runs")
                 return resources
-            raise _no_answer(spec, look, attempt)
+            raise _no_answer(spec, look, proof, attempt)
         await asyncio.sleep(pause)
+
+
+def _limit(spec: StackSpec, look: Look, proof: Proof) -> float:
+    """Return how long the health check may take, in seconds."""
+    if proof.has_begun:
+        return spec.health_timeout + spec.proof_seconds + UPDATE_SECONDS
+    return max(spec.health_timeout, CERTIFICATE_SECONDS) if look.probe.waits_for_certificate else spec.health_timeout
 
 
 async def _look(dokploy: Dokploy, spec: StackSpec, resources: Resources) -> Look:
     containers: list[Container] | None = None
     service: Service | None = None
     with contextlib.suppress(DokployError):
-        containers = await dokploy.containers(require_id(resources.app_name))
-        if not containers and await dokploy.engine_error():  # containers go on running while the engine is down
-            containers = None
+        listed = await dokploy.containers(require_id(resources.app_name))
+        # Dokploy also lists none while its engine is down, and then they go on running.
+        if listed or not await dokploy.engine_error():
+            containers = listed
     if resources.replaces:
         with contextlib.suppress(DokployError):
             service = await dokploy.service(require_id(resources.app_name))
@@ -204,11 +211,15 @@ async def _raise_if_dokploy_failed(dokploy: Dokploy, look: Look) -> None:
             raise failures.from_log(await dokploy.read_deploy_log(own.id))
 
 
-def _no_answer(spec: StackSpec, look: Look, attempt: int) -> Failure:
+def _no_answer(spec: StackSpec, look: Look, proof: Proof, attempt: int) -> Failure:
     """Return the failure for the last look, with the state of the containers as its evidence."""
     evidence = "; ".join(f"{c.name}: {c.status or c.state}" for c in look.containers or ())
     code, summary = look.probe.code, look.probe.summary
-    if look.probe.answered:
+    if proof.has_begun:
+        code, summary = "TIMEOUT", "the new version answers, but Docker has not completed the update"
+    elif look.probe.answered and look.replaced:
+        code, summary = "HEALTH_NO_ANSWER", f"{summary}, but Dokploy lists no running container of the stack"
+    elif look.probe.answered:
         code, summary = "NOT_REPLACED", f"{summary}, from the previous version"
     elif look.running is not None and look.probe.status == 502:
         code, summary = "NOTHING_LISTENS", f"the container runs, but nothing in it listens on port {spec.port}"

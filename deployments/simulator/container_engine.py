@@ -102,14 +102,17 @@ class ContainerEngine:
         program = self._settings.programs.get(service["image"], {})
         lives, monitor = program.get("lives", inf), self._settings.monitor
         self._store.services.change(name, serving=service["task"], output=self._output(service, "starts", program))
-        is_update = service["update"] is not None and service["update"]["State"] != "completed"
+        is_update = (service["update"] or {}).get("State") in ("updating", "rollback_started")
         if is_update:
             await asyncio.sleep(min(lives, monitor))
             if self._current(name, task_id) is None:
                 return
             if lives < monitor:
                 self._end_task(name, program)
-                self._roll_back(name)
+                if service["previous"]:
+                    self._roll_back(name)
+                else:  # the program of the previous spec ends too
+                    self._begin_task(name, self._settings.restart_delay)
                 return
             self._finish_update(name)
             lives -= monitor

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from deployments.engine import health
 from deployments.engine.dokploy import Dokploy
 from deployments.engine.errors import Failure
 from deployments.engine.reporter import Reporter
@@ -168,3 +169,37 @@ async def test_a_program_that_listens_elsewhere_is_told_with_its_port(simulator:
     assert failure.code == "NOTHING_LISTENS"
     assert f"port {harness.spec.port}" in failure.message
     assert "Up " in failure.evidence
+
+
+async def test_an_update_that_docker_never_completes_fails(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "UPDATE_SECONDS", 0.1)
+    harness = new_harness(simulator)
+    await harness.deploy(dokploy)
+    simulator.turn(monitor=3600)
+    later, reporter = redeployment(harness, health_timeout=0.3)
+    failure = await redeploy_and_fail(later, reporter, dokploy)
+    assert (failure.code, failure.phase) == ("TIMEOUT", "verifying_health")
+    assert "Docker has not completed the update" in failure.message
+
+
+async def test_an_address_that_answers_without_a_container_of_the_stack_is_not_live(
+    simulator: Simulator, dokploy: Dokploy
+) -> None:
+    harness = new_harness(simulator, health_timeout=0.3)
+    simulator.fault("docker.getContainersByAppNameMatch", "garbage200", times=None, text="[]")
+    failure = await harness.deploy_and_fail(dokploy)
+    assert failure.code == "HEALTH_NO_ANSWER"
+    assert "Dokploy lists no running container" in failure.message
+
+
+async def test_a_previous_version_that_ends_too_is_told(simulator: Simulator, dokploy: Dokploy) -> None:
+    """Docker goes back to the previous version, whose program now ends as well."""
+    harness = new_harness(simulator)
+    await harness.deploy(dokploy)
+    simulator.turn(monitor=0.3, restart_delay=0.05, programs={BAD: program(0.1), IMAGE: program(0.1)})
+    later, reporter = redeployment(harness)
+    assert (await redeploy_and_fail(later, reporter, dokploy)).code == "ROLLED_BACK"
+    [left] = await later.restore(dokploy, replace(harness.spec, health_timeout=2.0, proof_seconds=0.5), reporter)
+    assert left.startswith("the previous version (")
