@@ -206,7 +206,6 @@ def portal_context(request: HttpRequest) -> dict[str, Any]:
             "demo": settings.DEMO,
             "open": settings.PORTAL_OPEN and not settings.DEMO,
             "visitor": settings.DEMO and getattr(user, "username", "") == settings.DEMO_USERNAME,
-            "suffix_example": settings.STACK_URL.replace("{name}", "shop"),
             "version": settings.VERSION,
         }
     }

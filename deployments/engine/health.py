@@ -24,6 +24,7 @@ SHORTEST_PAUSE_SECONDS = 0.1
 ANSWERS = 3
 CRASHES = 2  # a program may end once, for example because a service that it needs was not ready
 LOG_LINES = 40
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,17 @@ class Look:
 
     @property
     def update_state(self) -> str:
-        """The state of the update that this deployment has caused; empty before it begins and on a first deploy."""
+        """The state of the update that this deployment has caused.
+
+        Empty on a first deploy, before the update begins, and when Dokploy could not tell the last update before it.
+        UNREADABLE when Dokploy cannot tell now.
+        """
         before = self.resources.update_before
-        if self.service is None or before in (UNKNOWN_UPDATE, self.service.update_started_at):
+        if not self.resources.replaces or before == UNKNOWN_UPDATE:
             return ""
-        return self.service.update_state
+        if self.service is None:
+            return UNREADABLE
+        return "" if self.service.update_started_at == before else self.service.update_state
 
 
 @dataclass(slots=True)
@@ -128,7 +135,8 @@ async def verify_health(dokploy: Dokploy, spec: StackSpec, resources: Resources,
             return resources
         pause = proof.pause(min(spec.health_interval, LOOK_SECONDS))
         if loop.time() + pause - started > _limit(spec, look, proof):
-            if look.probe.answered and look.containers is None:
+            is_unreadable = look.containers is None or (proof.is_complete and look.update_state == UNREADABLE)
+            if look.probe.answered and is_unreadable:
                 await reporter.note("The stack answers, but Dokploy cannot tell whether the new version runs")
                 return resources
             raise _no_answer(spec, look, proof, attempt)
@@ -168,7 +176,7 @@ def _summary(look: Look, proof: Proof) -> str:
 
 async def _raise_if_failed(dokploy: Dokploy, look: Look, reporter: Reporter, ended: set[str]) -> None:
     """Raise Failure when it is certain that the new version does not run. Report the program's last lines first."""
-    rolled_back = look.update_state.startswith("rollback") or look.update_state == "paused"
+    rolled_back = look.update_state.startswith("rollback")
     known = set(ended)
     ended.update(container.name for container in look.ended)
     if ended > known or rolled_back:

@@ -17,7 +17,6 @@ from . import deployment_texts
 from .durations import slow_after, usual_duration
 
 LINES_SHOWN = 200
-HIDDEN_RESOURCES = {"deploy"}  # a Dokploy deployment disappears together with its application
 PRIVATE_EVENTS = {"log", "receipt"}  # not shown to the audience "link"
 FAVICONS = {"live": "live", "gone": "live", "idle": "live", "failed": "failed", "cancelled": "failed"}
 

@@ -203,3 +203,22 @@ async def test_a_previous_version_that_ends_too_is_told(simulator: Simulator, do
     assert (await redeploy_and_fail(later, reporter, dokploy)).code == "ROLLED_BACK"
     [left] = await later.restore(dokploy, replace(harness.spec, health_timeout=2.0, proof_seconds=0.5), reporter)
     assert left.startswith("the previous version (")
+
+
+@pytest.mark.parametrize("times", [3, None])
+async def test_an_update_that_cannot_be_read_is_not_proved_and_is_no_failure(
+    simulator: Simulator, dokploy: Dokploy, monkeypatch: pytest.MonkeyPatch, times: int | None
+) -> None:
+    monkeypatch.setattr(health, "UPDATE_SECONDS", 0.1)
+    harness = new_harness(simulator)
+    await harness.deploy(dokploy)
+    later, reporter = redeployment(harness, health_timeout=0.5)
+
+    def break_reads(progress: Progress) -> None:
+        if progress.phase == "verifying_health" and progress.data.get("step") == "begins":
+            simulator.fault("docker.getConfig", "error500", times=times)
+
+    later.on_report = break_reads
+    await later.deploy(dokploy, reporter)
+    told = any("Dokploy cannot tell" in report.message for report in later.reports if report.kind == "note")
+    assert told == (times is None)
