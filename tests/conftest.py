@@ -19,6 +19,10 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 REQUIRED = bool(os.environ.get("CI"))  # whether a missing requirement is a failure, not a skip
 
 
+def pytest_sessionstart() -> None:
+    os.makedirs(environment.DATA, exist_ok=True)  # a process may hold several sessions, as in `make mutants`
+
+
 def pytest_sessionfinish() -> None:
     shutil.rmtree(environment.DATA, ignore_errors=True)
 

@@ -43,6 +43,7 @@ async def test_undo_removes_every_object(simulator: Simulator, dokploy: Dokploy)
 
 async def test_undo_without_objects_only_reads(simulator: Simulator, dokploy: Dokploy) -> None:
     harness = new_harness(simulator)
+    await dokploy.require_admin()  # asked once, by whichever deployment comes first
     before = count_calls(simulator)
     assert await harness.undo(dokploy) == []
     assert set(count_calls(simulator) - before) == {"project.all"}
