@@ -9,7 +9,7 @@ const sockets = new Set();
 let began = 0;
 
 // The milliseconds to add to performance.now() for the system's clock, which the kernel's stamps follow. It is read at
-// the turn of a millisecond and anew for each push: performance.timeOrigin drifts away from the system's clock.
+// the start of a millisecond, and again before each push, because performance.timeOrigin drifts from the system's clock.
 function clockOffset() {
   const last = Date.now();
   let now = last;

@@ -124,7 +124,7 @@ async def _send_and_follow(
 async def _ensure_sent(dokploy: Dokploy, spec: StackSpec, application_id: str, reporter: Reporter) -> None:
     """Send the deployment unless Dokploy has it. Raise Failure when it was lost SENDS_PER_DEPLOYMENT times."""
     prefix = spec.deploy_title_prefix
-    sent = sum(title.startswith(prefix) for title in reporter.records.marks("deploy"))
+    sent = _count_sent(spec, reporter)
     look = _locate_surely if sent else locate
     if not isinstance(await look(dokploy, application_id, prefix), Lost):
         return
@@ -140,6 +140,11 @@ async def _ensure_sent(dokploy: Dokploy, spec: StackSpec, application_id: str, r
     except Unavailable:  # it was not sent, so it does not count as lost: the next attempt uses the same title
         reporter.records.forget("deploy", title)
         raise
+
+
+def _count_sent(spec: StackSpec, reporter: Reporter) -> int:
+    """Return how often the deployment was sent, as far as it is recorded."""
+    return sum(title.startswith(spec.deploy_title_prefix) for title in reporter.records.marks("deploy"))
 
 
 async def _follow(
@@ -209,7 +214,7 @@ async def image_of_previous_version(dokploy: Dokploy, spec: StackSpec, reporter:
         return None
     if isinstance(location, Queued | Running):  # it may still replace the version that runs now
         return None
-    was_sent = any(title.startswith(spec.deploy_title_prefix) for title in reporter.records.marks("deploy"))
+    was_sent = _count_sent(spec, reporter) > 0
     if service is None or (was_sent and resources.update_before == UNKNOWN_UPDATE):
         return None
     is_untouched = not was_sent or service.update_started_at == resources.update_before

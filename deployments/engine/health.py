@@ -85,7 +85,7 @@ class Proof:
     answered_at: list[float] = field(default_factory=list)
 
     def add(self, look: Look, now: float) -> None:
-        """Add one look. Another container, and a look without an answer, begin the proof anew."""
+        """Add one look. Start again after a look without an answer, and when another container runs."""
         running = look.running
         if running is None or not look.probe.answered or not look.replaced:
             self.container, self.answered_at = "", []

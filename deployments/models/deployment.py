@@ -26,7 +26,7 @@ from .template import Template
 DATABASE_AWAY = (OperationalError, InterfaceError, InternalError)
 LEASE_SECONDS = 30
 MAX_CRASHES = 5  # a deployment fails after this many crashes of its worker
-RESUMABLE = {"project_id", "environment_id", "application_id", "app_name"}  # a retry without all of these begins anew
+RESUMABLE = {"project_id", "environment_id", "application_id", "app_name"}  # a retry needs them to start halfway
 
 
 class LeaseLost(Interrupted):
@@ -42,7 +42,7 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
     def visible_to(self, user: Any) -> "DeploymentQuerySet":
         """Return the deployments that this user may see: the one rule for pages, API, streams and sockets.
 
-        Operators see all, users their own. With PORTAL_OPEN, whoever knows an anonymous deployment's id sees it.
+        Operators see all, users their own. With PORTAL_OPEN, everyone who knows its id sees an anonymous deployment.
         """
         if user.is_authenticated and user.is_staff:
             return self

@@ -169,7 +169,7 @@ def _repeat(deployment: Deployment, user: Any, via: str) -> Deployment:
     request = DeploymentRequest(user, deployment.template, _same_parameters(deployment), via)
     if stack.state != Stack.State.GONE:
         repeated = request._redeploy(stack)
-        if (deployment.error or {}).get("code") != "DOKPLOY_NOT_FOUND":  # otherwise begin anew
+        if (deployment.error or {}).get("code") != "DOKPLOY_NOT_FOUND":  # otherwise start from the first phase
             repeated.resources |= {name: deployment.resources[name] for name in RESUMABLE & deployment.resources.keys()}
         repeated.save(update_fields=["resources"])
         left = stack.external_resources.filter(state=ExternalResource.State.LEFT)

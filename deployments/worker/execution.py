@@ -99,7 +99,7 @@ def _load(claimed: ClaimedDeployment) -> Work:
         records=deployment.records(),
         log_lines=deployment.reported_log_lines(),
         phase=deployment.phase,
-        changed_anything=deployment.changed_anything(),
+        changed_anything=deployment.kind == Deployment.Kind.REMOVE and deployment.changed_anything(),
     )
     secrets = (secret for one in (spec, previous) if one for secret in one.secrets)
     reporter.secrets = (settings.DOKPLOY_API_KEY, *secrets)

@@ -103,13 +103,12 @@ async def _undo(
 
     Return a description of everything that could not be removed or restored.
     """
+    assert spec is not None  # otherwise the outcome is Abandoned
     patience = settings.DOKPLOY_PATIENCE_SECONDS
     if previous is not None:
-        assert spec is not None
         return await orchestrator.restore(dokploy, spec, previous, reporter, patience=patience)
     if deployment.kind == Deployment.Kind.REDEPLOY:
         return ["the previous version (one of its secrets can no longer be decrypted)"]
-    assert spec is not None
     return await orchestrator.undo(dokploy, spec, reporter, patience=patience)
 
 

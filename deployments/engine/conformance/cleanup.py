@@ -14,7 +14,7 @@ MarkedItem = tuple[str, str]
 
 
 async def remove_everything(session: Session) -> None:
-    """Remove all objects with the session's mark, within CLEANUP_SECONDS. Record what is left in `session.leftovers`.
+    """Remove all objects with the session's mark, within CLEANUP_SECONDS. Record the leftovers in the session.
 
     Search until two searches in a row find nothing, because a cancelled call may still create an object. Give up when
     objects are left after MAX_REMOVALS removals.
@@ -22,14 +22,13 @@ async def remove_everything(session: Session) -> None:
     removals, empty_searches = 0, 0
     try:
         async with asyncio.timeout(CLEANUP_SECONDS):
-            while empty_searches < 2 and removals <= MAX_REMOVALS:
+            while empty_searches < 2:
                 marks = await _search(session)
-                if marks is None:
+                if marks is None or (marks and removals == MAX_REMOVALS):
                     return
                 empty_searches = 0 if session.leftovers else empty_searches + 1
                 if marks:
                     removals += 1
-                if marks and removals <= MAX_REMOVALS:
                     await _remove_stacks(session, marks)
                 await asyncio.sleep(SEARCH_PAUSE_SECONDS)
     except TimeoutError:
@@ -37,7 +36,7 @@ async def remove_everything(session: Session) -> None:
 
 
 async def _search(session: Session) -> set[str] | None:
-    """Record what is left. Return the marks of its stacks, or None when no further search can succeed."""
+    """Record the leftovers. Return the marks of their stacks, or None when no further search can succeed."""
     try:
         items = await _find_marked(session)
     except DokployError as error:

@@ -123,7 +123,7 @@ async def end_dokploy_deployments(dokploy: Dokploy, application_id: str, reporte
 
 
 async def _is_deploying(dokploy: Dokploy, application_id: str) -> bool:
-    """Return whether a Dokploy deployment of the application is queued or running, whoever started it."""
+    """Return whether a Dokploy deployment of the application is queued or running, even if a user started it."""
     if any(entry.application_id == application_id for entry in await dokploy.queue()):
         return True  # its row appears only after its start, so the rows alone are not enough
     return any(row.status == "running" for row in await dokploy.dokploy_deployments(application_id))
